@@ -1,0 +1,140 @@
+"""Ids, names, limits and the frozen structs that more than one floor speaks of."""
+
+import enum
+import re
+import unicodedata
+import uuid
+
+import msgspec
+
+from raylog.errors import UsageError
+from raylog.units import GIB, MIB
+
+CHUNK_CONTENT_BYTES_MAX = 4 * MIB  # content of one chunk; the unit of relay and retry
+SHARD_CONTENT_BYTES_MAX = 4 * GIB
+SHARD_CONTENT_BYTES_DEFAULT = 256 * MIB
+NAME_CHARACTERS_MAX = 200
+
+_ID = re.compile(r"[0-9a-f]{32}")
+_NAME_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
+
+
+class Codec(enum.IntEnum):
+    """How the content of a chunk is compressed; the value stands in FORMAT.md's index."""
+
+    NONE = 0
+    LZ4 = 1
+    ZSTD = 2
+
+
+class Kind(enum.IntEnum):
+    """What a shard's content is; the value stands in FORMAT.md's header."""
+
+    ARROW = 1
+    FILES = 2
+    TENSORS = 3
+
+
+class TierKind(enum.StrEnum):
+    MEMORY = "memory"
+    SSD = "ssd"
+    HDD = "hdd"
+    REMOTE = "remote"
+
+
+class Durability(enum.StrEnum):
+    """What an acknowledgement of `put` promises: where every replica stands before it is given."""
+
+    MEMORY = "memory"
+    DISK = "disk"
+
+
+class QosClass(enum.StrEnum):
+    """Traffic classes, most urgent first."""
+
+    READ = "read"
+    CHECKPOINT = "checkpoint"
+    SHIP = "ship"
+    REPAIR = "repair"
+
+
+class ShardRef(msgspec.Struct, frozen=True, kw_only=True):
+    """One sealed shard as manifests and messages name it. `frame_digest` pins header and index (FORMAT.md)."""
+
+    shard_id: str
+    frame_digest: bytes
+    stored_bytes: int
+    content_bytes: int
+    rows: int
+    chunks: int
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """A parsed `name` or `name@number`."""
+
+    name: str
+    number: int | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.number is None else f"{self.name}@{self.number}"
+
+
+class Version(msgspec.Struct, frozen=True, kw_only=True):
+    """One immutable state of an artifact, as the client returns it.
+
+    `shards` and `rows` are counts, `content_bytes` what was put, `stored_bytes` one sealed copy of it, `digest` the
+    BLAKE3 of the manifest in hex.
+    """
+
+    name: str
+    number: int
+    shards: int
+    rows: int
+    content_bytes: int
+    stored_bytes: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.number}"
+
+
+def new_id() -> str:
+    """A fresh random id: 32 lower-case hex digits (a version 4 UUID)."""
+    return uuid.uuid4().hex
+
+
+def parse_id(text: str, what: str = "id") -> str:
+    """The id itself if it is one. Every id off the network or a disk passes here before it becomes a path."""
+    if not _ID.fullmatch(text):
+        raise UsageError(f"expected {what} of 32 lower-case hex digits, got {text[:80]!r}")
+    return text
+
+
+def parse_name(text: str) -> str:
+    """An artifact name: parts of ASCII letters, digits and `._+=-`, joined by `/`, each starting with a letter or
+    digit. So `..`, NUL, absolute paths, empty parts and unicode look-alikes are refused. Raises `UsageError`."""
+    if not text or len(text) > NAME_CHARACTERS_MAX:
+        raise UsageError(f"expected an artifact name of 1 to {NAME_CHARACTERS_MAX} characters, got {len(text)}")
+    for character in text:
+        if not character.isascii():
+            raise UsageError(
+                f"expected an artifact name in ASCII, got {text!r}: "
+                f"{character!r} is {unicodedata.name(character, 'unnamed')} (U+{ord(character):04X})"
+            )
+    for part in text.split("/"):
+        if not _NAME_PART.fullmatch(part):
+            raise UsageError(
+                f"expected an artifact name such as 'corpora/wiki', got {text!r}: its part {part!r} must start with a "
+                "letter or digit and hold only letters, digits and . _ + = -"
+            )
+    return text
+
+
+def parse_reference(text: str) -> Reference:
+    """`"name"` or `"name@3"`; raises `UsageError`."""
+    name, at, number = text.partition("@")
+    if not at:
+        return Reference(parse_name(name))
+    if not number.isascii() or not number.isdigit() or len(number) > 12 or int(number) < 1:
+        raise UsageError(f"expected a version number from 1 after '@', got {text!r}")
+    return Reference(parse_name(name), int(number))

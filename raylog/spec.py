@@ -138,3 +138,11 @@ def parse_reference(text: str) -> Reference:
     if not number.isascii() or not number.isdigit() or len(number) > 12 or int(number) < 1:
         raise UsageError(f"expected a version number from 1 after '@', got {text!r}")
     return Reference(parse_name(name), int(number))
+
+
+def parse_codec(text: str) -> Codec | None:
+    """`"auto"` -> None (chosen per chunk by sampling), `"lz4"` -> `Codec.LZ4`; raises `UsageError`."""
+    known: dict[str, Codec | None] = {"auto": None, **{codec.name.lower(): codec for codec in Codec}}
+    if text not in known:
+        raise UsageError(f"expected a codec of {', '.join(known)}, got {text!r}")
+    return known[text]

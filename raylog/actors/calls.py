@@ -1,0 +1,80 @@
+"""Names of raylog's actors in a Ray cluster, and calls to them that end by a deadline."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import ray
+import ray.exceptions
+
+from raylog.errors import DeadlineExceeded, RaylogError, Unavailable
+
+NAMESPACE = "raylog"
+T = TypeVar("T")
+
+
+def node_actor_name(ray_node_id: str) -> str:
+    return f"node-{ray_node_id}"
+
+
+def find(name: str) -> Any:
+    """A handle of the named actor; `Unavailable` when there is none."""
+    try:
+        return ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError as error:
+        raise Unavailable(f"no raylog actor {name!r} in this Ray cluster: start raylog with 'raylog up'") from error
+
+
+def node(ray_node_id: str) -> Any:
+    """A handle of the node actor of a Ray node; `Unavailable` when there is none."""
+    return find(node_actor_name(ray_node_id))
+
+
+def wait(reference: Any, timeout_s: float, what: str) -> Any:
+    """The result of one remote call. An error of raylog comes out as itself, whatever way it travelled.
+
+    Raises `DeadlineExceeded` after `timeout_s`, `Unavailable` when the actor or its node is gone.
+    """
+    try:
+        return ray.get(reference, timeout=max(timeout_s, 0.001))
+    except ray.exceptions.GetTimeoutError as error:
+        raise DeadlineExceeded(f"{what}: no answer within {timeout_s:.1f} s") from error
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, RaylogError):
+            raise error.cause from None
+        raise
+    except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise Unavailable(f"{what}: the actor is gone or restarting ({reason})") from error
+
+
+def wait_all(references: Sequence[Any], timeout_s: float, what: str) -> list[Any]:
+    """One result or one `RaylogError` per reference, in order; no wait outlives the common deadline."""
+    deadline = time.monotonic() + timeout_s
+    results: list[Any] = []
+    for reference in references:
+        try:
+            results.append(wait(reference, deadline - time.monotonic(), what))
+        except RaylogError as error:
+            results.append(error)
+    return results
+
+
+def call(name: str, method: str, *arguments: Any, timeout_s: float = 30.0) -> Any:
+    """`method` of the actor `name`, waiting at most `timeout_s`."""
+    return wait(getattr(find(name), method).remote(*arguments), timeout_s, f"{name}.{method}")
+
+
+def retried(attempt: Callable[[], T], timeout_s: float, pause_s: float = 0.3) -> T:
+    """`attempt` again and again while what it raises is retryable, until `timeout_s` have passed.
+
+    For idempotent calls only: an actor that died between doing and answering is asked a second time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return attempt()
+        except RaylogError as error:
+            if not error.is_retryable or time.monotonic() + pause_s > deadline:
+                raise
+        time.sleep(pause_s)

@@ -1,0 +1,97 @@
+"""The monitor actor: asks every node for a sample each second, aggregates, and exports all of it through Ray's metrics,
+where Ray's own Prometheus discovery finds them."""
+
+import logging
+import threading
+import time
+from typing import Any
+
+import msgspec
+import ray
+from ray.util.metrics import Counter, Gauge
+
+from raylog.actors import calls
+from raylog.errors import RaylogError
+from raylog.monitor.aggregate import Aggregate
+from raylog.monitor.counters import CounterIncrements
+from raylog.monitor.metrics import METRICS, readings
+from raylog.monitor.rows import ClusterTotals, NodeRow
+from raylog.monitor.samples import NodeSample
+from raylog.settings import Settings
+
+log = logging.getLogger("raylog.monitor")
+SAMPLE_TIMEOUT_S = 3.0
+
+
+class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What `raylog status` shows of the monitor."""
+
+    totals: ClusterTotals
+    rows: list[NodeRow]
+
+
+class MonitorActor:
+    """Runs on the head. Its state is what the nodes said last: a restart has it again within a second."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._aggregate = Aggregate()
+        self._lock = threading.Lock()
+        self._exporter = Exporter()
+        threading.Thread(target=self._run, name="sampler", daemon=True).start()
+
+    def status(self) -> ClusterStatus:
+        with self._lock:
+            now_s = time.time()
+            return ClusterStatus(totals=self._aggregate.totals(now_s), rows=self._aggregate.rows(now_s))
+
+    def samples(self) -> list[NodeSample]:
+        """The last sample of every node that is not silent."""
+        with self._lock:
+            return self._aggregate.fresh(time.time())
+
+    def _run(self) -> None:
+        while True:
+            started_s = time.monotonic()
+            try:
+                self._collect()
+            except (RaylogError, ray.exceptions.RayError) as error:
+                log.warning("no samples this time: %s", error)
+            time.sleep(max(0.05, self._settings.sample_period_s - (time.monotonic() - started_s)))
+
+    def _collect(self) -> None:
+        nodes = calls.call("launch", "nodes", timeout_s=SAMPLE_TIMEOUT_S)
+        references = [calls.node(info.ray_node_id).sample.remote() for info in nodes]
+        for answer in calls.wait_all(references, SAMPLE_TIMEOUT_S, "node.sample"):
+            if isinstance(answer, NodeSample):
+                with self._lock:
+                    fresh = self._aggregate.add(time.time(), answer)
+                if fresh:
+                    self._exporter.export(answer)
+        with self._lock:
+            gone = self._aggregate.prune(time.time())
+        for node_id in gone:
+            self._exporter.forget(node_id)
+
+
+class Exporter:
+    """Readings into Ray's gauges and counters. Ray drops a gauge that is not set for 20 s, so every sample sets all."""
+
+    def __init__(self) -> None:
+        kinds: dict[str, Any] = {"gauge": Gauge, "counter": Counter}
+        self._metrics = {
+            metric.name: kinds[metric.kind](metric.name, description=metric.help, tag_keys=metric.labels)
+            for metric in METRICS
+        }
+        self._increments = CounterIncrements()
+
+    def export(self, sample: NodeSample) -> None:
+        found = readings(sample)
+        for reading in found:
+            if reading.metric.kind == "gauge":
+                self._metrics[reading.metric.name].set(reading.value, tags=reading.labels)
+        for growth in self._increments.take(found):
+            self._metrics[growth.metric.name].inc(growth.value, tags=growth.labels)
+
+    def forget(self, node_id: str) -> None:
+        self._increments.forget(node_id)

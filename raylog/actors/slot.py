@@ -1,0 +1,66 @@
+"""Which directory a node actor owns: `nodes/slot-N`, the first that no living process holds.
+
+One machine has one Ray node and so one slot, slot-0, which the next incarnation takes over with its identity and shards.
+Several Ray nodes on one machine (a demo, a test) share the folder and take a slot each. The hold is a lock on an open
+descriptor: the kernel drops it with the process, however that ends.
+"""
+
+import fcntl
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from raylog.errors import Unavailable
+from raylog.spec import new_id, parse_id
+
+SLOTS_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A claimed directory and the descriptor whose lock is the claim."""
+
+    path: Path
+    lock_fd: int
+
+    def node_id(self) -> str:
+        """The node's identity: made at the first claim, the same ever after."""
+        file = self.path / "node-id"
+        if not file.exists():
+            temporary = self.path / "node-id.new"
+            temporary.write_text(new_id())
+            temporary.replace(file)
+        return parse_id(file.read_text().strip(), f"node id in {file}")
+
+    @property
+    def arena_path(self) -> Path:
+        """In /dev/shm, named after the slot, so that the next incarnation finds and fences what this one left."""
+        digest = hashlib.sha256(str(self.path).encode()).hexdigest()[:16]
+        return Path("/dev/shm") / f"raylog-{os.getuid()}-{digest}"  # noqa: S108 - the arena's place, mode 0600
+
+    @property
+    def socket_path(self) -> Path:
+        """In a folder of this user's own; a Unix socket's path has at most 107 bytes, a state directory's may have more."""
+        folder = Path(tempfile.gettempdir()) / f"raylog-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder / f"{self.arena_path.name.rsplit('-', 1)[1]}.sock"
+
+    def release(self) -> None:
+        os.close(self.lock_fd)
+
+
+def claim_slot(nodes_path: Path) -> Slot:
+    """The first free slot under `nodes_path`; raises `Unavailable` when all are held."""
+    for number in range(SLOTS_MAX):
+        path = nodes_path / f"slot-{number}"
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock_fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock_fd)
+            continue
+        return Slot(path, lock_fd)
+    raise Unavailable(f"all {SLOTS_MAX} slots under {nodes_path} are held by living node actors")

@@ -1,0 +1,174 @@
+"""The Python API: what a training script, a job and the command line call."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+
+from raylog.actors.node import NodeInfo
+from raylog.api import export
+from raylog.api.get import Reading
+from raylog.api.materialise import read_bytes, read_schema_and_batches, read_table, read_tensors
+from raylog.api.put import Put, PutOptions
+from raylog.api.session import Session
+from raylog.api.ship import Shipment, start_shipment
+from raylog.api.source import open_source
+from raylog.api.verify import ScrubReport, verify_version
+from raylog.catalog.manifest import Manifest
+from raylog.monitor.samples import NodeSample
+from raylog.placement.model import Problem
+from raylog.placement.solve import Plan
+from raylog.settings import Settings, load_settings
+from raylog.spec import Durability, Kind, QosClass, Version, parse_codec, parse_name, parse_reference
+
+OnProgress = Callable[[int, int], None]
+Array = Any
+
+
+def connect(address: str | None = None, *, settings: Settings | None = None) -> "Client":
+    """Connects to raylog, starting what is missing: with `address` (or `$RAY_ADDRESS`, or a cluster on this machine)
+    the actors there, with no cluster at all Ray and raylog in this process, with their state in `~/.raylog`.
+
+    Use it as a context manager. Raises `Unavailable` when the address does not answer, `NotPermitted` without a join
+    token of that cluster on this machine.
+    """
+    return Client(Session.open(address, settings or load_settings()))
+
+
+class Client:
+    """A connection to raylog. Threads may share it."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def close(self) -> None:
+        """Ends the connection, and Ray with it when `connect` started Ray."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def put(
+        self,
+        name: str,
+        source: Any,
+        *,
+        replicas: int = 1,
+        durability: str = "disk",
+        codec: str = "auto",
+        labels: Mapping[str, str] | None = None,
+        as_files: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> Version:
+        """Seals `source` and commits it as the next version of `name`; returns when `replicas` nodes hold every shard
+        with the promise of `durability`.
+
+        `source`: a pa.Table, reader or dataset, a ray.data.Dataset, a DataFrame, a path or URL (Parquet, Arrow, CSV,
+        JSONL, any file or folder), bytes, or a mapping of names to arrays or tensors. `on_progress(done, total)` gets
+        content bytes, total 0 while unknown. Atomic: after an error nothing of it is visible or left behind.
+
+        Raises `UsageError` and `SourceError` (the caller's mistakes), `Conflict` (another writer of this name was
+        first), `NoSpace`, `Unavailable` (fewer nodes than replicas).
+        """
+        options = PutOptions.parse(replicas=replicas, durability=durability, codec=codec, labels=labels)
+        content = open_source(source, as_files=as_files)
+        return Put(self._session, parse_name(name), options, on_progress).run(content)
+
+    def get(self, name: str, columns: Sequence[str] | None = None) -> pa.Table | dict[str, Array] | bytes:
+        """A version's content: a `pa.Table` (of `columns`, all for None), a dict of arrays, or the bytes of a single
+        file. `name` is `"name"` (the latest) or `"name@3"`.
+
+        Raises `NotFound`, `UsageError` for several files (use `download`), `DamagedData` when no replica is whole.
+        """
+        reading = self._reading(name)
+        with closing(reading.openers()) as openers:
+            if reading.kind is Kind.ARROW:
+                return read_table(openers, columns)
+            return read_tensors(openers, columns) if reading.kind is Kind.TENSORS else read_bytes(next(openers))
+
+    def reader(self, name: str, columns: Sequence[str] | None = None) -> pa.RecordBatchReader:
+        """A table's batches as a stream of bounded memory; close the reader when done. Raises as `get` does."""
+        return export.batch_reader(self._reading(name), columns)
+
+    def download(self, name: str, path: str | Path, *, on_progress: OnProgress | None = None) -> list[Path]:
+        """Writes a version below `path` and returns what was written: a table to the file `path` (Parquet, or by its
+        ending .arrow, .csv, .jsonl), tensors to `path` as .npz, files into the folder `path`. Nothing is overwritten.
+        """
+        return export.download(self._reading(name), Path(path), on_progress)
+
+    def ls(self, prefix: str = "") -> list[Version]:
+        """The latest version of every artifact whose name begins with `prefix`, by name."""
+        found: list[Version] = self._session.retried("catalog", "ls", prefix)
+        return found
+
+    def stat(self, name: str) -> Version:
+        """One version; the latest for a plain name. Raises `NotFound`."""
+        version: Version = self._session.retried("catalog", "stat", parse_reference(name))
+        return version
+
+    def versions(self, name: str) -> list[Version]:
+        """All versions of an artifact, oldest first. Raises `NotFound`."""
+        found: list[Version] = self._session.retried("catalog", "versions", parse_name(name))
+        return found
+
+    def delete(self, name: str) -> list[Version]:
+        """Deletes a version, or all of an artifact for a plain name; returns what was deleted. Their shards are removed
+        from the nodes, their numbers are never used again. Raises `NotFound`."""
+        deleted: list[Version] = self._session.retried("catalog", "delete", parse_reference(name))
+        return deleted
+
+    def ship(
+        self,
+        name: str,
+        to: str | Sequence[str] = "all",
+        *,
+        deadline_s: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Shipment:
+        """Copies a version to nodes (`"all"`, or node ids) straight from the nodes that hold it; returns at once.
+
+        `.result(timeout_s)` waits, `.progress()` tells, `.cancel()` stops. Shipped copies are cache: they do not count
+        as replicas and give way when room is needed. Raises `NotFound` for a version or node that is not there.
+        """
+        return start_shipment(self._session, parse_reference(name), to, deadline_s, on_progress)
+
+    def verify(self, name: str) -> ScrubReport:
+        """Reads and checks every chunk of every replica; replaces damaged ones from another replica."""
+        return verify_version(self._session, parse_reference(name))
+
+    def place(
+        self, demands: str | Path | Mapping[str, Any], objective: str = "waste", *, dry_run: bool = True
+    ) -> Plan:
+        """Allocates jobs over nodes and explains it. `demands` is a placement file or mapping (see `raylog place
+        --help`); without `nodes` in it the cluster's live capacity is used. Only `dry_run=True` exists: the plan is
+        returned, nothing is reserved."""
+        problem = Problem.from_file(Path(demands)) if isinstance(demands, (str, Path)) else demands
+        plan: Plan = self._session.call("placement", "place", problem, objective)
+        return plan
+
+    def nodes(self) -> list[NodeInfo]:
+        """The nodes whose actor answers."""
+        return self._session.nodes()
+
+    def telemetry(self) -> list[NodeSample]:
+        """The last sample of every node that is not silent."""
+        samples: list[NodeSample] = self._session.call("monitor", "samples")
+        return samples
+
+    def replicas(self, name: str) -> dict[str, list[str]]:
+        """Shard id -> ids of the nodes that hold an acknowledged replica of it."""
+        manifest = self._session.manifest(parse_reference(name))
+        ids = [entry.shard.shard_id for entry in manifest.shards]
+        found: dict[str, list[str]] = self._session.retried("catalog", "replicas", ids)
+        return found
+
+    def _reading(self, name: str) -> Reading:
+        return Reading(self._session, parse_reference(name))

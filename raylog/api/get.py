@@ -1,0 +1,88 @@
+"""Reading a version back: its manifest is checked, each shard is brought to the local node if it is not there, opened in
+this process, and a damaged chunk is replaced from another replica on the way."""
+
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from raylog.api.session import Session
+from raylog.catalog.manifest import Manifest, ShardEntry
+from raylog.codec.keys import GroupKey
+from raylog.codec.open import ShardOpener
+from raylog.errors import DamagedData, NotFound
+from raylog.spec import Kind, QosClass, Reference
+from raylog.wire.local_client import LocalShard
+
+READ_AHEAD = 2  # shards brought here while another one is read
+
+OnProgress = Callable[[int, int], None]
+
+
+class Reading:
+    """One version being read: its manifest and its keys, granted to this process."""
+
+    def __init__(self, session: Session, reference: Reference) -> None:
+        self._session = session
+        self.manifest: Manifest = session.manifest(reference)
+        dek_ids = sorted({dek_id for entry in self.manifest.shards for dek_id in entry.dek_ids})
+        granted = session.read_keys(dek_ids)
+        self._keys = {dek_id: GroupKey(dek_id, key) for dek_id, key in granted.items()}
+
+    @property
+    def kind(self) -> Kind:
+        return self.manifest.kind
+
+    def openers(self, on_progress: OnProgress | None = None) -> Generator[ShardOpener]:
+        """An opener per shard, in order, each good until the next is asked for; the shards after it are brought here
+        meanwhile. Close the generator when leaving early."""
+        entries = self.manifest.shards
+        total_bytes = sum(entry.shard.content_bytes for entry in entries)
+        done_bytes = 0
+        with ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="read-ahead") as executor:
+            coming = deque(executor.submit(self._bring, entry) for entry in entries[:READ_AHEAD])
+            try:
+                for position, entry in enumerate(entries):
+                    with coming.popleft().result() as shard:
+                        coming.extend(executor.submit(self._bring, later) for later in entries[position + READ_AHEAD :][:1])
+                        keys = [self._keys[dek_id] for dek_id in entry.dek_ids]
+                        yield ShardOpener(shard.frame, keys, self._reader(shard, entry))
+                    done_bytes += entry.shard.content_bytes
+                    if on_progress:
+                        on_progress(done_bytes, total_bytes)
+            finally:
+                for future in coming:
+                    future.add_done_callback(_let_go)
+
+    def _bring(self, entry: ShardEntry) -> LocalShard:
+        """The shard, pinned in the local node's store; pulled first if it is not there. Its frame is the manifest's."""
+        session, ref = self._session, entry.shard
+        try:
+            shard = session.store.open(ref.shard_id)
+        except NotFound:
+            session.pull(session.local, ref, QosClass.READ, None)
+            shard = session.store.open(ref.shard_id)
+        if shard.frame.digest != ref.frame_digest:
+            shard.close()
+            raise DamagedData(
+                f"shard {ref.shard_id} on node {session.local.node_id} is not the one that the manifest of "
+                f"{self.manifest.name} names; run 'raylog verify {self.manifest.name}'"
+            )
+        return shard
+
+    def _reader(self, shard: LocalShard, entry: ShardEntry) -> Callable[[int], memoryview]:
+        """Sealed chunks of a shard; one found damaged on disk is repaired from another replica and read again."""
+
+        def read(number: int) -> memoryview:
+            try:
+                return shard.chunk(number)
+            except DamagedData:
+                self._session.repair(self._session.local, entry.shard)
+                return shard.chunk(number)
+
+        return read
+
+
+def _let_go(future: Future[LocalShard]) -> None:
+    """Closes a shard that was brought here for a reader who left early."""
+    if not future.cancelled() and future.exception() is None:
+        future.result().close()

@@ -1,0 +1,79 @@
+"""`raylog up`, `down` and `status`: what an operator does to a cluster as a whole."""
+
+import os
+
+import msgspec
+import ray
+
+from raylog.actors import bootstrap, calls
+from raylog.actors.monitor import ClusterStatus
+from raylog.actors.node import NodeInfo
+from raylog.api import ray_access
+from raylog.api.session import connect_ray
+from raylog.errors import NotPermitted, Unavailable
+from raylog.settings import Settings
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """A cluster as `raylog status` shows it. `problems` maps Ray node ids to why no node actor answers there."""
+
+    nodes: list[NodeInfo]
+    problems: dict[str, str]
+    monitor: ClusterStatus
+    settings: dict[str, object]
+
+
+def up(address: str | None, settings: Settings, *, allow_open_ray: bool) -> list[NodeInfo]:
+    """Starts raylog on the running Ray cluster whose head is this machine, and waits for every node.
+
+    Raises `Unavailable` without a cluster, `NotPermitted` when Ray serves anybody who reaches its port, since whoever
+    can submit code to Ray is this user on every machine, unless `allow_open_ray`.
+    """
+    found = ray_access.cluster_address(address, os.environ)
+    if found is None or not ray_access.answers(found):
+        raise Unavailable(
+            "no Ray cluster answers here: start one with 'RAY_AUTH_MODE=token ray start --head', then 'raylog up' "
+            "(for this machine alone nothing has to be started: use raylog.connect())"
+        )
+    if not allow_open_ray and ray_access.access(found) is not ray_access.Access.CLOSED:
+        raise NotPermitted(
+            f"the Ray cluster at {found} serves anybody who reaches its port: start Ray with RAY_AUTH_MODE=token on every "
+            "machine ('ray get-auth-token --generate' makes the token), or accept it with 'raylog up --insecure-ray'"
+        )
+    connect_ray(str(found))
+    try:
+        bootstrap.start(settings)
+        nodes: list[NodeInfo] = calls.call("launch", "nodes")
+        return nodes
+    finally:
+        ray.shutdown()
+
+
+def down(address: str | None) -> None:
+    """Ends raylog's actors; what is stored stays. Raises `Unavailable` when raylog is not up."""
+    _connect_running(address)
+    try:
+        bootstrap.stop()
+    finally:
+        ray.shutdown()
+
+
+def status(address: str | None) -> Status:
+    """The cluster now. Raises `Unavailable` when raylog is not up."""
+    _connect_running(address)
+    try:
+        return Status(
+            nodes=calls.call("launch", "nodes"),
+            problems=calls.call("launch", "problems"),
+            monitor=calls.call("monitor", "status"),
+            settings=calls.call("launch", "settings").as_mapping(),
+        )
+    finally:
+        ray.shutdown()
+
+
+def _connect_running(address: str | None) -> None:
+    found = ray_access.cluster_address(address, os.environ)
+    if found is None or not ray_access.answers(found):
+        raise Unavailable("raylog is not up: no Ray cluster answers here; see 'raylog up --help'")
+    connect_ray(str(found))

@@ -1,0 +1,118 @@
+"""Content into sealed shards, each written into a place that the caller opens: what `put` and the one-file `seal` share."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from raylog.api.sources.content import Content, FilesContent, TableContent, TensorsContent
+from raylog.codec import arrow, files, tensors
+from raylog.codec.frame import Frame
+from raylog.codec.header import ShardIds
+from raylog.codec.keys import GroupKey
+from raylog.codec.seal import ShardSealer
+from raylog.spec import Codec, new_id
+
+CHUNKS_SPARE = 256  # of a shard's 65,536: room for the last batch, however it is cut
+
+
+class ShardPlace(Protocol):
+    """Where one shard is written: a staging of the node's store, or a file."""
+
+    def write_at(self, offset: int, data: memoryview) -> None: ...
+
+    def discard(self) -> None:
+        """Ends it and keeps nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealPlan:
+    """How content is cut and sealed. `codec` None chooses per chunk; `key` seals everything (one key group)."""
+
+    tenant: str
+    artifact_id: str
+    version_id: str
+    key: GroupKey
+    codec: Codec | None
+    shard_bytes: int
+    chunk_bytes: int
+
+
+P = TypeVar("P", bound=ShardPlace)
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed(Generic[P]):
+    """One finished shard and the place it was written to, which is the taker's to keep or discard."""
+
+    place: P
+    frame: Frame
+
+
+def seal_content(content: Content, plan: SealPlan, begin: Callable[[], P]) -> Iterator[Sealed[P]]:
+    """Seals `content` shard by shard; a table without rows gives one shard. A place whose shard was not finished is
+    discarded. Raises `SourceError` when the source is malformed or changed."""
+    if isinstance(content, TableContent):
+        yield from _seal_table(content, plan, begin)
+    elif isinstance(content, FilesContent):
+        yield from _seal_files(content, plan, begin)
+    else:
+        yield from _seal_tensors(content, plan, begin)
+    content.check_unchanged()
+
+
+@contextmanager
+def _shard(content: Content, plan: SealPlan, begin: Callable[[], P], preamble: bytes) -> Iterator[tuple[P, ShardSealer]]:
+    place = begin()
+    try:
+        yield place, ShardSealer(
+            ids=ShardIds(tenant=plan.tenant, artifact=plan.artifact_id, version=plan.version_id, shard=new_id()),
+            kind=content.kind,
+            keys=[plan.key],
+            preamble=preamble,
+            write_at=place.write_at,
+            codec=plan.codec,
+            chunk_bytes=plan.chunk_bytes,
+        )
+    except BaseException:
+        place.discard()
+        raise
+
+
+def _seal_table(content: TableContent, plan: SealPlan, begin: Callable[[], P]) -> Iterator[Sealed[P]]:
+    preamble = arrow.arrow_preamble(content.schema)
+    batches = arrow.coalesce(content.batches(), plan.chunk_bytes)
+    batch = next(batches, None)
+    while True:
+        with _shard(content, plan, begin, preamble) as (place, sealer):
+            while batch is not None and sealer.content_bytes < plan.shard_bytes and sealer.chunks_left > CHUNKS_SPARE:
+                arrow.add_batch(sealer, batch)
+                batch = next(batches, None)
+            frame = sealer.finish()
+        yield Sealed(place, frame)
+        if batch is None:
+            return
+
+
+def _seal_files(content: FilesContent, plan: SealPlan, begin: Callable[[], P]) -> Iterator[Sealed[P]]:
+    sources = {file.path: file for file in content.files}
+    for extents in files.plan_files([(file.path, file.size_bytes) for file in content.files], plan.shard_bytes):
+        with _shard(content, plan, begin, files.files_preamble(extents)) as (place, sealer):
+            for extent in extents:
+                with sources[extent.path].open() as stream:
+                    files.add_extent(sealer, extent, stream)
+            frame = sealer.finish()
+        yield Sealed(place, frame)
+
+
+def _seal_tensors(content: TensorsContent, plan: SealPlan, begin: Callable[[], P]) -> Iterator[Sealed[P]]:
+    by_name = {tensor.name: tensor for tensor in content.tensors}
+    sizes = {tensor.name: tensor.size_bytes for tensor in content.tensors}
+    for names in tensors.group_tensors(sizes, plan.shard_bytes):
+        arrays = {name: by_name[name].load() for name in names}
+        entries = tensors.plan_tensors(arrays, {name: by_name[name].dtype for name in names})
+        with _shard(content, plan, begin, tensors.tensors_preamble(entries)) as (place, sealer):
+            tensors.add_tensors(sealer, entries, arrays)
+            frame = sealer.finish()
+        yield Sealed(place, frame)

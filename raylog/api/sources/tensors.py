@@ -1,0 +1,92 @@
+"""A mapping of names to arrays or tensors: which element types are taken, and how they become plain bytes.
+
+Torch is recognised only when the caller has imported it already: raylog itself never does.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from raylog.api.sources.content import SourceTensor, TensorsContent
+from raylog.codec.tensors import PAYLOADS
+from raylog.errors import SourceError, UsageError
+
+DTYPE_KEY = "raylog_dtype"
+"""In the metadata of a numpy dtype: what the unsigned integers are the bits of, such as `bfloat16`."""
+_NUMPY_KINDS = "biufc"
+_ITEM_BYTES_MAX = {"f": 8, "c": 16}  # longer floats differ from machine to machine
+
+Array = np.ndarray[Any, Any]
+
+
+def open_tensors(source: Mapping[Any, Any]) -> TensorsContent:
+    """The arrays of `source` in its order. Raises `UsageError` naming the entry that is none, or of a type that
+    cannot be stored. Tensors on an accelerator are copied to the CPU one at a time, when they are read."""
+    if not source:
+        raise SourceError("the mapping is empty: expected at least one name with an array or tensor")
+    return TensorsContent(where="the mapping", tensors=[_tensor(name, value) for name, value in source.items()])
+
+
+def _tensor(name: Any, value: Any) -> SourceTensor:
+    if not isinstance(name, str) or not name or not _is_utf8(name):
+        raise UsageError(f"expected non-empty text as the name of an array, got {name!r}")
+    torch = sys.modules.get("torch")
+    if isinstance(value, (np.ndarray, np.generic)):
+        dtype, load = _numpy(name, np.asarray(value))
+    elif torch is not None and isinstance(value, torch.Tensor):
+        dtype, load = _torch(name, value, torch)
+    else:
+        raise UsageError(
+            f"expected a numpy array or a torch tensor under {name!r}, got {type(value).__name__}: flatten nested "
+            "mappings into one, and wrap numbers in numpy.asarray"
+        )
+    shape = tuple(value.shape)
+    item_bytes = np.dtype(PAYLOADS.get(dtype, dtype)).itemsize
+    return SourceTensor(name=name, dtype=dtype, shape=shape, size_bytes=math.prod(shape) * item_bytes, load=load)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _numpy(name: str, array: Array) -> tuple[str, Callable[[], Array]]:
+    dtype = (array.dtype.metadata or {}).get(DTYPE_KEY, array.dtype.name)
+    if dtype not in PAYLOADS and (
+        array.dtype.kind not in _NUMPY_KINDS or array.dtype.itemsize > _ITEM_BYTES_MAX.get(array.dtype.kind, 8)
+    ):
+        raise UsageError(f"array {name!r}: expected numbers or booleans of fixed size, got dtype {array.dtype}")
+    return dtype, partial(_plain, array, PAYLOADS.get(dtype))
+
+
+def _plain(array: Array, bits: str | None) -> Array:
+    """`array` row-major and little-endian: itself where it is so already, else a copy."""
+    little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+    # ascontiguousarray makes one dimension of none
+    contiguous = little if little.flags.c_contiguous else np.ascontiguousarray(little)
+    return contiguous.view(bits) if bits else contiguous
+
+
+def _torch(name: str, tensor: Any, torch: Any) -> tuple[str, Callable[[], Array]]:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if tensor.layout != torch.strided or tensor.is_meta:
+        raise UsageError(f"tensor {name!r}: expected a dense tensor with data, got {tensor.layout} on {tensor.device}")
+    if dtype not in PAYLOADS and (dtype not in np.sctypeDict or tensor.is_quantized):
+        raise UsageError(f"tensor {name!r}: expected numbers or booleans that numpy or FORMAT.md name, got {dtype}")
+    return dtype, partial(_load_torch, tensor, dtype, torch)
+
+
+def _load_torch(tensor: Any, dtype: str, torch: Any) -> Array:
+    """Without a copy when the tensor is contiguous and on the CPU: the array then shares its memory."""
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    if dtype in PAYLOADS:
+        plain = plain.view(getattr(torch, PAYLOADS[dtype]))
+    array: Array = plain.numpy()
+    return array

@@ -1,0 +1,301 @@
+"""The `raylog` command: one function per command, thin over the client."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+import raylog
+from raylog import screen
+from raylog.errors import DamagedData, RaylogError, UsageError
+from raylog.settings import Settings, load_settings
+from raylog.units import format_bytes, format_rate, format_seconds, parse_seconds
+
+INTERRUPTED = 130
+app = typer.Typer(
+    name="raylog",
+    help="Gets datasets, checkpoints and weights to the machines of a Ray cluster: sealed, verified, replicated.\n\n"
+    "Exit status: 0 done, 1 failed, 2 bad usage, 3 damaged data, 4 not permitted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Name = Annotated[str, typer.Argument(metavar="NAME[@NUMBER]", help="an artifact, or one version of it")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of text")]
+
+
+class Options:
+    """What was given before the command's name."""
+
+    address: str | None = None
+    config: Path | None = None
+    state: Path | None = None
+
+    @classmethod
+    def settings(cls) -> Settings:
+        return load_settings(cls.config, state=cls.state)
+
+    @classmethod
+    def connect(cls, *, quiet: bool = False) -> "raylog.Client":
+        with screen.waiting("connecting to raylog", enabled=not quiet):
+            return raylog.connect(cls.address, settings=cls.settings())
+
+
+@app.callback()
+def options(
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster, such as 192.0.2.10:6379; default: $RAY_ADDRESS, then this machine's")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="raylog.toml; default: ~/.raylog/raylog.toml")] = None,
+    state: Annotated[Path | None, typer.Option(help="state directory; default: ~/.raylog")] = None,
+) -> None:
+    Options.address, Options.config, Options.state = address, config, state
+
+
+@app.command()
+def put(
+    name: Annotated[str, typer.Argument(help="artifact name, such as corpora/wiki")],
+    source: Annotated[str, typer.Argument(help="path or URL: Parquet, Arrow, CSV, JSONL, any file or folder")],
+    replicas: Annotated[int, typer.Option(help="copies on distinct nodes")] = 1,
+    durability: Annotated[str, typer.Option(help="what an acknowledgement promises: memory or disk")] = "disk",
+    codec: Annotated[str, typer.Option(help="auto, none, lz4 or zstd")] = "auto",
+    as_files: Annotated[bool, typer.Option("--as-files", help="keep files as they are, do not read tables")] = False,
+    as_json: Json = False,
+) -> None:
+    """Seal data and store it as the next version of NAME."""
+    with Options.connect(quiet=as_json) as client, screen.Bar(f"put {name}", enabled=not as_json) as bar:
+        version = client.put(
+            name, source, replicas=replicas, durability=durability, codec=codec, as_files=as_files, on_progress=bar
+        )
+    if as_json:
+        screen.print_json(version)
+        return
+    screen.out.print(
+        f"{version}: {version.shards} shards, {version.rows} rows, {format_bytes(version.content_bytes)} stored as "
+        f"{format_bytes(version.stored_bytes)}, {replicas} replica(s)"
+    )
+
+
+@app.command()
+def get(
+    name: Name,
+    path: Annotated[Path, typer.Argument(help="file or folder to write; must not exist yet")],
+    as_json: Json = False,
+) -> None:
+    """Write a version to PATH: a table as Parquet (or .arrow, .csv, .jsonl by PATH's ending), files as they were."""
+    with Options.connect(quiet=as_json) as client, screen.Bar(f"get {name}", enabled=not as_json) as bar:
+        written = client.download(name, path, on_progress=bar)
+    if as_json:
+        screen.print_json({"paths": [str(item) for item in written]})
+    else:
+        screen.out.print(f"{name}: {len(written)} file(s) under {path}" if len(written) > 1 else f"{name}: {written[0]}")
+
+
+@app.command("ls")
+def list_artifacts(
+    prefix: Annotated[str, typer.Argument(help="only names that begin so")] = "",
+    versions: Annotated[bool, typer.Option("--versions", help="every version, not only the latest")] = False,
+    as_json: Json = False,
+) -> None:
+    """List artifacts and their latest versions."""
+    with Options.connect(quiet=as_json) as client:
+        found = client.ls(prefix)
+        if versions:
+            found = [version for latest in found for version in client.versions(latest.name)]
+    if as_json:
+        screen.print_json(found)
+        return
+    rows: list[list[object]] = [
+        [str(item), item.shards, item.rows, format_bytes(item.content_bytes), format_bytes(item.stored_bytes)]
+        for item in found
+    ]
+    screen.print_table(["version", "shards", "rows", "content", "stored"], rows, right={"shards", "rows", "content", "stored"})
+
+
+@app.command()
+def rm(name: Name, as_json: Json = False) -> None:
+    """Delete a version, or with NAME alone all of them. Its number is never used again."""
+    with Options.connect(quiet=as_json) as client:
+        deleted = client.delete(name)
+    if as_json:
+        screen.print_json({"deleted": [str(version) for version in deleted]})
+    else:
+        screen.out.print("deleted " + ", ".join(str(version) for version in deleted))
+
+
+@app.command()
+def ship(
+    name: Name,
+    to: Annotated[list[str] | None, typer.Option(help="node id (or its beginning); repeat for more. Default: all")] = None,
+    deadline: Annotated[str, typer.Option(help="give up after this time, such as 10m")] = "10m",
+    as_json: Json = False,
+) -> None:
+    """Copy a version to nodes, straight from the nodes that hold it."""
+    deadline_s = parse_seconds(deadline)
+    with Options.connect(quiet=as_json) as client, screen.Bar(f"ship {name}", enabled=not as_json) as bar:
+        shipment = client.ship(name, to=to or "all", deadline_s=deadline_s, on_progress=bar)
+        report = shipment.result(deadline_s)
+    if as_json:
+        screen.print_json(report)
+    else:
+        screen.out.print(
+            f"{name}: {format_bytes(report.moved_bytes)} to {len(report.nodes)} node(s) in "
+            f"{format_seconds(report.seconds)} ({format_rate(report.moved_bytes / max(report.seconds, 1e-9))})"
+        )
+
+
+@app.command()
+def verify(name: Name, as_json: Json = False) -> None:
+    """Read every byte of every replica, replace what is damaged. Exit status 3 when that was not possible."""
+    with Options.connect(quiet=as_json) as client, screen.waiting(f"verifying {name}", enabled=not as_json):
+        report = client.verify(name)
+    if as_json:
+        screen.print_json(report)
+    else:
+        screen.out.print(
+            f"{name}: {report.chunks_read} chunks read on {report.replicas} replicas, {report.damaged} damaged, "
+            f"{report.repaired} repaired"
+        )
+    if report.repaired < report.damaged:
+        raise DamagedData(
+            f"{name}: {report.damaged - report.repaired} damaged chunks could not be repaired from any replica: "
+            "put the artifact again from its source"
+        )
+
+
+@app.command()
+def up(
+    prepare: Annotated[bool, typer.Option("--prepare", help="only make keyring, authority and join token")] = False,
+    insecure_ray: Annotated[
+        bool, typer.Option("--insecure-ray", help="accept a Ray cluster that anybody who reaches its port can use")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Start raylog on the Ray cluster of this machine (the head): actors, one node actor per Ray node, keys."""
+    from raylog.api import operate
+
+    settings = Options.settings()
+    if prepare:
+        operate.prepare(settings)
+        summary: dict[str, Any] = {"prepared": str(settings.state)}
+    else:
+        with screen.waiting("starting raylog", enabled=not as_json):
+            summary = operate.up(Options.address, settings, allow_open_ray=insecure_ray)
+    if as_json:
+        screen.print_json(summary)
+    elif prepare:
+        screen.out.print(f"prepared {settings.state}; other machines need {settings.join_token_path} at the same place")
+    else:
+        screen.out.print(f"raylog runs on {len(summary['nodes'])} node(s); 'raylog status' shows them")
+
+
+@app.command()
+def down() -> None:
+    """End raylog's actors on this cluster. What is stored stays on the disks."""
+    from raylog.api import operate
+
+    operate.down(Options.address)
+    screen.out.print("raylog is down; stored data stays where it is, 'raylog up' brings it back")
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Show nodes, tiers, GPUs, transfers and what is wrong."""
+    from raylog.api import operate
+
+    report = operate.status(Options.address)
+    if as_json:
+        screen.print_json(report)
+    else:
+        show_status(report)
+
+
+def show_status(report: dict[str, Any]) -> None:
+    rows: list[list[object]] = [
+        [
+            node["node_id"][:12], node["hostname"], node["state"], node["cpu"], node["memory"], node["gpus"],
+            node["disk"], node["arena"], node["received"], node["sent"],
+        ]
+        for node in report["rows"]
+    ]  # fmt: skip
+    screen.print_table(
+        ["node", "host", "state", "cpu", "memory", "gpus", "disk free", "arena free", "received", "sent"], rows
+    )
+    for line in report["notes"]:
+        screen.out.print(line)
+
+
+@app.command()
+def place(
+    file: Annotated[Path, typer.Argument(help="placement file (YAML or JSON): nodes, jobs, quotas")],
+    objective: Annotated[str, typer.Option(help="waste: least shortfall, then least waste")] = "waste",
+    time_limit: Annotated[str, typer.Option(help="of the solver, such as 10s")] = "10s",
+    as_json: Json = False,
+) -> None:
+    """Solve an allocation of jobs to nodes and explain it. Needs no cluster."""
+    from raylog.placement.explain import explain
+    from raylog.placement.model import Problem
+    from raylog.placement.solve import solve
+
+    plan = solve(Problem.from_file(file), objective=objective, time_limit_s=parse_seconds(time_limit))
+    if as_json:
+        screen.print_json(plan)
+    else:
+        screen.out.print(explain(plan), markup=False)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this machine: Python, Ray, tokens, ports, /dev/shm, keyring, clock, GPUs; say how to fix what is wrong."""
+    from raylog.api.doctor import checks
+
+    found = checks(Options.settings())
+    if as_json:
+        screen.print_json(found)
+    else:
+        marks = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
+        screen.print_table(
+            ["", "check", "found", "to fix"], [[marks[item.status], item.name, item.found, item.fix] for item in found]
+        )
+    if any(item.status == "fail" for item in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    source: Annotated[str | None, typer.Option(help="path or URL to ship instead of Python's standard library")] = None,
+    as_json: Json = False,
+) -> None:
+    """Three Ray nodes on this machine: put, ship, kill a node, read back, heal; a report; nothing is left behind."""
+    from raylog.demo import run_demo
+
+    run_demo(source, as_json=as_json)
+
+
+def main() -> None:
+    """Entry point: runs a command, turns errors into one line on standard error and the exit status."""
+    sys.exit(_guarded(lambda: app(standalone_mode=False)))
+
+
+def _guarded(command: Callable[[], Any]) -> int:
+    try:
+        status = command()
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        screen.err.print("raylog: stopped by Ctrl-C; nothing half-written is visible", markup=False)
+        return INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as error:
+        screen.err.print(error.format_message(), markup=False)
+        return UsageError.exit_status
+    except click.ClickException as error:
+        error.show()
+        return UsageError.exit_status
+    except RaylogError as error:
+        screen.err.print(f"raylog: {error}", markup=False, style="red", soft_wrap=True)
+        return error.exit_status
+    return status if isinstance(status, int) else 0

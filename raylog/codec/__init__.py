@@ -1,0 +1,1 @@
+"""Content to sealed shards and back. FORMAT.md specifies the bytes; keys are passed in; nothing here does I/O."""

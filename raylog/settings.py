@@ -1,0 +1,143 @@
+"""`raylog.toml`: one frozen set of settings for a cluster, read once at the edge and handed to every actor."""
+
+import tomllib
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from raylog.errors import UsageError
+from raylog.spec import CHUNK_CONTENT_BYTES_MAX, SHARD_CONTENT_BYTES_DEFAULT, SHARD_CONTENT_BYTES_MAX
+from raylog.units import GIB, MIB, parse_bytes, parse_seconds
+
+STATE_DEFAULT = Path("~/.raylog")
+CONFIG_NAME = "raylog.toml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every setting, its default and its unit. In the file a table's name is not part of a key.
+
+    `state` holds what must survive: keyring, authority, envelopes and the catalog's journal (on the head), the join
+    token and the nodes' tier directories (on every machine).
+    """
+
+    state: Path = STATE_DEFAULT
+    # node
+    arena_bytes: int = 0  # memory tier; 0: a quarter of what /dev/shm leaves, at most 4 GiB
+    disk_reserve_bytes: int = GIB  # never filled
+    bind: str = ""  # "": the address that Ray knows the node by
+    advertise: str = ""  # "": the bind address
+    port_first: int = 0  # control and cargo listen on free ports from here on; 0: any
+    port_last: int = 0
+    # transfer
+    streams: int = 2  # cargo streams of one pull
+    shard_bytes: int = SHARD_CONTENT_BYTES_DEFAULT
+    chunk_bytes: int = 2 * MIB
+    pull_deadline_s: float = 600.0  # of one shard
+    call_deadline_s: float = 30.0  # of one call of an actor
+    # upkeep
+    reconcile_period_s: float = 2.0
+    sample_period_s: float = 1.0
+    lost_after_s: float = 10.0  # a silent node's replicas are made again after this
+
+    def __post_init__(self) -> None:
+        checks = {
+            "chunk_bytes": (4096, CHUNK_CONTENT_BYTES_MAX),
+            "shard_bytes": (self.chunk_bytes, SHARD_CONTENT_BYTES_MAX),
+            "streams": (1, 16),
+            "port_first": (0, 65535),
+            "port_last": (self.port_first, 65535),
+            "arena_bytes": (0, 1 << 50),
+            "disk_reserve_bytes": (0, 1 << 60),
+            "pull_deadline_s": (1, 86400),
+            "call_deadline_s": (1, 3600),
+            "reconcile_period_s": (0.1, 3600),
+            "sample_period_s": (0.1, 60),
+            "lost_after_s": (1, 86400),
+        }
+        for name, (least, most) in checks.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise UsageError(f"expected {name} from {least} to {most}, got {value}")
+
+    @property
+    def keyring_path(self) -> Path:
+        return self.state / "keyring" / "keyring.json"
+
+    @property
+    def authority_path(self) -> Path:
+        return self.state / "keyring" / "authority.sealed"
+
+    @property
+    def envelopes_path(self) -> Path:
+        return self.state / "keys" / "envelopes.sqlite"
+
+    @property
+    def join_token_path(self) -> Path:
+        return self.state / "join" / "token.json"
+
+    @property
+    def catalog_path(self) -> Path:
+        return self.state / "catalog"
+
+    @property
+    def nodes_path(self) -> Path:
+        return self.state / "nodes"
+
+    def as_mapping(self) -> dict[str, Any]:
+        """Plain values for printing and for a later `from_mapping`."""
+        return {**asdict(self), "state": str(self.state)}
+
+
+def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
+    """Settings from `path`, else from `raylog.toml` in the default state directory, else the defaults.
+
+    `overrides` that are not None win over the file. Raises `UsageError` naming the file, the key and what was expected.
+    """
+    default = STATE_DEFAULT.expanduser() / CONFIG_NAME
+    file = Path(path).expanduser() if path else default
+    values: dict[str, Any] = {}
+    if path or default.exists():
+        try:
+            parsed = tomllib.loads(file.read_text())
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise UsageError(f"expected a configuration file in TOML at {file}: {error}") from error
+        for key, value in parsed.items():
+            values.update(value if isinstance(value, dict) else {key: value})
+    return from_mapping({**values, **{key: value for key, value in overrides.items() if value is not None}}, str(file))
+
+
+def from_mapping(values: dict[str, Any], where: str = "settings") -> Settings:
+    """Settings from plain values; bytes and durations may be texts such as "4GiB" and "30s"."""
+    known = {field.name: field for field in fields(Settings)}
+    parsed: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            raise UsageError(f"{where}: unknown setting {key!r}; known: {', '.join(sorted(known))}")
+        parsed[key] = _parse(key, value, where)
+    settings = Settings(**parsed)
+    return replace(settings, state=settings.state.expanduser().absolute())
+
+
+def _parse(key: str, value: Any, where: str) -> Any:
+    if key == "state":
+        expected, parsed = "a path", Path(value) if isinstance(value, (str, Path)) and str(value) else None
+    elif key in ("bind", "advertise"):
+        expected, parsed = "an address", value if isinstance(value, str) else None
+    elif key.endswith("_s"):
+        expected = "a duration such as 30 or '30s'"
+        parsed = parse_seconds(value) if isinstance(value, str) else _number(value, float)
+    elif key.endswith("_bytes"):
+        expected = "a number of bytes such as 1048576 or '1MiB'"
+        parsed = parse_bytes(value) if isinstance(value, str) else _number(value, int)
+    else:
+        expected, parsed = "a whole number", _number(value, int)
+    if parsed is None:
+        raise UsageError(f"{where}: expected {expected} for {key}, got {value!r}")
+    return parsed
+
+
+def _number(value: Any, kind: type[int] | type[float]) -> int | float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or (kind is int and not isinstance(value, int)):
+        return None
+    return kind(value)

@@ -1,0 +1,206 @@
+"""A node's store: its memory tier in front of its disk tier."""
+
+import logging
+from contextlib import suppress
+
+from raylog.codec.frame import Frame
+from raylog.errors import Conflict, NoSpace, NotFound
+from raylog.spec import Durability, ShardRef, TierKind
+from raylog.store.disk import DiskTier, Staging
+from raylog.store.hot import HotWriter, PromotingReader
+from raylog.store.memory import MemoryTier, MemoryWriter
+from raylog.store.pin import Pin
+from raylog.store.policy import belongs_in_arena, promote_on_read
+from raylog.store.shard_file import DiskReader
+from raylog.store.tier import ShardReader, ShardWriter, Tier
+
+log = logging.getLogger(__name__)
+
+
+class TieredStore:
+    """What the node actor and the processes beside it see as one store.
+
+    With durability disk a shard is safe on disk and, room permitting, hot in the arena, from where it may vanish at any
+    time. With durability memory it is in the arena alone and stays there until it is deleted or persisted; when the
+    arena has no room it goes to disk instead, which promises more. `memory` is None on a machine without room in
+    /dev/shm. Owns both tiers: `close` closes them. Thread-safe.
+    """
+
+    def __init__(self, memory: MemoryTier | None, disk: DiskTier) -> None:
+        self.memory = memory
+        self.disk = disk
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """Fastest first. A copy on one tier is read, repaired or dropped by itself through its tier."""
+        return (self.disk,) if self.memory is None else (self.memory, self.disk)
+
+    def tiers_of(self, shard_id: str) -> list[TierKind]:
+        """Where copies of the shard lie here, fastest first."""
+        return [tier.kind for tier in self.tiers if tier.holds(shard_id)]
+
+    def open(self, shard_id: str) -> ShardReader:
+        """A reader of the fastest copy; a shard on disk is kept in the arena as it is read, if there is free room.
+        Raises `NotFound`, `DamagedData`."""
+        if self.memory is not None:
+            with suppress(NotFound):
+                return self.memory.open(shard_id)
+        reader = self.disk.open(shard_id)
+        hot = self._promotion(reader)
+        return reader if hot is None else PromotingReader(reader, hot, self._keep_hot)
+
+    def create(self, frame: Frame, durability: Durability) -> ShardWriter:
+        """A writer whose commit keeps the promise of `durability`. Raises `NoSpace`, `Conflict` as `Tier.create`."""
+        self._refuse_present(frame)
+        if durability is Durability.MEMORY:
+            kept = self._arena_writer(frame, evictable=False)
+            if kept is not None:
+                return kept
+            _log_detour(frame)
+        writer = self.disk.create(frame)
+        if writer.missing() != [(0, len(frame.chunks))]:
+            return writer  # resumed: the arena lacks what the disk has
+        hot = self._arena_writer(frame, evictable=True)
+        return writer if hot is None else HotWriter(writer, hot, self._keep_hot)
+
+    def persist(self, shard_id: str) -> None:
+        """Makes a shard that is in the arena alone durable on disk too; there it is evictable from then on.
+
+        Nothing to do when it is on disk. Raises `NotFound`, `NoSpace`, `Conflict` while another writer writes it.
+        """
+        if self.memory is None or self.disk.holds(shard_id):
+            if not self.disk.holds(shard_id):
+                raise self._not_found(shard_id)
+            return
+        with self.memory.open(shard_id) as reader, self.disk.create(reader.frame) as writer:
+            for first, count in writer.missing():
+                for number in range(first, first + count):
+                    writer.write_chunk(number, reader.chunk(number))
+            writer.commit()
+        self.memory.set_evictable(shard_id, True)
+
+    def delete(self, shard_id: str) -> None:
+        """Takes every copy away, the durable one first. Raises `NotFound` when there was none."""
+        self._everywhere(shard_id, "delete")
+
+    def quarantine(self, shard_id: str) -> None:
+        """Takes every copy out of sight. Raises `NotFound` when there was none."""
+        self._everywhere(shard_id, "quarantine")
+
+    def replace_chunk(self, shard_id: str, number: int, sealed: memoryview) -> None:
+        """Repairs one chunk in every copy here; see `Tier.replace_chunk`."""
+        holders = [tier for tier in self.tiers if tier.holds(shard_id)]
+        if not holders:
+            raise self._not_found(shard_id)
+        for tier in holders:
+            tier.replace_chunk(shard_id, number, sealed)
+
+    def shards(self) -> list[ShardRef]:
+        """Every shard that lies here, once."""
+        found = {ref.shard_id: ref for tier in self.tiers for ref in tier.shards()}
+        return list(found.values())
+
+    def stage(self, expected_bytes: int = 0) -> Staging:
+        """A file on the disk tier for a putting process of this machine to write one sealed shard into; ended by
+        `adopt` or `discard`. Raises `NoSpace` when `expected_bytes` do not fit."""
+        return self.disk.stage(expected_bytes)
+
+    def adopt(self, stage_id: str, frame_digest: bytes, durability: Durability) -> ShardRef:
+        """Makes what was put into a staging file a shard of this store, with the promise of `durability`.
+
+        The frame is checked against `frame_digest` (32 bytes), then every chunk against the frame. On an error the
+        staging is still there. Raises `DamagedData`, `Conflict` when the shard is here already, `NoSpace`, `NotFound`.
+        """
+        with self.disk.staged(stage_id, frame_digest) as staged:
+            frame = staged.frame
+            self._refuse_present(frame)
+            hot = self._arena_writer(frame, evictable=durability is Durability.DISK)
+            try:
+                self._verify(staged, hot)
+                if hot is not None and durability is Durability.MEMORY:
+                    hot.commit()
+                    self.disk.discard(stage_id)
+                    return frame.ref()
+                if durability is Durability.MEMORY:
+                    _log_detour(frame)
+                self.disk.adopt(stage_id, frame)
+            except BaseException:
+                if hot is not None:
+                    hot.abort()
+                raise
+        if hot is not None:
+            self._keep_hot(hot)
+        return frame.ref()
+
+    def discard(self, stage_id: str) -> None:
+        """Ends a staging that is not adopted and removes its file; nothing to do when it has ended."""
+        self.disk.discard(stage_id)
+
+    def pin(self, shard_id: str) -> Pin:
+        """Holds the fastest copy in its place for a local process. Raises `NotFound`, `DamagedData`."""
+        if self.memory is not None:
+            with suppress(NotFound):
+                return self.memory.pin(shard_id)
+        return self.disk.pin(shard_id)
+
+    def is_current(self, generation: int) -> bool:
+        """Whether what a pin of this generation showed is still the same shard's bytes."""
+        return generation == Pin.NO_GENERATION or (self.memory is not None and self.memory.is_current(generation))
+
+    def close(self) -> None:
+        for tier in self.tiers:
+            tier.close()
+
+    def _arena_writer(self, frame: Frame, *, evictable: bool) -> MemoryWriter | None:
+        if self.memory is None or not belongs_in_arena(frame.stored_bytes, self.memory.capacity_bytes):
+            return None
+        try:
+            return self.memory.create(frame, evictable=evictable)
+        except (NoSpace, Conflict):  # all is in use, or another reader is promoting this very shard
+            return None
+
+    def _promotion(self, reader: DiskReader) -> MemoryWriter | None:
+        memory, frame = self.memory, reader.frame
+        if memory is None or not promote_on_read(frame.stored_bytes, memory.capacity_bytes, memory.free_bytes):
+            return None
+        return self._arena_writer(frame, evictable=True)
+
+    def _keep_hot(self, hot: MemoryWriter) -> None:
+        hot.commit()
+        shard_id = hot.frame.header.shard_id
+        if self.memory is not None and not self.disk.holds(shard_id):
+            # Deleted while the copy was made. `delete` goes disk first, so one of the two of us sees the copy.
+            with suppress(NotFound):
+                self.memory.delete(shard_id)
+
+    @staticmethod
+    def _verify(staged: DiskReader, hot: MemoryWriter | None) -> None:
+        for number in range(len(staged.frame.chunks)):
+            place = None if hot is None else hot.chunk_buffer(number)
+            if hot is None or place is None:
+                staged.chunk(number)
+            else:
+                staged.read_chunk_into(number, place)
+                del place  # an error of the next line must not hold the view
+                hot.commit_chunk(number)
+
+    def _refuse_present(self, frame: Frame) -> None:
+        shard_id = frame.header.shard_id
+        if self.memory is not None and self.memory.holds(shard_id) and not self.disk.holds(shard_id):
+            raise Conflict(f"shard {shard_id} is here already, in memory alone; persist it instead", shard_id=shard_id)
+
+    def _everywhere(self, shard_id: str, action: str) -> None:
+        found = 0
+        for tier in reversed(self.tiers):
+            with suppress(NotFound):
+                getattr(tier, action)(shard_id)
+                found += 1
+        if not found:
+            raise self._not_found(shard_id)
+
+    def _not_found(self, shard_id: str) -> NotFound:
+        return NotFound(f"store {self.disk.directory}: shard {shard_id} is not here", shard_id=shard_id)
+
+
+def _log_detour(frame: Frame) -> None:
+    log.info("shard %s goes to disk and not to memory: the arena has no room for it", frame.header.shard_id)

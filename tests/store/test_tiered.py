@@ -1,0 +1,345 @@
+"""Memory in front of disk: what each durability promises, what becomes hot, and that nothing deleted comes back."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raylog.errors import Conflict, DamagedData, NoSpace, NotFound
+from raylog.spec import Durability, TierKind, new_id
+from raylog.store.disk import DiskTier
+from raylog.store.memory import MemoryTier
+from raylog.store.policy import belongs_in_arena, promote_on_read
+from raylog.store.tiered import TieredStore
+from raylog.testing.shards import SampleShard, sample_shard
+from raylog.testing.tier_contract import fill, read_all
+from raylog.units import MIB
+
+ARENA_BYTES = MIB
+BOTH, DISK, MEMORY = [TierKind.MEMORY, TierKind.SSD], [TierKind.SSD], [TierKind.MEMORY]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[TieredStore]:
+    memory = MemoryTier(Path(f"/dev/shm/raylog-test-{new_id()}"), ARENA_BYTES)
+    store = TieredStore(memory, DiskTier(tmp_path, cluster_id=new_id()))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Iterator[TieredStore]:
+    store = TieredStore(None, DiskTier(tmp_path, cluster_id=new_id()))
+    yield store
+    store.close()
+
+
+def receive(store: TieredStore, shard: SampleShard, durability: Durability) -> None:
+    with store.create(shard.frame, durability) as writer:
+        fill(writer, shard)
+        writer.commit()
+
+
+def stage(store: TieredStore, data: bytes) -> str:
+    staging = store.stage(len(data))
+    os.pwrite(staging.descriptor, data, 0)
+    return staging.stage_id
+
+
+def adopt(store: TieredStore, shard: SampleShard, durability: Durability) -> None:
+    assert store.adopt(stage(store, shard.file), shard.frame.digest, durability) == shard.frame.ref()
+
+
+def read(store: TieredStore, shard: SampleShard) -> tuple[bytes, ...]:
+    with store.open(shard.shard_id) as reader:
+        return read_all(reader)
+
+
+LARGE = sample_shard(99, chunk_sizes=(ARENA_BYTES,))
+
+
+@pytest.mark.parametrize("enter", [receive, adopt])
+def test_each_durability_goes_where_it_promises(store: TieredStore, enter) -> None:
+    durable, quick = sample_shard(1), sample_shard(2)
+    enter(store, durable, Durability.DISK)
+    enter(store, quick, Durability.MEMORY)
+    enter(store, LARGE, Durability.MEMORY)
+    assert store.tiers_of(durable.shard_id) == BOTH
+    assert store.tiers_of(quick.shard_id) == MEMORY
+    assert store.tiers_of(LARGE.shard_id) == DISK, "too large for the arena: it is promised more instead"
+    for shard in (durable, quick, LARGE):
+        assert read(store, shard) == shard.chunks
+    refs = {ref.shard_id: ref for ref in store.shards()}
+    assert refs == {shard.shard_id: shard.frame.ref() for shard in (durable, quick, LARGE)}
+    assert not list((store.disk.directory / "staging").iterdir())
+
+
+@pytest.mark.parametrize("enter", [receive, adopt])
+def test_a_node_without_an_arena_stores_on_disk(plain: TieredStore, enter) -> None:
+    shard, other = sample_shard(1), sample_shard(2)
+    enter(plain, shard, Durability.DISK)
+    enter(plain, other, Durability.MEMORY)
+    assert plain.tiers_of(shard.shard_id) == plain.tiers_of(other.shard_id) == DISK
+    assert read(plain, shard) == shard.chunks
+    plain.persist(shard.shard_id)
+    with pytest.raises(NotFound):
+        plain.persist(new_id())
+
+
+def test_a_shard_is_received_straight_into_the_arena(store: TieredStore) -> None:
+    shard = sample_shard(1)
+    writer = store.create(shard.frame, Durability.DISK)
+    buffer = writer.chunk_buffer(1)
+    assert buffer is not None
+    buffer[:] = bytes(len(buffer))
+    with pytest.raises(DamagedData):
+        writer.commit_chunk(1)
+    assert writer.missing() == [(0, 4)]
+    fill(writer, shard)
+    writer.commit()
+    assert store.tiers_of(shard.shard_id) == BOTH
+    assert store.disk.open(shard.shard_id).chunk(1) == shard.chunks[1]
+
+
+def test_a_cut_receive_resumes_on_disk_and_leaves_the_arena(store: TieredStore) -> None:
+    shard = sample_shard(1)
+    with store.create(shard.frame, Durability.DISK) as writer:
+        writer.write_chunk(2, shard.sealed(2))
+    assert store.memory is not None and store.memory.free_bytes == ARENA_BYTES
+    with store.create(shard.frame, Durability.DISK) as writer:
+        assert writer.missing() == [(0, 2), (3, 1)]
+        fill(writer, shard)
+        writer.commit()
+    assert store.tiers_of(shard.shard_id) == DISK
+    writer = store.create(sample_shard(2).frame, Durability.DISK)
+    writer.abort()
+    assert store.memory.free_bytes == ARENA_BYTES
+    assert not list((store.disk.directory / "partial").iterdir())
+
+
+def test_a_late_receiver_spoils_the_hot_copy_only(store: TieredStore) -> None:
+    shard = sample_shard(1)
+    with store.create(shard.frame, Durability.DISK) as writer:
+        slow = writer.chunk_buffer(1)
+        assert slow is not None
+        fill(writer, shard)
+        slow[:5] = b"wrong"
+        writer.commit()
+    assert store.tiers_of(shard.shard_id) == DISK
+    assert read(store, shard) == shard.chunks
+
+
+def test_a_hot_copy_may_go_and_the_shard_stays(store: TieredStore) -> None:
+    shards = [sample_shard(seed, chunk_sizes=(ARENA_BYTES // 3,)) for seed in range(5)]
+    for shard in shards:
+        receive(store, shard, Durability.DISK)
+    assert [store.tiers_of(shard.shard_id) for shard in shards] == [DISK] * 3 + [BOTH] * 2
+    assert all(read(store, shard) == shard.chunks for shard in shards)
+
+
+def test_a_shard_of_durability_memory_never_gives_way(store: TieredStore) -> None:
+    kept = [sample_shard(seed, chunk_sizes=(ARENA_BYTES // 3,)) for seed in range(2)]
+    for shard in kept:
+        adopt(store, shard, Durability.MEMORY)
+    late = sample_shard(9, chunk_sizes=(ARENA_BYTES // 2 - 1000,))
+    for durability in Durability:
+        adopt(store, late, durability)
+        assert store.tiers_of(late.shard_id) == DISK
+        store.delete(late.shard_id)
+    assert all(store.tiers_of(shard.shard_id) == MEMORY for shard in kept)
+
+
+def test_what_is_in_memory_alone_can_be_persisted(store: TieredStore) -> None:
+    shard = sample_shard(1)
+    adopt(store, shard, Durability.MEMORY)
+    with pytest.raises(Conflict, match="persist it"):
+        store.create(shard.frame, Durability.DISK)
+    for _ in range(2):
+        store.persist(shard.shard_id)
+    assert store.tiers_of(shard.shard_id) == BOTH
+    for seed in range(2, 2 + ARENA_BYTES // shard.frame.stored_bytes):
+        adopt(store, sample_shard(seed), Durability.MEMORY)
+    assert store.tiers_of(shard.shard_id) == DISK, "evictable once it was persisted"
+    assert read(store, shard) == shard.chunks
+
+
+@pytest.mark.parametrize("durability", list(Durability))
+def test_a_staged_shard_with_a_damaged_chunk_is_refused_and_nothing_is_kept(store: TieredStore, durability) -> None:
+    shard = sample_shard(1)
+    data = bytearray(shard.file)
+    data[shard.frame.chunks[2].offset] ^= 1
+    stage_id = stage(store, bytes(data))
+    with pytest.raises(DamagedData) as caught:
+        store.adopt(stage_id, shard.frame.digest, durability)
+    assert (caught.value.shard_id, caught.value.chunk) == (shard.shard_id, 2)
+    assert store.shards() == [] and store.memory is not None and store.memory.free_bytes == ARENA_BYTES
+    store.discard(stage_id)
+    assert not list((store.disk.directory / "staging").iterdir())
+    adopt(store, shard, durability)
+
+
+@pytest.mark.parametrize("durability", list(Durability))
+def test_a_shard_is_adopted_once(store: TieredStore, durability) -> None:
+    shard = sample_shard(1)
+    adopt(store, shard, durability)
+    stage_id = stage(store, shard.file)
+    with pytest.raises(Conflict):
+        store.adopt(stage_id, shard.frame.digest, durability)
+    store.discard(stage_id)
+    assert read(store, shard) == shard.chunks
+
+
+def test_a_shard_read_whole_from_disk_becomes_hot(store: TieredStore) -> None:
+    shard = sample_shard(1)
+    adopt(store, shard, Durability.DISK)
+    assert store.memory is not None
+    store.memory.delete(shard.shard_id)
+    with store.open(shard.shard_id) as reader:
+        reader.chunk(0)
+    assert store.tiers_of(shard.shard_id) == DISK, "read in part"
+    with store.open(shard.shard_id) as reader, store.open(shard.shard_id) as second:
+        views = [reader.chunk(number) for number in range(4)]
+        assert store.tiers_of(shard.shard_id) == BOTH
+        assert read_all(reader) == read_all(second) == tuple(views) == shard.chunks
+    adopt(store, sample_shard(2, chunk_sizes=(ARENA_BYTES // 2 - 1000,)), Durability.DISK)
+    assert tuple(views) == shard.chunks
+
+
+def test_damage_is_met_while_promoting_too(store: TieredStore) -> None:
+    shard = sample_shard(1)
+    adopt(store, shard, Durability.DISK)
+    assert store.memory is not None
+    store.memory.delete(shard.shard_id)
+    path = store.disk.directory / "shards" / shard.shard_id[:2] / shard.shard_id
+    data = bytearray(shard.file)
+    data[shard.frame.chunks[1].offset + 3] ^= 4
+    path.write_bytes(data)
+    with store.open(shard.shard_id) as reader:
+        for _ in range(2):
+            with pytest.raises(DamagedData) as caught:
+                reader.chunk(1)
+            assert caught.value.chunk == 1
+        store.replace_chunk(shard.shard_id, 1, shard.sealed(1))
+        assert read_all(reader) == shard.chunks
+    assert store.tiers_of(shard.shard_id) == BOTH
+
+
+def test_a_shard_deleted_while_it_becomes_hot_does_not_come_back(store: TieredStore) -> None:
+    shard = sample_shard(1)
+    adopt(store, shard, Durability.DISK)
+    assert store.memory is not None
+    store.memory.delete(shard.shard_id)
+    with store.open(shard.shard_id) as reader:
+        reader.chunk(0)
+        store.delete(shard.shard_id)
+        assert read_all(reader) == shard.chunks
+    assert store.tiers_of(shard.shard_id) == [] and store.shards() == []
+
+
+def test_delete_and_quarantine_take_every_copy(store: TieredStore) -> None:
+    shard = sample_shard(1)
+    for action in (store.delete, store.quarantine):
+        adopt(store, shard, Durability.DISK)
+        action(shard.shard_id)
+        assert store.tiers_of(shard.shard_id) == []
+        with pytest.raises(NotFound):
+            store.open(shard.shard_id)
+        with pytest.raises(NotFound):
+            action(shard.shard_id)
+    with pytest.raises(NotFound):
+        store.replace_chunk(shard.shard_id, 0, shard.sealed(0))
+
+
+def test_pins_show_the_file_on_either_tier(store: TieredStore) -> None:
+    shard = sample_shard(1)
+    adopt(store, shard, Durability.DISK)
+    hot = store.pin(shard.shard_id)
+    store.memory.delete(shard.shard_id)
+    cold = store.pin(shard.shard_id)
+    store.delete(shard.shard_id)
+    assert (hot.tier, cold.tier) == (TierKind.MEMORY, TierKind.SSD)
+    for pin in (hot, cold):
+        assert store.is_current(pin.generation)
+        assert os.pread(pin.descriptor, pin.length, pin.offset) == shard.file
+    generation = hot.generation
+    hot.close()
+    cold.close()
+    assert not store.is_current(generation)
+
+
+def test_staging_without_room_is_refused_at_the_start(store: TieredStore) -> None:
+    store.disk.reserve_bytes = store.disk.free_bytes + (1 << 50)
+    with pytest.raises(NoSpace):
+        store.stage(1)
+
+
+def test_many_threads_put_read_and_delete(store: TieredStore) -> None:
+    failures: list[BaseException] = []
+
+    def work(first_seed: int) -> None:
+        try:
+            for seed in range(first_seed, first_seed + 12):
+                shard = sample_shard(seed, chunk_sizes=(20_000, 30_000))
+                (adopt if seed % 2 else receive)(store, shard, list(Durability)[seed % 3 == 0])
+                assert read(store, shard) == shard.chunks
+                store.delete(shard.shard_id)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(100 * (index + 1),)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == [] and store.shards() == []
+    assert store.memory is not None and store.memory.free_bytes == ARENA_BYTES
+
+
+FRUGAL = """
+import os, sys
+from pathlib import Path
+from raylog.spec import Durability, new_id
+from raylog.store.disk import DiskTier
+from raylog.store.memory import MemoryTier
+from raylog.store.tiered import TieredStore
+from raylog.testing.shards import sample_shard
+
+def anonymous_bytes():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+shard = sample_shard(1, chunk_sizes=(1 << 20,) * 96)
+frame, path = shard.frame, Path(sys.argv[1])
+(path / "shard").write_bytes(shard.file)
+del shard
+memory = MemoryTier(Path(sys.argv[2]), (256 << 20) if sys.argv[3] == "hot" else 4096)
+store = TieredStore(memory, DiskTier(path / "tier", cluster_id=new_id()))
+before = anonymous_bytes()
+staging = store.stage()
+with open(path / "shard", "rb") as source:
+    while os.sendfile(staging.descriptor, source.fileno(), None, 1 << 24):
+        pass
+store.adopt(staging.stage_id, frame.digest, Durability.DISK)
+with store.open(frame.header.shard_id) as reader:
+    for number in range(96):
+        reader.chunk(number)
+print(anonymous_bytes() - before)
+store.close()
+"""
+
+
+@pytest.mark.parametrize("mode", ["hot", "cold"])
+def test_the_process_needs_a_few_chunks_of_memory_of_its_own(tmp_path: Path, mode: str) -> None:
+    command = [sys.executable, "-c", FRUGAL, str(tmp_path), f"/dev/shm/raylog-test-{new_id()}", mode]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert int(result.stdout) < 12 * MIB
+
+
+def test_policy() -> None:
+    assert belongs_in_arena(50, 100) and not belongs_in_arena(51, 100)
+    assert promote_on_read(50, 100, 50)
+    assert not promote_on_read(50, 100, 49), "a read pushes nothing out"
+    assert not promote_on_read(60, 100, 100)

@@ -1,0 +1,55 @@
+"""raylog: the logistics layer of a Ray cluster that trains and serves large models.
+
+Names are loaded when they are first used, so that `import raylog` is quick and does not need Ray.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from raylog.errors import (
+    Conflict,
+    DamagedData,
+    DeadlineExceeded,
+    NoSpace,
+    NotFound,
+    NotPermitted,
+    PeerFault,
+    RaylogError,
+    SourceError,
+    Unavailable,
+    UsageError,
+)
+from raylog.spec import Version
+
+if TYPE_CHECKING:
+    from raylog.api.client import Client, connect
+    from raylog.api.file import seal, unseal
+
+__version__ = "0.1.0"
+
+_LAZY = {"connect": "api.client", "Client": "api.client", "seal": "api.file", "unseal": "api.file"}
+
+__all__ = [
+    "Client",
+    "Conflict",
+    "DamagedData",
+    "DeadlineExceeded",
+    "NoSpace",
+    "NotFound",
+    "NotPermitted",
+    "PeerFault",
+    "RaylogError",
+    "SourceError",
+    "Unavailable",
+    "UsageError",
+    "Version",
+    "connect",
+    "seal",
+    "unseal",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'raylog' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"raylog.{_LAZY[name]}"), name)

@@ -91,4 +91,8 @@ def _write_jsonl(sink: BinaryIO, schema: pa.Schema, batches: Iterator[pa.RecordB
 def _write_arrays(path: Path, sink: BinaryIO, openers: Iterator[ShardOpener]) -> None:
     if path.suffix != ".npz":
         raise UsageError(f"tensors are written as .npz, got the name {path}")
-    np.savez(sink, **read_tensors(openers))
+    arrays = read_tensors(openers)
+    unknown = [name for name, array in arrays.items() if array.dtype.metadata]
+    if unknown:
+        raise UsageError(f".npz has no type for {', '.join(unknown[:8])} (bfloat16 or float8): use client.get")
+    np.savez(sink, **arrays)

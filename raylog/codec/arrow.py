@@ -1,15 +1,14 @@
 """Arrow record batches in a shard: the schema once, then one unit per batch and key group (FORMAT.md, "Arrow").
 
 A batch is cut by rows until each of its IPC messages fits into a chunk, so that a reader opens few chunks for few
-rows. What a cut does not make smaller (dictionaries, data behind string views) goes into every piece; pieces are
-made so much larger then that this stays a quarter of them.
+rows. What a cut does not make smaller (dictionaries, data behind string views) goes into every piece; where that
+would add more than a third, pieces stay longer than a chunk.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -21,7 +20,10 @@ from raylog.errors import SourceError, UsageError
 GROUP_KEY = b"raylog:group"
 """Field metadata in the preamble: the key group of a column, in decimal digits; absent for group 0."""
 _FILL = 0.97  # rows differ in size; a piece that comes out too large is cut again
-_REPEATED_SHARE_MAX = 0.25  # of a piece: what every piece repeats
+_GROWTH_MAX = 1.34  # of all pieces together over the batch: what each piece repeats
+
+_Rows = tuple[int, int]  # first row, number of rows
+_Measure = Callable[[int, int], list[int]]  # of (first row, rows): the length of every group's unit
 
 _WRITE_OPTIONS = pa.ipc.IpcWriteOptions(use_threads=False)
 _READ_OPTIONS = pa.ipc.IpcReadOptions(use_threads=False)
@@ -36,9 +38,12 @@ class _Group:
     prefix: bytes  # the schema message that a stream of this group begins with
     has_dictionaries: bool
 
-    def message_bytes(self, batch: pa.RecordBatch) -> int:
-        """Length of the record-batch message alone, without building it."""
-        return int(pa.ipc.get_record_batch_size(batch))
+    def dictionary_bytes(self, part: pa.RecordBatch) -> int:
+        """Length of the dictionary messages that go before every piece of `part`."""
+        if not self.has_dictionaries:
+            return 0
+        row = part.slice(0, 1)
+        return self.serialize(row).nbytes - int(pa.ipc.get_record_batch_size(row))
 
     def serialize(self, batch: pa.RecordBatch) -> memoryview:
         """The unit: dictionary messages, where the group has any, and the record-batch message."""
@@ -112,8 +117,15 @@ def add_batch(sealer: ShardSealer, batch: pa.RecordBatch) -> None:
     if not batch.num_rows:
         return
     parts = [batch.select(group.columns) if len(layout.groups) > 1 else batch for group in layout.groups]
-    for first, rows in _cut(layout.groups, parts, sealer.chunk_bytes):
-        for number, (group, part) in enumerate(zip(layout.groups, parts, strict=True)):
+    pairs = list(zip(layout.groups, parts, strict=True))
+    dictionaries = [group.dictionary_bytes(part) for group, part in pairs]
+
+    def measure(first: int, rows: int) -> list[int]:
+        sizes = [pa.ipc.get_record_batch_size(part.slice(first, rows)) for part in parts]
+        return [size + more for size, more in zip(sizes, dictionaries, strict=True)]
+
+    for first, rows in _cut(measure, batch.num_rows, sealer.chunk_bytes):
+        for number, (group, part) in enumerate(pairs):
             sealer.add_unit([group.serialize(part.slice(first, rows))], rows, number)
 
 
@@ -204,58 +216,37 @@ def _choose_columns(layout: _Layout, columns: Sequence[str] | None, groups: froz
     return [layout.schema.get_field_index(name) for name in columns]
 
 
-def _cut(groups: Sequence[_Group], parts: Sequence[pa.RecordBatch], chunk_bytes: int) -> Iterator[tuple[int, int]]:
-    """(first row, rows) of each piece, such that every group's message fits, or is a single row."""
-    budgets = [_budget(group, part, chunk_bytes) for group, part in zip(groups, parts, strict=True)]
-    todo = [(0, parts[0].num_rows)]
+def _cut(measure: _Measure, rows: int, chunk_bytes: int) -> Iterator[_Rows]:
+    """Pieces whose units fit into a chunk or are a single row; larger ones where smaller ones would repeat too much."""
+    limit_bytes = chunk_bytes
+    while not _pays(measure, (0, rows), _pieces(measure, (0, rows), limit_bytes)):
+        limit_bytes *= 2
+    todo = [(0, rows)]
     while todo:
-        first, rows = todo.pop()
-        pieces = max(
-            budget.pieces(group.message_bytes(part.slice(first, rows)))
-            for group, part, budget in zip(groups, parts, budgets, strict=True)
-        )
-        if pieces == 1 or rows == 1:
-            yield first, rows
-            continue
-        step = -(-rows // min(rows, max(2, pieces)))
-        todo.extend((at, min(step, first + rows - at)) for at in reversed(range(first, first + rows, step)))
+        piece = todo.pop()
+        smaller = _pieces(measure, piece, limit_bytes)
+        if len(smaller) == 1 or not _pays(measure, piece, smaller):
+            yield piece
+        else:
+            todo.extend(reversed(smaller))
 
 
-class _Budget(NamedTuple):
-    """How long one group's units may get."""
-
-    dictionary_bytes: int  # goes before every piece
-    repeated_bytes: int  # is in every piece, dictionaries included
-    unit_bytes: int
-
-    def pieces(self, message_bytes: int) -> int:
-        """Into how many pieces rows with a record-batch message of this length are to be cut."""
-        excess_bytes = message_bytes + self.dictionary_bytes - self.repeated_bytes
-        room_bytes = self.unit_bytes - self.repeated_bytes
-        return 1 if excess_bytes <= room_bytes else math.ceil(excess_bytes / (room_bytes * _FILL))
+def _pieces(measure: _Measure, piece: _Rows, limit_bytes: int) -> list[_Rows]:
+    """The piece in equal parts, as many as bring its longest unit below the limit; itself if it is below."""
+    first, rows = piece
+    unit_bytes = max(measure(first, rows))
+    if unit_bytes <= limit_bytes or rows == 1:
+        return [piece]
+    fixed_bytes = min(limit_bytes // 4, max(measure(first, 1)))  # metadata and dictionaries, which every part has
+    parts = math.ceil((unit_bytes - fixed_bytes) / ((limit_bytes - fixed_bytes) * _FILL))
+    step = -(-rows // max(2, min(rows, parts)))
+    return [(at, min(step, first + rows - at)) for at in range(first, first + rows, step)]
 
 
-def _budget(group: _Group, part: pa.RecordBatch, chunk_bytes: int) -> _Budget:
-    dictionary_bytes = _dictionary_bytes(group, part)
-    if group.message_bytes(part) + dictionary_bytes <= chunk_bytes:
-        return _Budget(dictionary_bytes, 0, chunk_bytes)
-    repeated_bytes = dictionary_bytes + _repeated_bytes(group, part)
-    return _Budget(dictionary_bytes, repeated_bytes, max(chunk_bytes, round(repeated_bytes / _REPEATED_SHARE_MAX)))
-
-
-def _dictionary_bytes(group: _Group, part: pa.RecordBatch) -> int:
-    """Length of the dictionary messages that go before every piece of `part`."""
-    if not group.has_dictionaries:
-        return 0
-    row = part.slice(0, 1)
-    return group.serialize(row).nbytes - group.message_bytes(row)
-
-
-def _repeated_bytes(group: _Group, part: pa.RecordBatch) -> int:
-    """By how much two halves of `part` are longer than the whole: metadata, and data that a slice does not shed."""
-    half = part.num_rows // 2
-    halves = group.message_bytes(part.slice(0, half)) + group.message_bytes(part.slice(half))
-    return max(0, halves - group.message_bytes(part))
+def _pays(measure: _Measure, whole: _Rows, pieces: Sequence[_Rows]) -> bool:
+    if len(pieces) == 1:
+        return True
+    return sum(sum(measure(*piece)) for piece in pieces) <= _GROWTH_MAX * sum(measure(*whole))
 
 
 def _read_layout(opener: ShardOpener) -> _Layout:

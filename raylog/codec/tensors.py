@@ -61,16 +61,17 @@ def plan_tensors(tensors: Mapping[str, Array], dtypes: Mapping[str, str] | None 
     return entries
 
 
-def group_tensors(tensors: Mapping[str, Array], shard_bytes: int) -> list[list[str]]:
-    """Names by shard, in order, at most `shard_bytes` in each; a larger tensor has a shard of its own."""
+def group_tensors(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:
+    """Names by shard, in order, at most `shard_bytes` in each; a larger tensor has a shard of its own. `sizes` are the
+    tensors' bytes by name."""
     groups: list[list[str]] = []
     room = 0
-    for name, array in tensors.items():
-        if not groups or array.nbytes > room:
+    for name, size_bytes in sizes.items():
+        if not groups or size_bytes > room:
             groups.append([])
             room = shard_bytes
         groups[-1].append(name)
-        room -= _aligned(array.nbytes)
+        room -= _aligned(size_bytes)
     return groups
 
 

@@ -76,7 +76,7 @@ class DiskTier:
     def create(self, frame: Frame) -> "DiskWriter":
         shard_id = frame.header.shard_id
         with self._lock:
-            self._refuse_present(frame)
+            self.refuse_present(frame)
             if shard_id in self._writing:
                 raise Conflict(f"{self._where(shard_id)} is being written by another writer", shard_id=shard_id)
             self._writing.add(shard_id)
@@ -174,6 +174,21 @@ class DiskTier:
                 continue  # deleted since the directory was read
         return refs
 
+    def refuse_present(self, frame: Frame) -> None:
+        """`Conflict` when the shard is here. One whose frame is not intact makes way: it would never be served."""
+        shard_id = frame.header.shard_id
+        if not self.holds(shard_id):
+            return
+        try:
+            with self.open(shard_id) as reader:
+                is_same = reader.frame.digest == frame.digest
+        except DamagedData as error:
+            log.warning("%s goes to quarantine: %s", self._where(shard_id), error)
+            self.quarantine(shard_id)
+            return
+        state = "is here already" if is_same else "is here with another frame digest"
+        raise Conflict(f"{self._where(shard_id)} {state}", shard_id=shard_id)
+
     def stage(self, expected_bytes: int = 0) -> Staging:
         """An empty file for a putting process. Raises `NoSpace` when `expected_bytes` do not fit now."""
         stage_id = new_id()
@@ -197,12 +212,17 @@ class DiskTier:
     def adopt(self, stage_id: str, frame: Frame) -> None:
         """Makes a staged file, whose chunks the caller has verified, a durable shard of this tier; the staging ends.
 
-        Raises `Conflict` when the shard is here already, `NotFound`, `NoSpace`, `Unavailable`.
+        Raises `Conflict` when the shard is here already, `NotFound`, `NoSpace`, and `Unavailable` when the device
+        fails; the staging has ended then too.
         """
         shard_id = frame.header.shard_id
         staging = self._staging(stage_id)
         with storage_errors(self._name, f"adopt shard {shard_id}", frame.stored_bytes):
-            os.fsync(staging.descriptor)
+            try:
+                os.fsync(staging.descriptor)
+            except OSError:
+                self.discard(stage_id)  # see DiskWriter.commit: what was written cannot be trusted any more
+                raise
             self._publish(frame, staging.path)
         self.discard(stage_id)
 
@@ -224,7 +244,7 @@ class DiskTier:
     def _publish(self, frame: Frame, path: Path) -> None:
         shard_id = frame.header.shard_id
         with self._lock:
-            self._refuse_present(frame)
+            self.refuse_present(frame)
             publish(path, self._layout.shard_path(shard_id))
             self._listed[shard_id] = frame.ref()
 
@@ -280,21 +300,6 @@ class DiskTier:
                 if self.free_bytes >= needed_bytes:
                     return
         raise no_space(self._name, "store a shard", needed_bytes, self.free_bytes)
-
-    def _refuse_present(self, frame: Frame) -> None:
-        """`Conflict` when the shard is here. One whose frame is not intact makes way: it would never be served."""
-        shard_id = frame.header.shard_id
-        if not self.holds(shard_id):
-            return
-        try:
-            with self.open(shard_id) as reader:
-                is_same = reader.frame.digest == frame.digest
-        except DamagedData as error:
-            log.warning("%s goes to quarantine: %s", self._where(shard_id), error)
-            self.quarantine(shard_id)
-            return
-        state = "is here already" if is_same else "is here with another frame digest"
-        raise Conflict(f"{self._where(shard_id)} {state}", shard_id=shard_id)
 
     def _open_file(self, shard_id: str, path: Path, flags: int) -> Descriptor:
         with storage_errors(self._name, f"read shard {shard_id}"):

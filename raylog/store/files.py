@@ -67,18 +67,23 @@ def fsync_directory(path: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Makes `path` durably, mode 0700; nothing to do when it is there."""
+    """Makes `path` and what is missing above it durably, mode 0700; nothing to do when it is there."""
     if not path.is_dir():
+        make_directory(path.parent)
         path.mkdir(mode=0o700, exist_ok=True)
         fsync_directory(path.parent)
 
 
 def publish(source: Path, target: Path) -> None:
     """Renames a file that the caller has fsynced, and fsyncs the directory: `target` then names all of its bytes,
-    whatever happens, or does not exist. Both paths lie on one file system. Raises `OSError`."""
+    whatever happens. Both paths lie on one file system. Raises `OSError`; then there is no `target`."""
     make_directory(target.parent)
     source.rename(target)
-    fsync_directory(target.parent)
+    try:
+        fsync_directory(target.parent)
+    except OSError:
+        target.unlink()
+        raise
 
 
 @contextlib.contextmanager

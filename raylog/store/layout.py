@@ -47,7 +47,7 @@ class Layout:
         self.partial = root / "partial"
         self.staging = root / "staging"
         self.quarantine = root / "quarantine"
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(root.absolute())
         self._lock = _lock(root)
         try:
             _claim(root, parse_id(cluster_id, "cluster id"))

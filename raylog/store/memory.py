@@ -238,7 +238,8 @@ class MemoryWriter:
     def __init__(self, tier: MemoryTier, held: _Held, view: memoryview) -> None:
         self._tier, self._held = tier, held
         self._view: memoryview | None = view
-        self._contested: set[int] = set()
+        self._contested: set[int] = set()  # came by `write_chunk` while a receiver had their place
+        self._lock = threading.Lock()  # of `lent`, `_contested` and the moment at which a chunk counts as found
 
     @property
     def frame(self) -> Frame:
@@ -251,15 +252,17 @@ class MemoryWriter:
         if not self._held.progress.is_missing(number):
             return
         self.frame.verify_chunk(number, sealed)
-        if number in self._held.lent:
-            self._contested.add(number)
         self._place_of(number)[:] = sealed
-        self._held.progress.found(number)
+        with self._lock:
+            self._held.progress.found(number)  # from here on its place is not lent
+            if number in self._held.lent:
+                self._contested.add(number)
 
     def chunk_buffer(self, number: int) -> memoryview | None:
-        if not self._held.progress.is_missing(number) or number in self._held.lent:
-            return None
-        self._held.lent.add(number)
+        with self._lock:
+            if not self._held.progress.is_missing(number) or number in self._held.lent:
+                return None
+            self._held.lent.add(number)
         return self._place_of(number)
 
     def commit_chunk(self, number: int) -> None:
@@ -270,7 +273,8 @@ class MemoryWriter:
             # Without the frames below, which hold a view: whoever keeps the error would keep the extent pinned.
             raise error.with_traceback(None) from None
         finally:
-            self._held.lent.discard(number)
+            with self._lock:
+                self._held.lent.discard(number)
         self._held.progress.found(number)
 
     def stored_chunk(self, number: int) -> memoryview:

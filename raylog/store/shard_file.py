@@ -85,11 +85,12 @@ class DiskWriter:
         """Looks which chunks an earlier writer left: those whose bytes match the frame."""
         file = self._open_file()
         for number, entry in enumerate(self.frame.chunks):
-            if not any(os.pread(file.number, _PEEK_BYTES, entry.offset)):
-                continue  # reserved and never written: not worth reading whole
-            buffer = buffers.take(entry.sealed_bytes)
-            read_exactly(file.number, buffer, entry.offset, str(self._path))
             try:
+                with storage_errors(self._tier, f"read chunk {number} of {self._path.name}"):
+                    if not any(os.pread(file.number, _PEEK_BYTES, entry.offset)):
+                        continue  # reserved and never written: not worth reading whole
+                    buffer = buffers.take(entry.sealed_bytes)
+                    read_exactly(file.number, buffer, entry.offset, str(self._path))
                 self.frame.verify_chunk(number, buffer)
             except DamagedData:
                 continue  # written half, or its pages never reached the disk: it is asked for again

@@ -119,7 +119,7 @@ class Tier(Protocol):
 
     def create(self, frame: Frame) -> ShardWriter:
         """Reserves the shard's whole length and begins to write, or resumes what an earlier writer of the same frame
-        left: such chunks are verified again before they count.
+        left: what it left on a disk is verified again before it counts.
 
         Raises `NoSpace` (before anything is written) and `Conflict` when the shard is there already or is being
         written by another writer.

@@ -188,6 +188,7 @@ class TieredStore:
         shard_id = frame.header.shard_id
         if self.memory is not None and self.memory.holds(shard_id) and not self.disk.holds(shard_id):
             raise Conflict(f"shard {shard_id} is here already, in memory alone; persist it instead", shard_id=shard_id)
+        self.disk.refuse_present(frame)
 
     def _everywhere(self, shard_id: str, action: str) -> None:
         found = 0

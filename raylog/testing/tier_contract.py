@@ -225,7 +225,7 @@ class TierContract(ABC):
         shard = sample_shard(19)
         store(tier, shard)
         large = self.oversized(tier)
-        with pytest.raises(NoSpace, match="needs .* are free") as caught:
+        with pytest.raises(NoSpace, match=r"needs .* are free") as caught:
             tier.create(large.frame)
         details = caught.value.__dict__
         assert details["needed_bytes"] >= large.frame.stored_bytes > details["free_bytes"]

@@ -125,7 +125,9 @@ class LocalClient:
         if connection is None:
             raise Unavailable(f"{self._where}: the connection is closed; open another")
         try:
-            send(connection, request, deadline)
+            # A node that refuses this process says so and closes, perhaps before the request is out.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                send(connection, request, deadline)
             return receive_reply(connection, deadline)
         except OSError as error:
             self._drop()

@@ -51,5 +51,7 @@ def test_the_writer_still_makes_the_same_bytes(tmp_path: Path) -> None:
     runpy.run_path(str(VECTORS / "make_shards.py"))["main"](tmp_path)
     assert sorted(path.stem for path in tmp_path.glob("*.shard")) == NAMES
     fixed = [name for name in NAMES if not any(word in name for word in ("lz4", "zstd", "arrow"))]
-    changed = [n for n in fixed if (tmp_path / f"{n}.shard").read_bytes() != (VECTORS / f"shards/{n}.shard").read_bytes()]
+    changed = [
+        n for n in fixed if (tmp_path / f"{n}.shard").read_bytes() != (VECTORS / f"shards/{n}.shard").read_bytes()
+    ]
     assert len(fixed) > 30 and changed == []

@@ -363,6 +363,37 @@ def test_a_reservation_that_the_system_refuses_leaves_nothing(tmp_path: Path) ->
     assert files_in(tmp_path) == []
 
 
+@pytest.mark.parametrize("fails", ["file", "directory"])
+@pytest.mark.parametrize("enter", ["commit", "adopt"])
+def test_what_a_failed_fsync_left_is_not_trusted(
+    tier: DiskTier, monkeypatch: pytest.MonkeyPatch, fails: str, enter: str
+) -> None:
+    shard = sample_shard(20)
+    (tier.directory / "shards" / shard.shard_id[:2]).mkdir()
+
+    def fsync(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").is_dir() == (fails == "directory"):
+            raise OSError(errno.EIO, "Input/output error")
+
+    def attempt() -> None:
+        with tier.create(shard.frame) as writer:
+            fill(writer, shard)
+            with monkeypatch.context() as faulty, pytest.raises(Unavailable, match="cannot commit"):
+                faulty.setattr(os, "fsync", fsync)
+                writer.commit()
+
+    def attempt_staged() -> None:
+        stage_id = stage(tier, shard.file)
+        with monkeypatch.context() as faulty, pytest.raises(Unavailable, match="cannot adopt"):
+            faulty.setattr(os, "fsync", fsync)
+            tier.adopt(stage_id, shard.frame)
+        tier.discard(stage_id)
+
+    attempt() if enter == "commit" else attempt_staged()
+    assert not tier.holds(shard.shard_id) and files_in(tier.directory) == []
+    store(tier, shard)
+
+
 # Staging
 
 

@@ -7,6 +7,7 @@ import resource
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -234,3 +235,16 @@ def test_pooled_buffers_are_reused_but_never_shared() -> None:
     many = [pool.take(100) for _ in range(6)]
     del many, second
     assert len(pool._idle) == 2
+
+
+def test_one_place_is_lent_to_one_receiver(path: Path) -> None:
+    tier = MemoryTier(path, 1024 * PAGE)
+    shard = sample_shard(1, chunk_sizes=(64,) * 2000)
+    with tier.create(shard.frame) as writer, ThreadPoolExecutor(4) as pool:
+
+        def borrow(_: int) -> list[int]:
+            return [number for number in range(2000) if writer.chunk_buffer(number) is not None]
+
+        lent = [number for numbers in pool.map(borrow, range(4)) for number in numbers]
+        assert sorted(lent) == list(range(2000))
+    tier.close()

@@ -182,14 +182,22 @@ def test_a_staged_shard_with_a_damaged_chunk_is_refused_and_nothing_is_kept(stor
     adopt(store, shard, durability)
 
 
-@pytest.mark.parametrize("durability", list(Durability))
-def test_a_shard_is_adopted_once(store: TieredStore, durability) -> None:
+@pytest.mark.parametrize("first", list(Durability))
+@pytest.mark.parametrize("second", list(Durability))
+@pytest.mark.parametrize("is_hot", [True, False])
+def test_a_shard_enters_once(store: TieredStore, first: Durability, second: Durability, is_hot: bool) -> None:
     shard = sample_shard(1)
-    adopt(store, shard, durability)
+    adopt(store, shard, first)
+    if first is Durability.DISK and not is_hot:
+        store.memory.delete(shard.shard_id)
+    tiers = store.tiers_of(shard.shard_id)
     stage_id = stage(store, shard.file)
     with pytest.raises(Conflict):
-        store.adopt(stage_id, shard.frame.digest, durability)
+        store.adopt(stage_id, shard.frame.digest, second)
+    with pytest.raises(Conflict):
+        store.create(shard.frame, second)
     store.discard(stage_id)
+    assert store.tiers_of(shard.shard_id) == tiers
     assert read(store, shard) == shard.chunks
 
 

@@ -271,6 +271,7 @@ def test_nothing_is_left_open(store: TieredStore, tmp_path: Path) -> None:
     def state() -> tuple[int, int]:
         return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
 
+    wait_until(lambda: store.memory.warm_bytes == ARENA_BYTES and threading.active_count() == 1, "still warming")
     before = state()
     with LocalServer(tmp_path / "run" / "node.sock", store) as server:
         for seed in range(6):

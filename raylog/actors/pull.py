@@ -1,0 +1,158 @@
+"""How a node gets a shard: one pull at a time per shard, source after source until one has given it whole."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import msgspec
+
+from raylog.codec.frame import Frame
+from raylog.errors import DamagedData, DeadlineExceeded, NoSpace, NotFound, PeerFault, Unavailable
+from raylog.monitor.meter import TransferMeter
+from raylog.security.certs import Credentials
+from raylog.settings import Settings
+from raylog.spec import Durability, QosClass, ShardRef
+from raylog.store.tier import ShardWriter
+from raylog.store.tiered import TieredStore
+from raylog.wire.client import PeerAddress, pull
+
+log = logging.getLogger("raylog.pull")
+PULLS_AT_ONCE = 4
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What a pull did: sealed bytes that crossed the network (0 when the shard was here), and the seconds it took."""
+
+    moved_bytes: int
+    seconds: float
+
+
+class Puller:
+    """The node's incoming transfers. Thread-safe; at most `PULLS_AT_ONCE` run, others wait within their deadline."""
+
+    def __init__(
+        self, store: TieredStore, credentials: Callable[[], Credentials], settings: Settings, meter: TransferMeter
+    ) -> None:
+        self._store, self._credentials, self._settings, self._meter = store, credentials, settings, meter
+        self._slots = threading.BoundedSemaphore(PULLS_AT_ONCE)
+        self._shard_locks: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def pull(
+        self,
+        ref: ShardRef,
+        sources: Sequence[PeerAddress],
+        durability: Durability | None,
+        qos: QosClass,
+        deadline_s: float,
+    ) -> Outcome:
+        """Makes the shard present here as `durability` promises; None: as cache, that may be evicted.
+
+        What one source has given is kept when it fails, the next is asked for the rest. Raises `Unavailable`,
+        `NotFound` or `DamagedData` with what every source said, `NoSpace`, `DeadlineExceeded`.
+        """
+        started_s = time.monotonic()
+        deadline = started_s + deadline_s
+        with self._alone(ref.shard_id, deadline):
+            if self._is_here(ref, durability):
+                return Outcome(moved_bytes=0, seconds=time.monotonic() - started_s)
+            with self._slot(deadline):
+                moved_bytes = self._from_any(ref, sources, durability, qos, deadline)
+        return Outcome(moved_bytes=moved_bytes, seconds=time.monotonic() - started_s)
+
+    def repair(self, ref: ShardRef, numbers: Sequence[int], sources: Sequence[PeerAddress], deadline_s: float) -> int:
+        """Replaces damaged chunks in every copy here by other nodes' bytes; how many were replaced. Raises as `pull`."""
+        with self._store.open(ref.shard_id) as reader:
+            frame = reader.frame
+        if frame.digest != ref.frame_digest:
+            raise DamagedData(f"shard {ref.shard_id}: its frame here is not the manifest's", shard_id=ref.shard_id)
+        sink = RepairSink(self._store, frame, numbers)
+        self._each(ref, sources, sink.create, QosClass.REPAIR, time.monotonic() + deadline_s)
+        self._meter.repaired(sink.replaced)
+        return sink.replaced
+
+    def _from_any(
+        self,
+        ref: ShardRef,
+        sources: Sequence[PeerAddress],
+        durability: Durability | None,
+        qos: QosClass,
+        deadline: float,
+    ) -> int:
+        def create(frame: Frame) -> ShardWriter:
+            if durability is None:
+                return self._store.create_cached(frame)
+            return self._store.create(frame, durability)
+
+        return self._each(ref, sources, create, qos, deadline)
+
+    def _each(
+        self,
+        ref: ShardRef,
+        sources: Sequence[PeerAddress],
+        create: Callable[[Frame], ShardWriter],
+        qos: QosClass,
+        deadline: float,
+    ) -> int:
+        """Asks source after source; bytes moved by all of them together."""
+        failures: list[str] = []
+        moved_bytes = 0
+        for source in sources:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                break
+            try:
+                report = pull(ref, source, Sink(create), self._credentials(), deadline_s=left_s, qos=qos,
+                              streams=self._settings.streams)  # fmt: skip
+            except (Unavailable, PeerFault, NotFound, DamagedData) as error:
+                if isinstance(error, NoSpace):
+                    raise
+                log.info("shard %s: node %s did not give it: %s", ref.shard_id, source.node_id, error)
+                failures.append(f"{source.node_id[:12]}: {error}")
+                self._meter.pull_failed()
+                continue
+            self._meter.received(source.node_id, report.bytes, report.chunks)
+            self._meter.pulled()
+            return moved_bytes + report.bytes
+        said = "; ".join(failures) or "no node holds it"
+        raise Unavailable(f"shard {ref.shard_id} could not be had from {len(sources)} node(s): {said}")
+
+    def _is_here(self, ref: ShardRef, durability: Durability | None) -> bool:
+        try:
+            with self._store.open(ref.shard_id) as reader:
+                if reader.frame.digest != ref.frame_digest:
+                    raise DamagedData(f"shard {ref.shard_id} here has another frame than the manifest's")
+        except NotFound:
+            return False
+        except DamagedData as error:
+            log.warning("shard %s is taken out of sight: %s", ref.shard_id, error)
+            self._store.quarantine(ref.shard_id)
+            return False
+        if durability is Durability.DISK:
+            self._store.persist(ref.shard_id)
+        return True
+
+    @contextmanager
+    def _alone(self, shard_id: str, deadline: float) -> Iterator[None]:
+        with self._lock:
+            lock = self._shard_locks.setdefault(shard_id, threading.Lock())
+        if not lock.acquire(timeout=max(deadline - time.monotonic(), 0)):
+            raise DeadlineExceeded(f"shard {shard_id}: another pull of it here took until the deadline")
+        try:
+            yield
+        finally:
+            lock.release()
+            with self._lock:
+                if not lock.locked():
+                    self._shard_locks.pop(shard_id, None)
+
+    @contextmanager
+    def _slot(self, deadline: float) -> Iterator[None]:
+        if not self._slots.acquire(timeout=max(deadline - time.monotonic(), 0)):
+            raise DeadlineExceeded(f"{PULLS_AT_ONCE} other pulls took until the deadline")
+        try:
+            yield
+        finally:
+            self._slots.release()

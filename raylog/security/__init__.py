@@ -1,0 +1,1 @@
+"""Who somebody is, who may read what, and where the keys are. Start with THREATS.md."""

@@ -1,0 +1,82 @@
+"""A real Ray cluster on this machine for the tests of this folder: three raylets, token authentication, a dashboard."""
+
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+import raylog
+from raylog.demo import QUICK_HEALTH_CHECKS
+from raylog.settings import Settings
+from raylog.units import MIB
+
+NODES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The cluster, raylog's settings in it, and where its dashboard answers."""
+
+    cluster: Cluster
+    settings: Settings
+    dashboard: str
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """Started once for the session; what a test breaks it mends, or another node is added."""
+    folder = tmp_path_factory.mktemp("cluster")
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    patch = pytest.MonkeyPatch()
+    environment = {
+        **QUICK_HEALTH_CHECKS,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # jobs run this environment's Python
+    }
+    for name, value in environment.items():
+        patch.setenv(name, value)
+    patch.delenv("RAY_ADDRESS", raising=False)
+    port = free_port()
+    cluster = Cluster()
+    try:
+        for number in range(NODES):
+            head = {"include_dashboard": True, "dashboard_port": port} if number == 0 else {}
+            cluster.add_node(num_cpus=2, object_store_memory=80 * MIB, **head)
+        settings = Settings(
+            state=folder / "state",
+            arena_bytes=64 * MIB,
+            disk_reserve_bytes=0,
+            shard_bytes=4 * MIB,
+            chunk_bytes=MIB // 4,
+            reconcile_period_s=0.5,
+            lost_after_s=2.0,
+        )
+        yield Machine(cluster, settings, f"http://127.0.0.1:{port}")
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        patch.undo()
+
+
+@pytest.fixture(scope="session")
+def client(machine: Machine) -> Iterator[raylog.Client]:
+    with raylog.connect(machine.cluster.address, settings=machine.settings) as connected:
+        yield connected
+        connected.stop_cluster()

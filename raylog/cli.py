@@ -1,5 +1,6 @@
 """The `raylog` command: one function per command, thin over the client."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -273,7 +274,12 @@ def demo(
     """Three Ray nodes on this machine: put, ship, kill a node, read back, heal; a report; nothing is left behind."""
     from raylog.demo import run_demo
 
-    run_demo(source, as_json=as_json)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped by a supervisor: clean up as after Ctrl-C
+    report = run_demo(source, lambda step: None if as_json else screen.out.print(step + " …", markup=False))
+    if as_json:
+        screen.print_json(report)
+    else:
+        screen.show_demo(report)
 
 
 def main() -> None:

@@ -10,27 +10,27 @@ import signal
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import psutil
 import pyarrow as pa
 import ray
 from ray.cluster_utils import Cluster
 
 import raylog
-from raylog import screen
 from raylog.actors.node import NodeInfo
 from raylog.errors import DamagedData, DeadlineExceeded
 from raylog.settings import Settings
-from raylog.units import MIB, format_bytes, format_rate, format_seconds
+from raylog.units import MIB
 
 NAME = "demo/stdlib"
 NODES = 3
 OBJECT_STORE_BYTES = 80 * MIB
+SHIP_TIMEOUT_S = 60.0
 HEAL_TIMEOUT_S = 40.0
+T = TypeVar("T")
 # Ray notices a dead node after 13 s by default; a demo need not wait for that.
 QUICK_HEALTH_CHECKS = {
     "RAY_health_check_initial_delay_ms": "1000",
@@ -77,76 +77,122 @@ def three_nodes(folder: Path) -> Iterator[Cluster]:
             os.environ.pop(key) if value is None else os.environ.__setitem__(key, value)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Report:
     """What the demo saw; the last thing it prints, as text or as one JSON line."""
 
-    version: str = ""
-    rows: int = 0
-    content_bytes: int = 0
-    stored_bytes: int = 0
-    codecs: dict[str, int] | None = None
-    put_seconds: float = 0.0
-    ship_seconds: float = 0.0
-    shipped_bytes: int = 0
-    read_seconds: float = 0.0
-    heal_seconds: float = 0.0
-    killed_node: str = ""
-    verified_chunks: int = 0
-    replicas: dict[str, list[str]] | None = None
+    version: str
+    rows: int
+    content_bytes: int
+    stored_bytes: int
+    codecs: dict[str, int]  # codec -> chunks
+    put_seconds: float
+    shipped_bytes: int
+    ship_seconds: float
+    killed_node: str
+    read_seconds: float
+    healed_seconds: float
+    verified_chunks: int
+    replicas: dict[str, list[str]]  # shard id -> node ids
     seconds: float = 0.0
 
 
-def run_demo(source: str | None, *, as_json: bool = False) -> Report:
-    """Runs the whole demo and prints its report. Raises `DamagedData` if a single byte comes back different."""
+def run_demo(source: str | None, say: Callable[[str], None]) -> Report:
+    """The whole demo; `say` is told each step. Raises `DamagedData` if a single byte comes back different."""
     started_s = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="raylog-demo-"))
-    previous = signal.signal(signal.SIGTERM, _interrupt)  # a stopped demo cleans up as one ended by Ctrl-C does
-    say = _quiet if as_json else _say
+    settings = Settings(
+        state=folder / "state",
+        arena_bytes=64 * MIB,
+        shard_bytes=4 * MIB,
+        chunk_bytes=MIB // 2,
+        disk_reserve_bytes=64 * MIB,
+        reconcile_period_s=0.5,
+        lost_after_s=2.0,
+    )
     try:
-        say(f"starting {NODES} Ray nodes on this machine …")
-        settings = Settings(state=folder / "state", arena_bytes=64 * MIB, shard_bytes=4 * MIB, chunk_bytes=MIB,
-                            reconcile_period_s=0.5, lost_after_s=2.0)  # fmt: skip
+        say(f"starting {NODES} Ray nodes on this machine")
         with three_nodes(folder) as cluster, raylog.connect(cluster.address, settings=settings) as client:
             try:
                 report = _story(client, cluster, source, say)
             finally:
                 client.stop_cluster()
         report.seconds = time.monotonic() - started_s
+        return report
     finally:
-        signal.signal(signal.SIGTERM, previous)
         shutil.rmtree(folder, ignore_errors=True)
-    _show(report, as_json)
-    return report
 
 
-def _story(client: "raylog.Client", cluster: Cluster, source: str | None, say: Any) -> Report:
-    report = Report()
-    data: Any = source if source else standard_library()
-    say("putting " + (source or "the standard library's sources") + " with two replicas …")
-    at_s = time.monotonic()
-    version = client.put(NAME, data, replicas=2)
-    report.put_seconds = time.monotonic() - at_s
-    report.version, report.rows = str(version), version.rows
-    report.content_bytes, report.stored_bytes = version.content_bytes, version.stored_bytes
-    report.codecs = client.codecs(NAME)
-    expected = client.content_digest(NAME)
+def _story(client: raylog.Client, cluster: Cluster, source: str | None, say: Callable[[str], None]) -> Report:
+    data: Any = source or standard_library()
+    say(f"putting {source or 'the sources of the standard library'}, two replicas")
+    version, put_seconds = _timed(lambda: client.put(NAME, data, replicas=2))
+    expected = _digest(client)
 
-    third = _node_without(client, NAME)
-    say(f"shipping it to the third node, {third.node_id[:12]} …")
-    shipped = client.ship(NAME, to=[third.node_id]).result(60)
-    report.ship_seconds, report.shipped_bytes = shipped.seconds, shipped.moved_bytes
+    holding = {node_id for nodes in client.replicas(NAME).values() for node_id in nodes}
+    third = next((info for info in client.nodes() if info.node_id not in holding), client.nodes()[-1])
+    say(f"shipping it to a third node, {third.node_id[:12]}")
+    shipped = client.ship(NAME, to=[third.node_id]).result(SHIP_TIMEOUT_S)
 
-    victim = _victim(client, NAME)
-    say(f"killing node {victim.node_id[:12]}: its raylet, its node actor, its disk and its memory …")
+    victim = _victim(client, holding)
+    say(f"killing node {victim.node_id[:12]}: its raylet, its node actor, its disk and its memory")
     _destroy(cluster, victim)
-    report.killed_node = victim.node_id
-    at_s = time.monotonic()
-    if client.content_digest(NAME) != expected or (source is None and client.get(NAME) != data):
-        raise DamagedData(f"{NAME}: what came back after the loss of {victim.node_id} is not what was put")
-    report.read_seconds = time.monotonic() - at_s
-    say("everything read back, bit for bit; waiting until two replicas stand again …")
-    report.heal_seconds = _wait_until_healed(client, NAME, 2)
-    report.verified_chunks = client.verify(NAME).chunks_read
-    report.replicas = client.replicas(NAME)
-    return report
+    back, read_seconds = _timed(lambda: _digest(client))
+    if back != expected or (source is None and client.get(NAME) != data):
+        raise DamagedData(f"{NAME}: what came back after the loss of node {victim.node_id} is not what was put")
+    say("everything was read back, bit for bit; waiting until two replicas stand again")
+    _, healed_seconds = _timed(lambda: _wait_until_healed(client, victim.node_id))
+    return Report(
+        version=str(version),
+        rows=version.rows,
+        content_bytes=version.content_bytes,
+        stored_bytes=version.stored_bytes,
+        codecs=client.codecs(NAME),
+        put_seconds=put_seconds,
+        shipped_bytes=shipped.moved_bytes,
+        ship_seconds=shipped.seconds,
+        killed_node=victim.node_id,
+        read_seconds=read_seconds,
+        healed_seconds=healed_seconds,
+        verified_chunks=client.verify(NAME).chunks_read,
+        replicas=client.replicas(NAME),
+    )
+
+
+def _timed(action: Callable[[], T]) -> tuple[T, float]:
+    started_s = time.monotonic()
+    result = action()
+    return result, time.monotonic() - started_s
+
+
+def _digest(client: raylog.Client) -> str:
+    """BLAKE3 of the opened content, chunk after chunk: every byte was decrypted, decompressed and verified."""
+    return client.content_digest(NAME)
+
+
+def _victim(client: raylog.Client, holding: set[str]) -> NodeInfo:
+    """A node that holds replicas and is not the head, where the catalog and this process are."""
+    head = client.local_node()
+    return next(info for info in client.nodes() if info.node_id in holding and info.node_id != head.node_id)
+
+
+def _destroy(cluster: Cluster, victim: NodeInfo) -> None:
+    """What a machine's death does: processes gone without a word, disk and memory lost."""
+    raylet = next(node for node in cluster.list_all_nodes() if node.node_id == victim.ray_node_id)
+    os.kill(victim.pid, signal.SIGKILL)
+    cluster.remove_node(raylet, allow_graceful=False)
+    shutil.rmtree(victim.directory)
+    for path in (victim.arena_path, victim.socket_path):
+        Path(path).unlink(missing_ok=True)
+
+
+def _wait_until_healed(client: raylog.Client, lost: str) -> None:
+    """Until every shard has two replicas on nodes that live."""
+    deadline = time.monotonic() + HEAL_TIMEOUT_S
+    while True:
+        standing = [set(nodes) - {lost} for nodes in client.replicas(NAME).values()]
+        if all(len(nodes) >= 2 for nodes in standing):
+            return
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded(f"{NAME}: not every shard has two replicas again after {HEAL_TIMEOUT_S:.0f} s")
+        time.sleep(0.1)

@@ -146,3 +146,13 @@ def parse_codec(text: str) -> Codec | None:
     if text not in known:
         raise UsageError(f"expected a codec of {', '.join(known)}, got {text!r}")
     return known[text]
+
+
+class ShardStanding(msgspec.Struct, frozen=True, kw_only=True):
+    """How a shard stands: `wanted` replicas were promised (0: no version names it any more), `nodes` hold one that
+    counts, `other_nodes` hold a copy that does not (in memory where disk was promised)."""
+
+    shard: ShardRef
+    wanted: int
+    nodes: tuple[str, ...]
+    other_nodes: tuple[str, ...] = ()

@@ -12,7 +12,6 @@ from raylog.actors.monitor import MonitorActor
 from raylog.actors.placement import PlacementActor
 from raylog.errors import RaylogError, Unavailable
 from raylog.security.certs import Authority
-from raylog.security.join import JoinToken
 from raylog.security.providers.file import FileKeyring
 from raylog.settings import Settings
 from raylog.spec import new_id
@@ -83,8 +82,3 @@ def stop(timeout_s: float = 30.0) -> None:
             ray.kill(calls.find(name))
         except Unavailable:
             continue
-
-
-def join_token(settings: Settings) -> JoinToken:
-    """This machine's join token; raises `NotPermitted` or `UsageError` that says how to get one."""
-    return JoinToken.load(settings.join_token_path)

@@ -65,15 +65,15 @@ def call(name: str, method: str, *arguments: Any, timeout_s: float = 30.0) -> An
     return wait(getattr(find(name), method).remote(*arguments), timeout_s, f"{name}.{method}")
 
 
-def retried(attempt: Callable[[], T], timeout_s: float, pause_s: float = 0.3) -> T:
-    """`attempt` again and again while what it raises is retryable, until `timeout_s` have passed.
+def retried(attempt: Callable[[float], T], timeout_s: float, pause_s: float = 0.3) -> T:
+    """`attempt(seconds left)` again and again while what it raises is retryable, until `timeout_s` have passed.
 
     For idempotent calls only: an actor that died between doing and answering is asked a second time.
     """
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            return attempt()
+            return attempt(deadline - time.monotonic())
         except RaylogError as error:
             if not error.is_retryable or time.monotonic() + pause_s > deadline:
                 raise

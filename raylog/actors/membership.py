@@ -1,12 +1,86 @@
-"""A process's membership of the cluster: certificate from the key actor by join token, renewed before it expires."""
+"""A process's membership of the cluster: a certificate from the key actor, renewed for as long as the process lives."""
 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from pathlib import Path
 
 from raylog.actors import calls
-from raylog.errors import RaylogError
+from raylog.errors import NotPermitted, RaylogError
+from raylog.security.credentials import Credentials, CurrentCredentials
+from raylog.security.identity import verify_ed25519
+from raylog.security.join import JoinToken, request_renewal, request_with_token
+from raylog.settings import Settings
+from raylog.spec import new_id
 
 log = logging.getLogger("raylog.membership")
+JOIN_TIMEOUT_S = 30.0
 RENEWAL_PERIOD_S = 60.0
+
+
+class Membership:
+    """Holds the current credentials; `credentials()` gives them to whoever opens a connection or signs."""
+
+    def __init__(self, credentials: Credentials, kept_in: Path | None) -> None:
+        self.credentials = CurrentCredentials(credentials)
+        self._kept_in = kept_in
+        self._closed = threading.Event()
+        threading.Thread(target=self._renew_in_time, name="certificate", daemon=True).start()
+
+    @classmethod
+    def of_node(cls, settings: Settings, node_id: str, kept_in: Path) -> "Membership":
+        """A node keeps its key in `kept_in`: its id stays bound to it, through restarts and expired certificates."""
+        try:
+            credentials = Credentials.load(kept_in)
+        except NotPermitted as error:
+            log.info("this node joins for the first time: %s", error)
+            credentials = _join(settings, "node", node_id, None)
+            credentials.save(kept_in)
+        if credentials.needs_renewal(time.time()):
+            credentials = _join(settings, "node", node_id, credentials)
+            credentials.save(kept_in)
+        return cls(credentials, kept_in)
+
+    @classmethod
+    def of_client(cls, settings: Settings) -> "Membership":
+        """A client is a new identity each time, and its key dies with the process."""
+        return cls(_join(settings, "client", new_id(), None), None)
+
+    @property
+    def cluster_id(self) -> str:
+        return self.credentials().identity.cluster_id
+
+    def verify_cluster(self, data: bytes, signature: bytes) -> None:
+        """Raises `NotPermitted` unless the cluster's long-lived key made `signature` over `data`."""
+        verify_ed25519(self.credentials().cluster_public_key, data, signature, "the cluster's key")
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _renew_in_time(self) -> None:
+        while not self._closed.wait(RENEWAL_PERIOD_S):
+            credentials = self.credentials()
+            if not credentials.needs_renewal(time.time()):
+                continue
+            try:
+                pending = request_renewal(credentials, time.time())
+                answer = calls.call("keys", "admit", pending.request, timeout_s=JOIN_TIMEOUT_S)
+                renewed = pending.accept(answer, time.time())
+            except RaylogError as error:
+                log.warning("the certificate of %s was not renewed, trying again: %s", credentials.identity, error)
+                continue
+            if self._kept_in:
+                renewed.save(self._kept_in)
+            self.credentials.replace(renewed)
+
+
+def _join(settings: Settings, role: str, holder_id: str, earlier: Credentials | None) -> Credentials:
+    """Credentials by this machine's join token; under the same key as `earlier` ones, which may have expired."""
+    token = JoinToken.load(settings.join_token_path)
+    key = earlier.private_key if earlier else None
+
+    def attempt(left_s: float) -> Credentials:
+        pending = request_with_token(token, role, holder_id, time.time(), key)
+        return pending.accept(calls.call("keys", "admit", pending.request, timeout_s=left_s), time.time())
+
+    return calls.retried(attempt, JOIN_TIMEOUT_S)

@@ -5,9 +5,8 @@ import logging
 import os
 import shutil
 import socket
-import threading
-import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -18,17 +17,21 @@ from raylog.actors.membership import Membership
 from raylog.actors.pull import Outcome, Puller
 from raylog.actors.slot import claim_slot
 from raylog.catalog.copy import RecordCopy
-from raylog.catalog.receipt import make_receipt
+from raylog.catalog.journal import Entry
+from raylog.catalog.receipt import Receipt, make_receipt
 from raylog.errors import DamagedData, NotFound
 from raylog.monitor.meter import TransferMeter
 from raylog.monitor.sampler import NodeSampler
 from raylog.monitor.samples import NodeSample, TierSample
 from raylog.settings import Settings
-from raylog.spec import Durability, QosClass, ShardRef
+from raylog.spec import Durability, QosClass, ShardRef, TierKind, parse_id
+from raylog.store.device import device_kind
 from raylog.store.disk import DiskTier
 from raylog.store.memory import MemoryTier
+from raylog.store.tier import Tier
 from raylog.store.tiered import TieredStore
-from raylog.units import GIB
+from raylog.units import GIB, MIB
+from raylog.wire.client import PeerAddress
 from raylog.wire.local import LocalServer
 from raylog.wire.server import WireServer
 
@@ -53,3 +56,160 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     software: str
     pid: int
     labels: dict[str, str]
+
+
+def peers_for(target: NodeInfo, sources: Sequence[NodeInfo]) -> list[PeerAddress]:
+    """Where `target` finds the sources, itself left out."""
+    return [
+        PeerAddress(node_id=info.node_id, host=info.host, control_port=info.control_port)
+        for info in sources
+        if info.node_id != target.node_id
+    ]
+
+
+class ChunkReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a scrub of one shard on one node found."""
+
+    chunks_read: int
+    damaged: list[int]
+
+
+class NodeActor:
+    """One per Ray node. A restart claims the same slot: its identity, its disk tier and what was acknowledged are there
+    again, its arena begins empty."""
+
+    def __init__(self, ray_node_id: str, host: str, labels: dict[str, str], settings: Settings) -> None:
+        self._settings = settings
+        self._slot = claim_slot(settings.nodes_path)
+        self._membership = Membership.of_node(settings, self._slot.node_id(), self._slot.path / "identity")
+        self._store = self._open_store()
+        self._meter = TransferMeter()
+        self._sampler = NodeSampler(self._slot.node_id(), self._meter, [self._slot.path])
+        self._wire = WireServer(self._membership.credentials, self._store, bind_host=settings.bind or host,
+                                port_range=(settings.port_first, settings.port_last))  # fmt: skip
+        self._local = LocalServer(self._slot.socket_path, self._store)
+        self._puller = Puller(self._store, self._membership.credentials, settings, self._meter)
+        self._records = RecordCopy(self._slot.path / "records", self._membership.cluster_id, self._membership.verify_cluster)
+        self._info = NodeInfo(
+            node_id=self._slot.node_id(),
+            ray_node_id=ray_node_id,
+            hostname=socket.gethostname(),
+            host=settings.advertise or host,
+            control_port=self._wire.control_port,
+            socket_path=str(self._slot.socket_path),
+            directory=str(self._slot.path),
+            arena_path=str(self._slot.arena_path),
+            software=__version__,
+            pid=os.getpid(),
+            labels=labels,
+        )
+        log.info("node %s serves at %s:%d from %s", self._info.node_id, host, self._info.control_port, self._slot.path)
+
+    def describe(self) -> NodeInfo:
+        return self._info
+
+    def sample(self) -> NodeSample:
+        return self._sampler.sample([self._tier_sample(tier) for tier in self._store.tiers])
+
+    def pull(
+        self,
+        ref: ShardRef,
+        sources: Sequence[PeerAddress],
+        durability: Durability | None,
+        qos: QosClass,
+        deadline_s: float,
+    ) -> Outcome:
+        """Makes a shard present here (pull.py)."""
+        return self._puller.pull(ref, sources, durability, qos, deadline_s)
+
+    def receipt(self, ref: ShardRef) -> bytes:
+        """Signed: this node holds a verified copy of the shard. Raises `NotFound`, `DamagedData` for another frame."""
+        with self._store.open(ref.shard_id) as reader:
+            if reader.frame.digest != ref.frame_digest:
+                raise DamagedData(f"shard {ref.shard_id} on node {self._info.node_id} has another frame")
+        tiers = self._store.tiers_of(ref.shard_id)
+        credentials = self._membership.credentials()
+        receipt = Receipt(
+            cluster_id=credentials.identity.cluster_id,
+            node_id=self._info.node_id,
+            shard_id=ref.shard_id,
+            frame_digest=ref.frame_digest,
+            tier=max(tiers, key=lambda tier: tier is not TierKind.MEMORY),  # the one that promises more
+            epoch=self._records.highest_epoch(),
+        )
+        return make_receipt(receipt, credentials.certificate_der, credentials.sign)
+
+    def scrub(self, ref: ShardRef) -> ChunkReport | None:
+        """Reads and checks every chunk of every copy of a shard here; None when there is none."""
+        damaged: set[int] = set()
+        chunks_read = 0
+        for tier in self._store.tiers:
+            with suppress(NotFound), tier.open(ref.shard_id) as reader:
+                for number in range(len(reader.frame.chunks)):
+                    chunks_read += 1
+                    try:
+                        reader.frame.verify_chunk(number, reader.chunk(number))
+                    except DamagedData:
+                        damaged.add(number)
+        self._meter.damaged(len(damaged))
+        return ChunkReport(chunks_read=chunks_read, damaged=sorted(damaged)) if chunks_read else None
+
+    def repair(self, ref: ShardRef, numbers: Sequence[int], sources: Sequence[PeerAddress], deadline_s: float) -> int:
+        """Replaces damaged chunks by other nodes' bytes; how many."""
+        return self._puller.repair(ref, numbers, sources, deadline_s)
+
+    def append_records(self, entries: Sequence[Entry]) -> int:
+        """Copies of the catalog's records; the sequence number up to which this node has them on disk. Raises
+        `NotPermitted` for a catalog that was superseded, `DamagedData` for a gap or a forged record."""
+        return self._records.append(entries).sequence
+
+    def records_end(self) -> int:
+        """The sequence number of the last record that is copied here."""
+        return self._records.tail.sequence
+
+    def inventory(self) -> list[ShardRef]:
+        """Every shard that lies here."""
+        return self._store.shards()
+
+    def delete(self, shard_ids: Sequence[str]) -> int:
+        """Takes shards away; how many were here."""
+        found = 0
+        for shard_id in shard_ids:
+            with suppress(NotFound):
+                self._store.delete(parse_id(shard_id, "shard id"))
+                found += 1
+        return found
+
+    def close(self) -> None:
+        """Lets go of everything on this machine but what is stored."""
+        self._membership.close()
+        self._local.close()
+        self._wire.close()
+        self._sampler.close()
+        self._store.close()
+        self._records.close()
+        self._slot.release()
+
+    def _open_store(self) -> TieredStore:
+        cluster_id = self._membership.credentials().identity.cluster_id
+        disk = DiskTier(self._slot.path / "tier", cluster_id=cluster_id, kind=device_kind(self._slot.path),
+                        reserve_bytes=self._settings.disk_reserve_bytes)  # fmt: skip
+        path = self._slot.arena_path
+        capacity_bytes = self._settings.arena_bytes or default_arena_bytes(path.parent)
+        return TieredStore(MemoryTier(path, capacity_bytes), disk)
+
+    def _tier_sample(self, tier: Tier) -> TierSample:
+        path = self._slot.arena_path if tier.kind is TierKind.MEMORY else self._slot.path
+        return TierSample(
+            kind=tier.kind,
+            path=str(path),
+            capacity_bytes=tier.capacity_bytes,
+            free_bytes=tier.free_bytes,
+            shards=len(tier.shards()),
+        )
+
+
+def default_arena_bytes(shm: Path) -> int:
+    """A quarter of what /dev/shm leaves after Ray's object store, at most 4 GiB, whole MiB."""
+    free_bytes = shutil.disk_usage(shm).free
+    return min(free_bytes // ARENA_SHARE_OF_SHM, ARENA_BYTES_DEFAULT_MAX) // MIB * MIB

@@ -156,3 +156,45 @@ class Puller:
             yield
         finally:
             self._slots.release()
+
+
+class RepairSink:
+    """A place for certain chunks of a shard that is here already: each replaces the damaged one in every copy."""
+
+    def __init__(self, store: TieredStore, frame: Frame, numbers: Sequence[int]) -> None:
+        self.frame = frame
+        self.replaced = 0
+        self._store = store
+        self._missing = sorted(set(numbers))
+        self._lock = threading.Lock()
+
+    def create(self, frame: Frame) -> "RepairSink":
+        if frame.digest != self.frame.digest:
+            raise DamagedData(f"shard {frame.header.shard_id}: the source holds another frame than this node")
+        return self
+
+    def missing(self) -> list[tuple[int, int]]:
+        with self._lock:
+            return [(number, 1) for number in self._missing]
+
+    def chunk_buffer(self, number: int) -> memoryview | None:
+        return None
+
+    def commit_chunk(self, number: int) -> None:
+        raise AssertionError("chunk_buffer gave no place")
+
+    def write_chunk(self, number: int, sealed: memoryview) -> None:
+        self._store.replace_chunk(self.frame.header.shard_id, number, sealed)
+        with self._lock:
+            if number in self._missing:
+                self._missing.remove(number)
+                self.replaced += 1
+
+    def commit(self) -> None:
+        """Each chunk was durable when it was written."""
+
+    def abort(self) -> None:
+        """What was replaced is right and stays."""
+
+    def close(self) -> None:
+        """See `abort`."""

@@ -20,7 +20,7 @@ from raylog.api.verify import ScrubReport, verify_version
 from raylog.catalog.manifest import Manifest
 from raylog.monitor.samples import NodeSample
 from raylog.placement.model import Problem
-from raylog.placement.solve import Plan
+from raylog.placement.plan import Plan
 from raylog.settings import Settings, load_settings
 from raylog.spec import Durability, Kind, QosClass, Version, parse_codec, parse_name, parse_reference
 
@@ -122,8 +122,7 @@ class Client:
     def delete(self, name: str) -> list[Version]:
         """Deletes a version, or all of an artifact for a plain name; returns what was deleted. Their shards are removed
         from the nodes, their numbers are never used again. Raises `NotFound`."""
-        deleted: list[Version] = self._session.retried("catalog", "delete", parse_reference(name))
-        return deleted
+        return self._session.delete(parse_reference(name))
 
     def ship(
         self,

@@ -2,21 +2,21 @@
 shard is sealed, and one commit makes all of it visible at once."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Self
 
-from raylog.actors import calls
-from raylog.actors.catalog import PutOrder
 from raylog.api.seal_content import Sealed, SealPlan, seal_content
 from raylog.api.session import Session
 from raylog.api.sources.content import Content
 from raylog.catalog.manifest import Manifest, ShardEntry, sign_manifest
 from raylog.codec.keys import GroupKey
 from raylog.errors import RaylogError, UsageError
-from raylog.spec import Codec, Durability, QosClass, ShardRef, Version, new_id
+from raylog.spec import Codec, Durability, QosClass, ShardRef, Version, new_id, parse_codec
 from raylog.wire.local_client import LocalStaging
 
 log = logging.getLogger("raylog.put")
@@ -27,33 +27,23 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PutOptions:
-    """What `client.put` was asked for, checked."""
+    """What `client.put` was asked for, checked before anything is read."""
 
     replicas: int
     durability: Durability
     codec: Codec | None
-    labels: Mapping[str, str] = field(default_factory=dict)
-    parents: Sequence[str] = ()
+    labels: Mapping[str, str]
 
-
-def parse_options(
-    replicas: int, durability: str, codec: str, labels: Mapping[str, str] | None, parents: Sequence[str]
-) -> PutOptions:
-    """Checks what can be checked before anything is read; raises `UsageError`."""
-    codecs: dict[str, Codec | None] = {"auto": None} | {one.name.lower(): one for one in Codec}
-    if codec not in codecs:
-        raise UsageError(f"expected a codec of {', '.join(codecs)}, got {codec!r}")
-    if durability not in list(Durability):
-        raise UsageError(f"expected a durability of {', '.join(Durability)}, got {durability!r}")
-    if isinstance(replicas, bool) or not isinstance(replicas, int) or not 1 <= replicas <= 16:
-        raise UsageError(f"expected 1 to 16 replicas, got {replicas!r}")
-    return PutOptions(
-        replicas=replicas,
-        durability=Durability(durability),
-        codec=codecs[codec],
-        labels=dict(labels or {}),
-        parents=tuple(parents),
-    )
+    @classmethod
+    def parse(cls, *, replicas: int, durability: str, codec: str, labels: Mapping[str, str] | None) -> Self:
+        """Raises `UsageError`."""
+        if durability not in list(Durability):
+            raise UsageError(f"expected a durability of {', '.join(Durability)}, got {durability!r}")
+        if isinstance(replicas, bool) or not isinstance(replicas, int) or not 1 <= replicas <= 16:
+            raise UsageError(f"expected 1 to 16 replicas, got {replicas!r}")
+        return cls(
+            replicas=replicas, durability=Durability(durability), codec=parse_codec(codec), labels=dict(labels or {})
+        )
 
 
 class Put:
@@ -64,29 +54,96 @@ class Put:
         self._name = name
         self._options = options
         self._on_progress = on_progress
-        self._refs: list[ShardRef] = []
+        self._entries: list[ShardEntry] = []
         self._receipts: list[bytes] = []
 
     def run(self, content: Content) -> Version:
-        """Seals `content` and commits it as the name's next version.
-
-        Raises `SourceError`, `NoSpace`, `Conflict` when another writer committed this name meanwhile, `Unavailable`
-        when there are fewer nodes than replicas. After an error, Ctrl-C included, nothing of it is visible.
-        """
-        order: PutOrder = self._session.retried("catalog", "begin", self._name)
+        """Seals `content` and commits it as the name's next version. After an error, Ctrl-C included, nothing of it is
+        visible. Raises as `Client.put`."""
+        order = self._session.retried("catalog", "begin", self._name)
         dek_id, dek = self._session.write_key(order.artifact_id, order.tenant)
+        settings = self._session.settings
         plan = SealPlan(
             tenant=order.tenant,
             artifact_id=order.artifact_id,
             version_id=new_id(),
             key=GroupKey(dek_id, dek),
             codec=self._options.codec,
-            shard_bytes=self._session.settings.shard_bytes,
-            chunk_bytes=self._session.settings.chunk_bytes,
+            shard_bytes=settings.shard_bytes,
+            chunk_bytes=settings.chunk_bytes,
         )
         try:
             self._seal_and_replicate(content, plan)
-            return self._commit(content, plan, order)
         except BaseException:
             self._discard()
             raise
+        try:
+            return self._commit(content, plan, order.base)
+        except RaylogError as error:
+            if not error.is_retryable:  # else it may have been committed: its shards are the catalog's to judge
+                self._discard()
+            raise
+
+    def _seal_and_replicate(self, content: Content, plan: SealPlan) -> None:
+        executor = ThreadPoolExecutor(REPLICATIONS_AT_ONCE, thread_name_prefix="replicate")
+        under_way: deque[Future[list[bytes]]] = deque()
+        try:
+            for sealed in seal_content(content, plan, self._session.store.stage):
+                ref = self._adopt(sealed)
+                self._entries.append(ShardEntry.whole(ref, (plan.key.dek_id,)))
+                under_way.append(executor.submit(self._replicate, ref))
+                if len(under_way) > REPLICATIONS_AT_ONCE:  # bounds what is sealed ahead of its replicas
+                    self._receipts += under_way.popleft().result()
+                self._report(content)
+            for future in under_way:
+                self._receipts += future.result()
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+    def _adopt(self, sealed: Sealed[LocalStaging]) -> ShardRef:
+        with sealed.place as staging:
+            return staging.adopt(sealed.frame.digest, self._options.durability)
+
+    def _replicate(self, ref: ShardRef) -> list[bytes]:
+        """Brings a shard to the nodes that the placement actor chooses; their receipts."""
+        session, options = self._session, self._options
+        targets = session.replica_targets(ref, options.replicas)
+        for info in targets:
+            if info.node_id != session.local.node_id:
+                session.pull(info, ref, QosClass.CHECKPOINT, options.durability)
+        receipts = [session.receipt(info, ref) for info in targets]
+        if session.local.node_id not in {info.node_id for info in targets}:
+            session.delete_shards(session.local, [ref.shard_id])
+        return receipts
+
+    def _commit(self, content: Content, plan: SealPlan, base: int) -> Version:
+        credentials = self._session.credentials()
+        manifest = Manifest(
+            cluster_id=credentials.identity.cluster_id,
+            tenant=plan.tenant,
+            artifact_id=plan.artifact_id,
+            version_id=plan.version_id,
+            name=self._name,
+            kind=content.kind,
+            labels=self._options.labels,
+            replicas=self._options.replicas,
+            durability=self._options.durability,
+            created_us=time.time_ns() // 1000,
+            signer=str(credentials.identity),
+            shards=tuple(self._entries),
+        )
+        signed = sign_manifest(manifest, credentials.certificate_der, credentials.sign)
+        version: Version = self._session.retried("catalog", "commit", signed, self._receipts, base)
+        return version
+
+    def _discard(self) -> None:
+        """Takes away what lies on nodes already; a node that does not answer is cleaned by its next inventory."""
+        ids = [entry.shard.shard_id for entry in self._entries]
+        with suppress(RaylogError):
+            for info in self._session.nodes() if ids else []:
+                with suppress(RaylogError):
+                    self._session.delete_shards(info, ids)
+
+    def _report(self, content: Content) -> None:
+        if self._on_progress:
+            self._on_progress(sum(entry.shard.content_bytes for entry in self._entries), content.bytes or 0)

@@ -1,20 +1,25 @@
 """What a connected process holds: Ray, its certificate, its node's store. Everything the client does goes through here."""
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import ray
 
 from raylog.actors import bootstrap, calls
-from raylog.actors.node import NodeInfo
+from raylog.actors.membership import Membership
+from raylog.actors.node import NodeInfo, peers_for
+from raylog.actors.pull import Outcome
 from raylog.api import ray_access
-from raylog.errors import NotFound, Unavailable
-from raylog.security import grants, join
-from raylog.security.certs import Credentials
+from raylog.catalog.manifest import Manifest, open_manifest
+from raylog.catalog.requests import DeleteRequest, sign_delete
+from raylog.errors import NotFound, NotPermitted, Unavailable
+from raylog.security.credentials import Credentials
+from raylog.security.grants import ReadScope, WriteScope, open_grant, request_grant
 from raylog.settings import Settings
-from raylog.spec import new_id
+from raylog.spec import Durability, QosClass, Reference, ShardRef, Version
 from raylog.units import MIB
 from raylog.wire.local_client import LocalClient
 
@@ -43,18 +48,21 @@ def _init(**options: Any) -> None:
     ray.init(namespace=calls.NAMESPACE, log_to_driver=False, logging_level="ERROR", **options)
 
 
+ANSWER_GRACE_S = 5.0  # a node ends by the deadline it was given; its answer travels a little longer
+
+
 class Session:
     """One process's membership of a cluster: actors by name, a client certificate, the local node's store."""
 
     def __init__(self, settings: Settings, *, owns_ray: bool) -> None:
         self.settings = settings
         self._owns_ray = owns_ray
-        self.credentials = self._join()
+        self._membership = Membership.of_client(settings)
         self.local = self._local_node()
         self.store = LocalClient(Path(self.local.socket_path))
 
     @classmethod
-    def open(cls, address: str | None, settings: Settings) -> "Session":
+    def open(cls, address: str | None, settings: Settings) -> Self:
         """Connects, starting what is missing. What was started is taken down again when this fails."""
         owns_ray = connect_ray(address)
         try:
@@ -67,17 +75,26 @@ class Session:
     def close(self) -> None:
         """Lets go of the node; ends raylog and Ray if this process started them."""
         self.store.close()
+        self._membership.close()
         if self._owns_ray:
             bootstrap.stop()
             ray.shutdown()
 
+    def credentials(self) -> Credentials:
+        return self._membership.credentials()
+
     def call(self, actor: str, method: str, *arguments: Any, timeout_s: float | None = None) -> Any:
         return calls.call(actor, method, *arguments, timeout_s=timeout_s or self.settings.call_deadline_s)
 
-    def retried(self, actor: str, method: str, *arguments: Any, timeout_s: float | None = None) -> Any:
-        """An idempotent call, asked again while the actor restarts."""
-        limit_s = timeout_s or self.settings.call_deadline_s
-        return calls.retried(lambda: self.call(actor, method, *arguments, timeout_s=limit_s), limit_s)
+    def retried(self, actor: str, method: str, *arguments: Any) -> Any:
+        """An idempotent call, asked again while the actor restarts, within the deadline of one call."""
+        limit_s = self.settings.call_deadline_s
+        return calls.retried(lambda left_s: self.call(actor, method, *arguments, timeout_s=left_s), limit_s)
+
+    def on_node(self, info: NodeInfo, method: str, *arguments: Any, timeout_s: float | None = None) -> Any:
+        """A call of one node's actor."""
+        reference = getattr(calls.node(info.ray_node_id), method).remote(*arguments)
+        return calls.wait(reference, timeout_s or self.settings.call_deadline_s, f"node {info.node_id[:12]}.{method}")
 
     def nodes(self) -> list[NodeInfo]:
         nodes: list[NodeInfo] = self.retried("launch", "nodes")
@@ -92,11 +109,97 @@ class Session:
             raise NotFound(f"expected the id of one living node, got {node_id!r}; there are: {present}")
         return found[0]
 
+    def holders(self, shard_id: str) -> list[NodeInfo]:
+        """The living nodes that hold an acknowledged replica of a shard."""
+        holding: dict[str, list[str]] = self.retried("catalog", "replicas", [shard_id])
+        return [info for info in self.nodes() if info.node_id in holding[shard_id]]
+
+    def manifest(self, reference: Reference) -> Manifest:
+        """A version's manifest, verified by the cluster's key, and that it is the version that was asked for."""
+        committed: bytes = self.retried("catalog", "manifest", reference)
+        manifest, statement = open_manifest(committed, self._membership.cluster_id, self._membership.verify_cluster)
+        if manifest.name != reference.name or reference.number not in (None, statement.number):
+            raise NotPermitted(f"asked for {reference}, the catalog gave {manifest.name}@{statement.number}")
+        return manifest
+
+    def delete(self, reference: Reference) -> list[Version]:
+        """Has the catalog delete what `reference` names now, by a request that this process signs."""
+        latest: Version = self.retried("catalog", "versions", reference.name)[-1]
+        credentials = self.credentials()
+        request = DeleteRequest(
+            cluster_id=self._membership.cluster_id,
+            reference=str(reference),
+            latest=latest.number,
+            time_us=time.time_ns() // 1000,
+        )
+        signed = sign_delete(request, credentials.certificate_der, credentials.sign)
+        deleted: list[Version] = self.call("catalog", "delete", signed)
+        return deleted
+
+    def pull(
+        self,
+        target: NodeInfo,
+        ref: ShardRef,
+        qos: QosClass,
+        durability: Durability | None,
+        *,
+        sources: Sequence[NodeInfo] | None = None,
+        timeout_s: float | None = None,
+    ) -> Outcome:
+        """Has `target` pull a shard from `sources`, by default from whoever holds a replica."""
+        limit_s = timeout_s or self.settings.pull_deadline_s
+        peers = peers_for(target, self.holders(ref.shard_id) if sources is None else sources)
+        outcome: Outcome = self.on_node(
+            target, "pull", ref, peers, durability, qos, limit_s, timeout_s=limit_s + ANSWER_GRACE_S
+        )
+        return outcome
+
+    def repair(self, target: NodeInfo, ref: ShardRef, numbers: Sequence[int]) -> int:
+        """Has `target` replace damaged chunks from other replicas; how many it replaced."""
+        limit_s = self.settings.pull_deadline_s
+        peers = peers_for(target, self.holders(ref.shard_id))
+        replaced: int = self.on_node(
+            target, "repair", ref, list(numbers), peers, limit_s, timeout_s=limit_s + ANSWER_GRACE_S
+        )
+        return replaced
+
+    def replica_targets(self, ref: ShardRef, replicas: int) -> list[NodeInfo]:
+        """The nodes on which the placement actor wants the replicas of a shard that this process sealed. Raises
+        `Unavailable` with its reason when there are fewer than asked for."""
+        chosen: list[str] = self.retried("placement", "replica_targets", ref, replicas, self.local.node_id)
+        by_id = {info.node_id: info for info in self.nodes()}
+        return [by_id[node_id] for node_id in chosen if node_id in by_id]
+
+    def delete_shards(self, info: NodeInfo, shard_ids: Sequence[str]) -> None:
+        """Takes shards that no version names away from a node."""
+        self.on_node(info, "delete", list(shard_ids))
+
+    def receipt(self, info: NodeInfo, ref: ShardRef) -> bytes:
+        """A node's signed word that it holds the shard."""
+        receipt: bytes = self.on_node(info, "receipt", ref)
+        return receipt
+
     def read_keys(self, dek_ids: Sequence[str]) -> dict[str, bytes]:
-        """Data keys by id, granted to this process alone."""
-        return self._granted(grants.ReadScope(dek_ids=tuple(dek_ids)))
+        """Data keys by id, granted to this process alone. Raises `NotPermitted`, `NotFound` for destroyed ones."""
+        return self._granted(ReadScope(dek_ids=tuple(dek_ids)))
 
     def write_key(self, artifact_id: str, tenant: str) -> tuple[str, bytes]:
-        """A fresh data key of an artifact and its id."""
-        ((dek_id, key),) = self._granted(grants.WriteScope(artifact_id=artifact_id, tenant=tenant)).items()
+        """A fresh data key of an artifact: its id and the key, granted to this process alone."""
+        ((dek_id, key),) = self._granted(WriteScope(artifact_id=artifact_id, tenant=tenant)).items()
         return dek_id, key
+
+    def _granted(self, scope: ReadScope | WriteScope) -> dict[str, bytes]:
+        def attempt(left_s: float) -> dict[str, bytes]:
+            credentials = self.credentials()
+            pending = request_grant(credentials, scope, time.time())  # each is answered once: a new one for every try
+            grant = self.call("keys", "grant", pending.request, timeout_s=left_s)
+            return open_grant(grant, pending, credentials.cluster_public_key, time.time())
+
+        return calls.retried(attempt, self.settings.call_deadline_s)
+
+    def _local_node(self) -> NodeInfo:
+        here = ray.get_runtime_context().get_node_id()
+        for info in self.nodes():
+            if info.ray_node_id == here:
+                return info
+        raise Unavailable("no node actor answers on this machine: 'raylog status' says why; connect on a cluster's node")

@@ -87,8 +87,8 @@ class AuditLog(KeyHolder):
                 met_noted = met_noted or head == noted
         if noted is not None and not met_noted:
             raise DamagedData(
-                f"{self._database.path}: the audit log was cut or replaced: it does not contain the head noted at entry "
-                f"{noted.sequence}, it ends at entry {head.sequence}"
+                f"{self._database.path}: the audit log was cut or replaced: it does not contain the head noted at "
+                f"entry {noted.sequence}, it ends at entry {head.sequence}"
             )
         return head
 
@@ -106,7 +106,8 @@ class AuditLog(KeyHolder):
 
     def _page(self, since: int) -> list[tuple[AuditEntry, bytes]]:
         rows = self._database.execute(
-            "SELECT sequence, time_s, event, subject, detail, mac FROM audit WHERE sequence > ? ORDER BY sequence LIMIT ?",
+            "SELECT sequence, time_s, event, subject, detail, mac FROM audit WHERE sequence > ? "
+            "ORDER BY sequence LIMIT ?",
             since,
             ENTRIES_PER_CALL,
         )

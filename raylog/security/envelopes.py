@@ -28,8 +28,8 @@ _SCHEMA = (
 
 
 class EnvelopeStore(KeyHolder):
-    """SQLite (WAL, synchronous=FULL) at `path`; ids are bound into every wrapping, so a row moved to another id does not
-    open. Nothing is cached: a destroyed key is gone for the next call. Thread-safe.
+    """SQLite (WAL, synchronous=FULL) at `path`; ids are bound into every wrapping, so a row moved to another id does
+    not open. Nothing is cached: a destroyed key is gone for the next call. Thread-safe.
 
     Raises `NotPermitted` when the file is of laxer modes or of another cluster than `provider`.
     """
@@ -98,8 +98,8 @@ class EnvelopeStore(KeyHolder):
         self._database.forget_deleted()
 
     def rewrap_all(self) -> int:
-        """Wraps every artifact key under the newest KEK and returns how many were under an older one. Data keys and data
-        stay as they are. A crash in the middle leaves all of them readable; the next call does the rest."""
+        """Wraps every artifact key under the newest KEK and returns how many were under an older one. Data keys and
+        data stay as they are. A crash in the middle leaves all of them readable; the next call does the rest."""
         count, after = self.audit.rewrap(), ""
         while True:
             with self._database.transaction():
@@ -149,20 +149,30 @@ class EnvelopeStore(KeyHolder):
         if not rows:
             return None
         tenant, wrapped, destroyed_s = rows[0]
+        return self._artifact_key(artifact_id, tenant, wrapped, destroyed_s), tenant
+
+    def _artifact_key(self, artifact_id: str, tenant: str, wrapped: bytes | None, destroyed_s: float) -> bytes:
         if wrapped is None:
-            day = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(destroyed_s))
-            raise NotFound(f"the keys of artifact {artifact_id} were destroyed on {day}: no copy of it can be opened")
-        return self._provider.unwrap(_artifact_context(artifact_id, tenant), wrapped), tenant
+            moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(destroyed_s))
+            raise NotFound(
+                f"the keys of artifact {artifact_id} were destroyed on {moment}: no copy of it can be opened"
+            )
+        return self._provider.unwrap(_artifact_context(artifact_id, tenant), wrapped)
 
     def _open(self, dek_id: str) -> tuple[bytes, str]:
         parse_id(dek_id, "DEK id")
-        with self._database.transaction():
-            rows = self._database.execute("SELECT artifact_id, wrapped FROM deks WHERE dek_id = ?", dek_id)
-            artifact = self._artifact(rows[0][0]) if rows else None
-        if artifact is None:
-            raise NotFound(f"there is no data key {dek_id} in {self._database.path}: is this the cluster that sealed it?")
-        artifact_id, wrapped = rows[0]
-        return unseal(artifact[0], _dek_context(artifact_id, dek_id), wrapped or b"", f"data key {dek_id}"), artifact_id
+        rows = self._database.execute(
+            "SELECT artifact_id, deks.wrapped, tenant, artifacts.wrapped, destroyed_s FROM deks "
+            "JOIN artifacts USING (artifact_id) WHERE dek_id = ?",
+            dek_id,
+        )
+        if not rows:
+            raise NotFound(f"{self._database.path} holds no data key {dek_id}: is this the cluster that sealed it?")
+        artifact_id, wrapped, *artifact = rows[0]
+        artifact_key = self._artifact_key(artifact_id, *artifact)
+        return unseal(
+            artifact_key, _dek_context(artifact_id, dek_id), wrapped or b"", f"data key {dek_id}"
+        ), artifact_id
 
 
 def _artifact_context(artifact_id: str, tenant: str) -> bytes:

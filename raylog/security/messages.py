@@ -11,7 +11,7 @@ from raylog.errors import NotPermitted, Unavailable
 REQUEST_BYTES_MAX = 64 << 10
 FRESH_S = 300  # a request's time may differ from the receiver's clock by so much
 NONCE_BYTES = 16
-REPLAYS_REMEMBERED_MAX = 100_000  # some 15 MiB at most
+REPLAYS_REMEMBERED_MAX = 100_000  # some 20 MiB at most
 
 Message = TypeVar("Message", bound=msgspec.Struct)
 
@@ -50,8 +50,8 @@ def check_fresh(time_s: int, now_s: float, what: str) -> None:
 
 
 class ReplayCache:
-    """Remembers the nonces of proven requests for as long as these are fresh. Bounded: when it is full, new requests are
-    refused; forgetting old ones instead would let them be replayed. Thread-safe."""
+    """Remembers the digests of proven requests for as long as these are fresh. Bounded: when it is full, new requests
+    are refused; forgetting old ones instead would let them be replayed. Thread-safe."""
 
     def __init__(self, remembered_max: int = REPLAYS_REMEMBERED_MAX) -> None:
         self._remembered_max = remembered_max
@@ -59,15 +59,15 @@ class ReplayCache:
         self._expiries: list[tuple[float, bytes]] = []
         self._lock = threading.Lock()
 
-    def check(self, nonce: bytes, time_s: int, now_s: float, what: str) -> None:
-        """Passes each nonce once; raises `NotPermitted` the second time, `Unavailable` when full. Only for requests whose
-        signature was verified, so that strangers cannot fill it."""
+    def check(self, digest: bytes, time_s: int, now_s: float, what: str) -> None:
+        """Passes each digest once; raises `NotPermitted` the second time, `Unavailable` when full. Only for requests
+        that proved themselves, by what the proof covers, so that strangers cannot fill it."""
         with self._lock:
             while self._expiries and self._expiries[0][0] < now_s:
                 self._seen.remove(heappop(self._expiries)[1])
-            if nonce in self._seen:
+            if digest in self._seen:
                 raise NotPermitted(f"{what} came a second time (replayed): make a new one, with a new nonce")
             if len(self._seen) >= self._remembered_max:
                 raise Unavailable(f"more than {self._remembered_max} requests within {FRESH_S} s: ask again later")
-            self._seen.add(nonce)
-            heappush(self._expiries, (time_s + FRESH_S, nonce))
+            self._seen.add(digest)
+            heappush(self._expiries, (time_s + FRESH_S, digest))

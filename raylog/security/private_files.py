@@ -104,8 +104,9 @@ def _check_owner_only(found: os.stat_result, path: Path, mode: int) -> None:
         )
     if found.st_mode & _OTHERS:
         raise NotPermitted(
-            f"{path} has mode {stat.S_IMODE(found.st_mode):04o}, expected {mode:04o}: others on this machine could read "
-            f"the keys in it, or replace them; run: chmod {mode:o} {path} (and replace keys that others may have seen)"
+            f"{path} has mode {stat.S_IMODE(found.st_mode):04o}, expected {mode:04o}: others on this machine could "
+            f"read the keys in it, or replace them; run: chmod {mode:o} {path} "
+            "(and replace keys that others may have seen)"
         )
 
 

@@ -63,6 +63,12 @@ class TieredStore:
         hot = self._arena_writer(frame, evictable=True)
         return writer if hot is None else HotWriter(writer, hot, self._keep_hot)
 
+    def create_cached(self, frame: Frame) -> ShardWriter:
+        """A writer of a copy that may go when room is needed: in the arena, or on disk where the arena has none."""
+        self._refuse_present(frame)
+        cached = self._arena_writer(frame, evictable=True)
+        return self.disk.create(frame) if cached is None else cached
+
     def persist(self, shard_id: str) -> None:
         """Makes a shard that is in the arena alone durable on disk too; there it is evictable from then on.
 

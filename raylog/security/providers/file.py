@@ -1,6 +1,5 @@
 """The file keyring: versioned key-encryption keys in one file that only its owner may read."""
 
-import base64
 import fcntl
 import hmac
 import os
@@ -32,7 +31,7 @@ _Stamp = tuple[int, int, int]
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     number: int
-    key: str
+    key: bytes
     check: str
 
 
@@ -68,8 +67,8 @@ class FileKeyring(KeyHolder):
     def load(cls, path: Path, cluster_id: str | None = None) -> "FileKeyring":
         """The keyring at `path`; `cluster_id`, where given, must be its cluster's.
 
-        Raises `NotPermitted` when it is missing, of laxer modes, another user's or another cluster's, `DamagedData` when
-        it is malformed; each says what to do.
+        Raises `NotPermitted` when it is missing, of laxer modes, another user's or another cluster's, `DamagedData`
+        when it is malformed; each says what to do.
         """
         found, keks, stamp = _read(path)
         if cluster_id is not None and found != cluster_id:
@@ -140,7 +139,7 @@ class FileKeyring(KeyHolder):
         """Reads the file again if another process has replaced it: a key wrapped under a KEK that a rotation left
         behind would be forgotten by its rewrapping."""
         try:
-            stamp = _stamp(os.stat(self._path))
+            stamp = _stamp(self._path.stat())
         except FileNotFoundError:
             return  # what is loaded still serves; the next start says that the file is gone
         if stamp != self._stamp:
@@ -150,7 +149,8 @@ class FileKeyring(KeyHolder):
         found, keks, stamp = _read(self._path)
         if found != self._cluster_id or any(keks.get(number) != key for number, key in self._keks.items()):
             raise NotPermitted(
-                f"{self._path} was replaced by a keyring that lacks keys of cluster {self._cluster_id}: restore the newest"
+                f"{self._path} was replaced by a keyring that lacks keys of cluster {self._cluster_id}: "
+                "restore the newest"
             )
         return found, keks, stamp
 
@@ -159,11 +159,11 @@ def _read(path: Path) -> tuple[str, dict[int, bytes], _Stamp]:
     """Cluster id, KEKs by version, and which file they came from."""
     try:
         check_private_directory(path.parent)
-        stamp = _stamp(os.stat(path))  # taken first: a file replaced meanwhile is then read once more, never missed
+        stamp = _stamp(path.stat())  # taken first: a file replaced meanwhile is then read once more, never missed
         data = read_private(path, _FILE_BYTES_MAX)
     except FileNotFoundError:
         raise NotPermitted(
-            f"there is no keyring at {path}: 'raylog up' makes one for a new cluster; where sealed data exists already, "
+            f"there is no keyring at {path}: 'raylog up' makes one for a new cluster; where sealed data exists, "
             "restore the keyring from its backup (a new one opens nothing that is stored)"
         ) from None
     return *_decode(data, path), stamp
@@ -173,7 +173,7 @@ def _decode(data: bytes, path: Path) -> tuple[str, dict[int, bytes]]:
     try:
         file = msgspec.json.decode(data, type=_File)
         cluster_id = parse_id(file.cluster_id, "cluster id")
-        keks = {entry.number: base64.b64decode(entry.key, validate=True) for entry in file.versions}
+        keks = {entry.number: entry.key for entry in file.versions}
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError, UsageError):
         # The cause is left out: it may quote what stands in the file.
         raise DamagedData(f"{path} is not a keyring, or was damaged: restore it from its backup") from None
@@ -189,10 +189,7 @@ def _decode(data: bytes, path: Path) -> tuple[str, dict[int, bytes]]:
 
 
 def _encode(cluster_id: str, keks: dict[int, bytes]) -> bytes:
-    versions = [
-        _Entry(number=number, key=base64.b64encode(key).decode(), check=_check_value(key).decode())
-        for number, key in keks.items()
-    ]
+    versions = [_Entry(number=number, key=key, check=_check_value(key).decode()) for number, key in keks.items()]
     file = _File(raylog_keyring_format=FORMAT_VERSION, cluster_id=cluster_id, versions=versions)
     return msgspec.json.format(msgspec.json.encode(file)) + b"\n"
 
@@ -204,7 +201,7 @@ def _check_value(key: bytes) -> bytes:
 
 def _kek_version(wrapped: bytes) -> int:
     if len(wrapped) < _HEAD_BYTES or wrapped[0] != _BLOB_FORMAT:
-        raise DamagedData(f"expected a wrapped key of format {_BLOB_FORMAT}, got {len(wrapped)} other bytes: restore it")
+        raise DamagedData(f"expected a wrapped key of format {_BLOB_FORMAT}, got {len(wrapped)} other bytes")
     return int.from_bytes(wrapped[1:_HEAD_BYTES], "big")
 
 

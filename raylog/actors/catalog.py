@@ -1,0 +1,108 @@
+"""The catalog actor: the catalog over its journal, under an epoch granted by Ray's GCS. `upkeep.py` looks after copies."""
+
+import logging
+import time
+from collections.abc import Sequence
+
+from ray.experimental import internal_kv
+
+from raylog.actors import calls
+from raylog.actors.upkeep import Upkeep
+from raylog.catalog.catalog import Catalog
+from raylog.catalog.journal import FILE_NAME, Journal
+from raylog.catalog.requests import verify_delete
+from raylog.catalog.state import Pending
+from raylog.catalog.trust import Trust
+from raylog.errors import Conflict, Unavailable
+from raylog.security.certs import Authority, verify_certificate, verify_ed25519, verify_signature
+from raylog.security.providers.file import FileKeyring
+from raylog.settings import Settings
+from raylog.spec import Reference, Version, parse_reference
+
+log = logging.getLogger("raylog.catalog")
+TENANT_DEFAULT = "0" * 32
+EPOCH_CLAIMS_MAX = 10_000
+
+
+class CatalogActor:
+    """Runs on the head. A restart opens the journal again, begins a higher epoch, and asks the nodes what they hold."""
+
+    def __init__(self, settings: Settings) -> None:
+        authority = Authority.load(settings.authority_path, FileKeyring.load(settings.keyring_path))
+        self._trust = trust_of(authority)
+        self._catalog = Catalog(Journal(settings.catalog_path, self._trust, time.time, create=may_create(settings)))
+        self._catalog.begin_epoch(claim_epoch(authority.cluster_id, self._catalog.epoch_seen()))
+        self._upkeep = Upkeep(self._catalog, settings)
+
+    def begin(self, name: str) -> Pending:
+        return self._catalog.begin(name, TENANT_DEFAULT)
+
+    def commit(self, signed_manifest: bytes, receipts: Sequence[bytes], base: int) -> Version:
+        """Acknowledged when the record is on this disk and, where there is another node, on one of theirs. A caller that
+        did not hear the answer asks again and gets the same one."""
+        version = self._catalog.commit(signed_manifest, receipts, base)
+        self._upkeep.copy_to_another_node(self._catalog.sequence)
+        return version
+
+    def delete(self, signed_request: bytes) -> list[Version]:
+        """`signed_request` is one of catalog/requests.py: a Ray call alone proves nothing."""
+        request, by = verify_delete(signed_request, self._trust.cluster_id, self._trust.identify, time.time())
+        reference = parse_reference(request.reference)
+        newest = self._catalog.versions(reference.name)[-1].number
+        if reference.number is None and newest > request.latest:
+            raise Conflict(f"{reference.name}@{newest} came after the request to delete {reference.name}: ask again")
+        deleted = self._catalog.delete(reference, by)
+        self._upkeep.copy_to_another_node(self._catalog.sequence)
+        return deleted
+
+    def stat(self, reference: Reference) -> Version:
+        return self._catalog.stat(reference)
+
+    def versions(self, name: str) -> list[Version]:
+        return self._catalog.versions(name)
+
+    def ls(self, prefix: str) -> list[Version]:
+        return self._catalog.ls(prefix)
+
+    def manifest(self, reference: Reference) -> bytes:
+        return self._catalog.manifest(reference)
+
+    def replicas(self, shard_ids: Sequence[str]) -> dict[str, list[str]]:
+        return self._catalog.replicas(shard_ids)
+
+    def epoch(self) -> int:
+        return self._catalog.epoch_seen()
+
+
+def trust_of(authority: Authority) -> Trust:
+    """The cluster's keys as the catalog uses them."""
+
+    def identify(certificate: bytes, data: bytes, signature: bytes) -> str:
+        identity = verify_certificate(certificate, authority.ca_der, time.time())
+        verify_signature(certificate, data, signature)
+        return str(identity)
+
+    def verify(data: bytes, signature: bytes) -> None:
+        verify_ed25519(authority.cluster_public_key, data, signature, "the cluster")
+
+    return Trust(cluster_id=authority.cluster_id, sign=authority.sign, verify=verify, identify=identify)
+
+
+def may_create(settings: Settings) -> bool:
+    """Whether an empty journal may be begun: never where this machine's nodes hold copies of an older one."""
+    copies = list(settings.nodes_path.glob("slot-*/records/*.sqlite"))
+    if copies and not (settings.catalog_path / FILE_NAME).exists():
+        raise Unavailable(
+            f"the catalog's journal {settings.catalog_path / FILE_NAME} is gone, but {copies[0]} holds a copy of its "
+            "records: restore the journal; an empty catalog would forget what is stored"
+        )
+    return not copies
+
+
+def claim_epoch(cluster_id: str, seen: int) -> int:
+    """An epoch above `seen` that nobody else has, by set-if-absent in Ray's GCS."""
+    for epoch in range(seen + 1, seen + EPOCH_CLAIMS_MAX):
+        key = f"raylog/{cluster_id}/epoch/{epoch}".encode()
+        if not internal_kv._internal_kv_put(key, b"claimed", overwrite=False, namespace=calls.NAMESPACE.encode()):
+            return epoch
+    raise Unavailable(f"{EPOCH_CLAIMS_MAX} epochs above {seen} are claimed in Ray's GCS: restart Ray")

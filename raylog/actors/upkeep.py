@@ -1,0 +1,172 @@
+"""What the catalog actor does between calls: keeps copies of its records on other nodes, gives up nodes that are gone,
+restores replicas, removes shards that nothing names. Plans come from pure code; here they are carried out."""
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+
+from raylog.actors import calls
+from raylog.actors.node import NodeInfo, peers_for
+from raylog.catalog.catalog import Catalog
+from raylog.errors import NotFound, RaylogError, Unavailable
+from raylog.monitor.samples import NodeSample
+from raylog.settings import Settings
+from raylog.spec import Durability, QosClass, ShardRef, TierKind
+from raylog.store.repair import RepairNode, RepairStep, plan_repair
+
+log = logging.getLogger("raylog.upkeep")
+REPAIRS_AT_ONCE = 2
+ANSWER_GRACE_S = 5.0
+
+
+class Upkeep:
+    """A thread of the catalog actor. Every step is repeated until it is done, so a restart loses nothing."""
+
+    def __init__(self, catalog: Catalog, settings: Settings) -> None:
+        self._catalog = catalog
+        self._settings = settings
+        self._lock = threading.Lock()  # one at a time copies records out
+        self._last_seen_s: dict[str, float] = {}
+        self._present: set[str] = set()
+        threading.Thread(target=self._run, name="upkeep", daemon=True).start()
+
+    def copy_to_another_node(self, sequence: int) -> None:
+        """Returns once a node other than this one has the records up to `sequence` on its disk; at once where there is no
+        other node. Raises `Unavailable` when there is one and none of them took them."""
+        others = self._others()
+        if not others:
+            return
+        failures = []
+        for info in others:
+            try:
+                if self._copy_to(info, self._settings.call_deadline_s) >= sequence:
+                    return
+            except RaylogError as error:
+                failures.append(f"{info.node_id[:12]}: {error}")
+        raise Unavailable(f"committed here, but no other node has copied the record yet ({'; '.join(failures)}): ask again")
+
+    def _run(self) -> None:
+        while True:
+            started_s = time.monotonic()
+            try:
+                self._step()
+            except (RaylogError, ray.exceptions.RayError) as error:
+                log.warning("upkeep goes on in a moment: %s", error)
+            time.sleep(max(0.1, self._settings.reconcile_period_s - (time.monotonic() - started_s)))
+
+    def _step(self) -> None:
+        nodes: list[NodeInfo] = calls.call("launch", "nodes", timeout_s=self._settings.call_deadline_s)
+        self._notice(nodes)
+        for info in self._others(nodes):
+            self._copy_to(info, self._settings.call_deadline_s)
+        self._remove_unreferenced(nodes)
+        self._restore(nodes)
+
+    def _others(self, nodes: Sequence[NodeInfo] | None = None) -> list[NodeInfo]:
+        """The living nodes that are not the catalog's own."""
+        here = ray.get_runtime_context().get_node_id()
+        known = nodes if nodes is not None else calls.call("launch", "nodes", timeout_s=self._settings.call_deadline_s)
+        return [info for info in known if info.ray_node_id != here]
+
+    def _copy_to(self, info: NodeInfo, timeout_s: float) -> int:
+        """Sends a node the records that it lacks; the sequence number that it has reached."""
+        deadline = time.monotonic() + timeout_s
+        with self._lock:
+            reached: int = self._on(info, "records_end", timeout_s=deadline - time.monotonic())
+            while reached < self._catalog.sequence:
+                entries = self._catalog.records(reached)
+                reached = self._on(info, "append_records", entries, timeout_s=deadline - time.monotonic())
+            self._catalog.copied(info.node_id, reached)
+            return reached
+
+    def _notice(self, nodes: Sequence[NodeInfo]) -> None:
+        """Nodes that came count again by new receipts; nodes that are silent for too long are given up."""
+        now_s = time.monotonic()
+        present = {info.node_id for info in nodes}
+        for info in nodes:
+            if info.node_id not in self._present:
+                self._reconcile(info)
+        self._present = present
+        for node_id in present | self._catalog.holding_nodes():
+            self._last_seen_s.setdefault(node_id, now_s)
+        for node_id in present:
+            self._last_seen_s[node_id] = now_s
+        for node_id, seen_s in list(self._last_seen_s.items()):
+            if now_s - seen_s > self._settings.lost_after_s:
+                self._catalog.forget_node(node_id)
+                del self._last_seen_s[node_id]
+
+    def _reconcile(self, info: NodeInfo) -> None:
+        """A node that came or came back: what it really holds counts, by receipts; what it lost does not."""
+        self._catalog.admit_node(info.node_id)
+        inventory: list[ShardRef] = self._on(info, "inventory")
+        for shard_id in self._catalog.shards_of(info.node_id) - {ref.shard_id for ref in inventory}:
+            self._catalog.remove_replica(shard_id, info.node_id)
+        for ref in inventory:
+            try:
+                self._catalog.add_replica(self._on(info, "receipt", ref))
+            except NotFound:
+                continue  # of a put that is under way, or an orphan
+
+    def _remove_unreferenced(self, nodes: Sequence[NodeInfo]) -> None:
+        """Deletes the copies of shards that no version names any more."""
+        by_id = {info.node_id: info for info in nodes}
+        for standing in self._catalog.unreferenced_shards():
+            for node_id in (*standing.nodes, *standing.other_nodes):
+                if node_id in by_id:
+                    self._on(by_id[node_id], "delete", [standing.shard.shard_id])
+                    self._catalog.remove_replica(standing.shard.shard_id, node_id)
+
+    def _restore(self, nodes: Sequence[NodeInfo]) -> None:
+        """One round of repairs; what it leaves comes in the next."""
+        short = self._catalog.short_shards()
+        if not short:
+            return
+        by_id = {info.node_id: info for info in nodes}
+        plan = plan_repair(short, self._repair_nodes(nodes))
+        for hopeless in plan.unrepairable:
+            log.warning("%s", hopeless.reason)
+        with ThreadPoolExecutor(REPAIRS_AT_ONCE, thread_name_prefix="repair") as executor:
+            for done in [executor.submit(self._carry_out, step, by_id) for step in plan.steps]:
+                try:
+                    done.result()
+                except RaylogError as error:
+                    log.warning("a repair failed, it is planned again: %s", error)
+
+    def _repair_nodes(self, nodes: Sequence[NodeInfo]) -> list[RepairNode]:
+        """The nodes as the plan needs them: free bytes of their disk tiers, and what they would be lost with."""
+        samples: list[NodeSample] = calls.call("monitor", "samples", timeout_s=self._settings.call_deadline_s)
+        free = {
+            sample.node_id: sum(tier.free_bytes for tier in sample.tiers if tier.kind is not TierKind.MEMORY)
+            for sample in samples
+        }
+        return [
+            RepairNode(node_id=info.node_id, domain=failure_domain(info), free_bytes=free[info.node_id])
+            for info in nodes
+            if info.node_id in free
+        ]
+
+    def _carry_out(self, step: RepairStep, by_id: dict[str, NodeInfo]) -> None:
+        log.info("Repairing: %s", step.reason)
+        target, limit_s = by_id[step.target], self._settings.pull_deadline_s
+        peers = peers_for(target, [by_id[node_id] for node_id in step.sources])
+        arguments = (step.shard, peers, Durability.DISK, QosClass.REPAIR, limit_s)
+        self._on(target, "pull", *arguments, timeout_s=limit_s + ANSWER_GRACE_S)
+        self._catalog.add_replica(self._on(target, "receipt", step.shard))
+
+    def _on(self, info: NodeInfo, method: str, *arguments: Any, timeout_s: float | None = None) -> Any:
+        reference = getattr(calls.node(info.ray_node_id), method).remote(*arguments)
+        return calls.wait(reference, timeout_s or self._settings.call_deadline_s, f"node {info.node_id[:12]}.{method}")
+
+
+def failure_domain(info: NodeInfo) -> str:
+    """What a node would be lost with: its zone or rack where Ray's labels name one, else itself."""
+    for label in ("zone", "rack"):
+        if info.labels.get(label):
+            return f"{label} {info.labels[label]}"
+    return info.node_id

@@ -1,0 +1,1 @@
+"""Which versions exist, what they are made of, and which nodes hold them."""

@@ -1,0 +1,129 @@
+"""A node's copy of the catalog's chain: append only, and deaf to catalogs that were superseded.
+
+Table `entries`: sequence, signed record, committed manifest (empty for what is no commit, or was deleted before it was
+copied). An append is on the disk when it returns.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+from raylog.catalog.database import Database, held
+from raylog.catalog.journal import Entry
+from raylog.catalog.manifest import open_manifest
+from raylog.catalog.record import Record, RecordKind, Tail, check_not_superseded, follow, open_record
+from raylog.catalog.trust import Verify
+from raylog.errors import DamagedData
+
+FILE_NAME = "records.sqlite"
+SCHEMA_VERSION = 1
+_SCHEMA = ("CREATE TABLE entries (sequence INTEGER PRIMARY KEY, record BLOB NOT NULL, manifest BLOB NOT NULL)",)
+_PAGE = 1000  # entries read at once
+
+
+class RecordCopy:
+    """The copy that one node keeps, in a directory of its own. Threads may share it."""
+
+    def __init__(self, directory: Path, cluster_id: str, verify: Verify) -> None:
+        """Opens the copy or begins one, and checks where it ends. `verify` is of the cluster's key.
+
+        Raises `Unavailable` when another process has it open, `NotPermitted` when it is another cluster's,
+        `UsageError` for another schema, `DamagedData`.
+        """
+        self._cluster_id = cluster_id
+        self._verify = verify
+        self._turn = threading.Lock()  # held from reading the tail until it is moved on
+        self._database = Database(
+            directory / FILE_NAME,
+            kind="raylog copy of the catalog's chain",
+            schema_version=SCHEMA_VERSION,
+            cluster_id=cluster_id,
+            schema=_SCHEMA,
+            create=True,
+        )
+        try:
+            self._tail = self._read_tail()
+        except BaseException:
+            self._database.close()
+            raise
+
+    @property
+    def tail(self) -> Tail:
+        """Where the copy ends: what to ask the catalog for next."""
+        return self._tail
+
+    def highest_epoch(self) -> int:
+        """The highest epoch that this node has seen, 0 for none; a new catalog's must be above it."""
+        return self._tail.epoch
+
+    def append(self, entries: Sequence[Entry]) -> Tail:
+        """Takes the next records, all or none, and returns where the copy ends, once that is on the disk. Records that
+        are here already are passed over if they are the same ones.
+
+        Raises `NotPermitted` (forged, of another cluster, or of an epoch below the highest seen: attribute `epoch`),
+        `DamagedData` (a gap, a broken chain, another record than the one here, a manifest that is not the record's).
+        """
+        opened = [self._open(entry) for entry in entries]
+        with held(self._turn, self._database.path):
+            tail = self._tail
+            with self._database.write() as connection:
+                for entry, (record, digest) in zip(entries, opened, strict=True):
+                    if record.sequence <= tail.sequence:
+                        check_not_superseded(tail, record)
+                        self._check_same(connection, entry, record)
+                        continue
+                    tail = follow(tail, record, digest)
+                    row = (record.sequence, entry.record, entry.manifest)
+                    connection.execute("INSERT INTO entries VALUES (?, ?, ?)", row)
+            self._tail = tail
+        return tail
+
+    def entries(self) -> Generator[tuple[Record, bytes]]:
+        """Every record from the first, verified again, with its committed manifest (empty where there is none): what a
+        lost catalog is made anew from, together with `replay`. Raises `DamagedData`, `NotPermitted`."""
+        tail = Tail()
+        while tail.sequence < self._tail.sequence:
+            with self._database.read() as connection:
+                rows = connection.execute(
+                    "SELECT record, manifest FROM entries WHERE sequence > ? ORDER BY sequence LIMIT ?",
+                    (tail.sequence, _PAGE),
+                ).fetchall()
+            if not rows:
+                raise DamagedData(f"{self._database.path}: record {tail.sequence + 1} and those after it are gone")
+            for signed, manifest in rows:
+                record, digest = self._open(Entry(record=signed, manifest=manifest))
+                tail = follow(tail, record, digest)
+                yield record, manifest
+
+    def close(self) -> None:
+        """Lets the directory go; may be called twice."""
+        self._database.close()
+
+    def _open(self, entry: Entry) -> tuple[Record, bytes]:
+        """The record and its digest; its manifest, if there is one, is the one that it names."""
+        record, digest = open_record(entry.record, self._cluster_id, self._verify)
+        if entry.manifest:
+            if record.kind != RecordKind.COMMIT:
+                raise DamagedData(f"record {record.sequence} is a {record.kind} and comes with a manifest")
+            manifest, statement = open_manifest(entry.manifest, self._cluster_id, self._verify)
+            stated = (manifest.name, manifest.artifact_id, statement.number, statement.digest)
+            if stated != (record.name, record.artifact_id, record.number, record.manifest_digest):
+                raise DamagedData(
+                    f"record {record.sequence} commits {record.name}@{record.number}, the manifest with it is of "
+                    f"{manifest.name}@{statement.number}"
+                )
+        return record, digest
+
+    def _check_same(self, connection: sqlite3.Connection, entry: Entry, record: Record) -> None:
+        row = connection.execute("SELECT record FROM entries WHERE sequence = ?", (record.sequence,)).fetchone()
+        if row is None or row[0] != entry.record:
+            raise DamagedData(f"record {record.sequence} is not the one that is here: the chain was forked")
+
+    def _read_tail(self) -> Tail:
+        with self._database.read() as connection:
+            row = connection.execute("SELECT record FROM entries ORDER BY sequence DESC LIMIT 1").fetchone()
+        if row is None:
+            return Tail()
+        record, digest = open_record(row[0], self._cluster_id, self._verify)
+        return Tail(sequence=record.sequence, epoch=record.epoch, digest=digest)

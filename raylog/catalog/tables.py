@@ -1,0 +1,286 @@
+"""The journal's tables as functions: facts out, effects in. Each takes a connection inside a transaction."""
+
+# ruff: noqa: S608 - statements are put together from constants of this file alone
+
+import sqlite3
+from collections.abc import Iterable, Mapping
+
+from raylog.catalog.manifest import Manifest
+from raylog.catalog.receipt import Receipt, kept_on
+from raylog.catalog.state import Artifact, KnownShard
+from raylog.spec import Durability, ShardRef, ShardStanding, TierKind, Version
+
+_VERSION = "name, number, shards, rows, content_bytes, stored_bytes, digest"
+_SHARD = "shard_id, frame_digest, stored_bytes, content_bytes, rows, chunks"
+_ON_DISK = ", ".join(f"'{kind}'" for kind in sorted(kept_on(Durability.DISK)))
+_IN_MEMORY = ", ".join(f"'{kind}'" for kind in sorted(kept_on(Durability.MEMORY)))
+_COUNT_STANDING = (
+    "UPDATE shards SET standing = (SELECT count(*) FROM replicas WHERE replicas.shard_id = shards.shard_id"
+    f" AND (tier IN ({_ON_DISK}) OR NOT on_disk AND tier IN ({_IN_MEMORY}))) WHERE shard_id = ?"
+)
+_DROP_IF_FREE = (
+    "DELETE FROM shards WHERE shard_id = ? AND refs = 0"
+    " AND NOT EXISTS (SELECT 1 FROM replicas WHERE replicas.shard_id = shards.shard_id)"
+)
+
+
+def artifact(connection: sqlite3.Connection, name: str) -> Artifact | None:
+    row = connection.execute(
+        "SELECT artifact_id, tenant, latest, last_number FROM artifacts WHERE name = ?", (name,)
+    ).fetchone()
+    if row is None:
+        return None
+    return Artifact(name=name, artifact_id=row[0].hex(), tenant=row[1].hex(), latest=row[2], last_number=row[3])
+
+
+def artifact_id_was_used(connection: sqlite3.Connection, artifact_id: str) -> bool:
+    """Whether a version of any name was ever committed with it."""
+    row = connection.execute("SELECT 1 FROM versions WHERE artifact_id = ?", (bytes.fromhex(artifact_id),)).fetchone()
+    return row is not None
+
+
+def version(connection: sqlite3.Connection, name: str, number: int) -> Version | None:
+    """A version that exists; None for one that was deleted or never was."""
+    row = connection.execute(
+        f"SELECT {_VERSION} FROM versions WHERE name = ? AND number = ? AND deleted IS NULL", (name, number)
+    ).fetchone()
+    return _version(row) if row else None
+
+
+def versions(connection: sqlite3.Connection, name: str) -> list[Version]:
+    rows = connection.execute(
+        f"SELECT {_VERSION} FROM versions WHERE name = ? AND deleted IS NULL ORDER BY number", (name,)
+    )
+    return [_version(row) for row in rows]
+
+
+def version_was_given(connection: sqlite3.Connection, name: str, number: int) -> bool:
+    """Whether this number was ever given, to a version that exists or not."""
+    row = connection.execute("SELECT 1 FROM versions WHERE name = ? AND number = ?", (name, number)).fetchone()
+    return row is not None
+
+
+def by_version_id(connection: sqlite3.Connection, version_id: str) -> tuple[Version, bool] | None:
+    """The version that was committed with this id, and whether it still exists."""
+    row = connection.execute(
+        f"SELECT {_VERSION}, deleted IS NULL FROM versions WHERE version_id = ?", (bytes.fromhex(version_id),)
+    ).fetchone()
+    return (_version(row), bool(row[-1])) if row else None
+
+
+def latest_versions(connection: sqlite3.Connection, prefix: str) -> list[Version]:
+    """The latest version of every name that begins with `prefix`, by name."""
+    columns = ", ".join(f"versions.{column}" for column in _VERSION.split(", "))
+    rows = connection.execute(
+        f"SELECT {columns} FROM artifacts JOIN versions ON versions.name = artifacts.name AND number = latest"
+        " WHERE artifacts.name >= ? AND artifacts.name < ? ORDER BY artifacts.name",
+        (prefix, prefix + "\U0010ffff"),
+    )
+    return [_version(row) for row in rows]
+
+
+def committed_manifest(connection: sqlite3.Connection, name: str, number: int) -> bytes | None:
+    row = connection.execute(
+        "SELECT committed FROM versions JOIN manifests USING (sequence) WHERE name = ? AND number = ?", (name, number)
+    ).fetchone()
+    return row[0] if row else None
+
+
+def known_shards(connection: sqlite3.Connection, shard_ids: Iterable[str]) -> dict[str, KnownShard]:
+    """Those of the shards that are known, by id."""
+    found: dict[str, KnownShard] = {}
+    for shard_id in shard_ids:
+        row = connection.execute(
+            f"SELECT {_SHARD}, artifact_id, refs FROM shards WHERE shard_id = ?", (bytes.fromhex(shard_id),)
+        ).fetchone()
+        if row:
+            found[shard_id] = KnownShard(
+                shard=_shard(row),
+                artifact_id=row[6].hex(),
+                references=row[7],
+                replicas={node: TierKind(tier) for node, tier in _replicas(connection, shard_id)},
+            )
+    return found
+
+
+def replicas(connection: sqlite3.Connection, shard_id: str) -> list[str]:
+    return [node_id for node_id, _ in _replicas(connection, shard_id)]
+
+
+def holding_nodes(connection: sqlite3.Connection) -> set[str]:
+    """Every node that holds a replica of anything."""
+    return {node_id.hex() for (node_id,) in connection.execute("SELECT DISTINCT node_id FROM replicas")}
+
+
+def shards_of(connection: sqlite3.Connection, node_id: str) -> set[str]:
+    """The shards that a node holds a replica of."""
+    rows = connection.execute("SELECT shard_id FROM replicas WHERE node_id = ?", (bytes.fromhex(node_id),))
+    return {shard_id.hex() for (shard_id,) in rows}
+
+
+def is_referenced(connection: sqlite3.Connection, shard: ShardRef | Receipt) -> bool:
+    """Whether a version names the shard, with this frame digest."""
+    row = connection.execute(
+        "SELECT 1 FROM shards WHERE shard_id = ? AND frame_digest = ? AND refs > 0",
+        (bytes.fromhex(shard.shard_id), shard.frame_digest),
+    ).fetchone()
+    return row is not None
+
+
+def gone_nodes(connection: sqlite3.Connection) -> set[str]:
+    return {row[0].hex() for row in connection.execute("SELECT node_id FROM gone_nodes")}
+
+
+def short_shards(connection: sqlite3.Connection, count_max: int) -> list[ShardStanding]:
+    """Shards with fewer replicas than were promised, fewest first."""
+    return _standings(connection, "refs > 0 AND standing < wanted ORDER BY standing, shard_id", count_max)
+
+
+def free_shards(connection: sqlite3.Connection, count_max: int) -> list[ShardStanding]:
+    """Shards that no version names, but of which nodes hold copies."""
+    return _standings(connection, "refs = 0 ORDER BY shard_id", count_max)
+
+
+def insert_version(
+    connection: sqlite3.Connection, manifest: Manifest, added: Version, sequence: int, committed: bytes
+) -> None:
+    """A new version, which becomes its name's latest."""
+    artifact_id = bytes.fromhex(manifest.artifact_id)
+    connection.execute(
+        "INSERT INTO artifacts VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
+        " artifact_id = excluded.artifact_id, tenant = excluded.tenant, latest = excluded.latest,"
+        " last_number = excluded.last_number",
+        (added.name, artifact_id, bytes.fromhex(manifest.tenant), added.number, added.number),
+    )
+    connection.execute(
+        "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+        (
+            *(added.name, added.number, bytes.fromhex(manifest.version_id), artifact_id, sequence),
+            *(bytes.fromhex(added.digest), added.shards, added.rows, added.content_bytes, added.stored_bytes),
+        ),
+    )
+    connection.execute("INSERT INTO manifests VALUES (?, ?)", (sequence, committed))
+
+
+def reference_shards(
+    connection: sqlite3.Connection, manifest: Manifest, fresh: Mapping[str, Mapping[str, TierKind]]
+) -> None:
+    """Counts a version's references and records the replicas that came with it. What was promised to any version of a
+    shard holds for all."""
+    on_disk = manifest.durability is Durability.DISK
+    artifact_id = bytes.fromhex(manifest.artifact_id)
+    shards = manifest.distinct_shards().values()
+    connection.executemany(
+        "INSERT INTO shards VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?, ?, 0) ON CONFLICT (shard_id) DO UPDATE SET"
+        " refs = refs + 1, wanted = max(wanted, excluded.wanted), on_disk = max(on_disk, excluded.on_disk)",
+        (
+            (
+                *(bytes.fromhex(one.shard_id), artifact_id, one.frame_digest, one.stored_bytes, one.content_bytes),
+                *(one.rows, one.chunks, manifest.replicas, on_disk),
+            )
+            for one in shards
+        ),
+    )
+    for shard_id, nodes in fresh.items():
+        for node_id, tier in nodes.items():
+            put_replica(connection, shard_id, node_id, tier)
+    count_standing(connection, (one.shard_id for one in shards))
+
+
+def release_shards(connection: sqlite3.Connection, manifest: Manifest) -> None:
+    """Takes a deleted version's references away; a shard without any and without copies is forgotten."""
+    ids = [(bytes.fromhex(shard_id),) for shard_id in manifest.distinct_shards()]
+    connection.executemany("UPDATE shards SET refs = refs - 1 WHERE shard_id = ?", ids)
+    connection.executemany(_DROP_IF_FREE, ids)
+
+
+def mark_deleted(connection: sqlite3.Connection, name: str, number: int, sequence: int) -> None:
+    """Leaves a tombstone where a version was."""
+    connection.execute(
+        "DELETE FROM manifests WHERE sequence = (SELECT sequence FROM versions WHERE name = ? AND number = ?)",
+        (name, number),
+    )
+    connection.execute("UPDATE versions SET deleted = ? WHERE name = ? AND number = ?", (sequence, name, number))
+
+
+def set_latest(connection: sqlite3.Connection, name: str, number: int) -> None:
+    connection.execute("UPDATE artifacts SET latest = ? WHERE name = ?", (number, name))
+
+
+def put_replica(connection: sqlite3.Connection, shard_id: str, node_id: str, tier: TierKind) -> None:
+    connection.execute(
+        "INSERT OR REPLACE INTO replicas VALUES (?, ?, ?)", (bytes.fromhex(shard_id), bytes.fromhex(node_id), tier)
+    )
+
+
+def take_replica(connection: sqlite3.Connection, shard_id: str, node_id: str) -> None:
+    raw_id = bytes.fromhex(shard_id)
+    connection.execute("DELETE FROM replicas WHERE shard_id = ? AND node_id = ?", (raw_id, bytes.fromhex(node_id)))
+    connection.execute(_COUNT_STANDING, (raw_id,))
+    connection.execute(_DROP_IF_FREE, (raw_id,))
+
+
+def take_node(connection: sqlite3.Connection, node_id: str) -> int:
+    """Forgets every replica on a node; returns how many there were."""
+    raw_node = bytes.fromhex(node_id)
+    ids = connection.execute("SELECT shard_id FROM replicas WHERE node_id = ?", (raw_node,)).fetchall()
+    connection.execute("DELETE FROM replicas WHERE node_id = ?", (raw_node,))
+    connection.executemany(_COUNT_STANDING, ids)
+    connection.executemany(_DROP_IF_FREE, ids)
+    return len(ids)
+
+
+def count_standing(connection: sqlite3.Connection, shard_ids: Iterable[str]) -> None:
+    """Counts the replicas of shards again, after some came."""
+    connection.executemany(_COUNT_STANDING, ((bytes.fromhex(shard_id),) for shard_id in shard_ids))
+
+
+def _replicas(connection: sqlite3.Connection, shard_id: str) -> list[tuple[str, str]]:
+    rows = connection.execute(
+        "SELECT node_id, tier FROM replicas WHERE shard_id = ? ORDER BY node_id", (bytes.fromhex(shard_id),)
+    )
+    return [(node_id.hex(), tier) for node_id, tier in rows]
+
+
+def _standings(connection: sqlite3.Connection, condition: str, count_max: int) -> list[ShardStanding]:
+    rows = connection.execute(
+        f"SELECT {_SHARD}, wanted, refs, on_disk FROM shards WHERE {condition} LIMIT ?", (count_max,)
+    ).fetchall()
+    found = []
+    for row in rows:
+        kinds = kept_on(Durability.DISK if row[8] else Durability.MEMORY)
+        copies = _replicas(connection, row[0].hex())
+        found.append(
+            ShardStanding(
+                shard=_shard(row),
+                wanted=row[6] if row[7] else 0,
+                nodes=tuple(node_id for node_id, tier in copies if tier in kinds),
+                other_nodes=tuple(node_id for node_id, tier in copies if tier not in kinds),
+            )
+        )
+    return found
+
+
+def _version(row: tuple[str, int, int, int, int, int, bytes]) -> Version:
+    name, number, shards, rows, content_bytes, stored_bytes, digest = row[:7]
+    return Version(
+        name=name,
+        number=number,
+        shards=shards,
+        rows=rows,
+        content_bytes=content_bytes,
+        stored_bytes=stored_bytes,
+        digest=digest.hex(),
+    )
+
+
+def _shard(row: tuple[bytes, bytes, int, int, int, int]) -> ShardRef:
+    shard_id, frame_digest, stored_bytes, content_bytes, rows, chunks = row[:6]
+    return ShardRef(
+        shard_id=shard_id.hex(),
+        frame_digest=frame_digest,
+        stored_bytes=stored_bytes,
+        content_bytes=content_bytes,
+        rows=rows,
+        chunks=chunks,
+    )

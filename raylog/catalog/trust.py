@@ -1,0 +1,46 @@
+"""What the catalog needs of keys and certificates, passed in, so that nothing here reads a key or a clock."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from raylog.security.identity import verify_certificate, verify_ed25519, verify_signature
+
+Sign = Callable[[bytes], bytes]
+"""Data in, signature out."""
+
+Verify = Callable[[bytes, bytes], None]
+"""(data, signature): checks a signature of the cluster's long-lived key. Raises `NotPermitted`."""
+
+Identify = Callable[[bytes, bytes, bytes], str]
+"""(certificate DER, data, signature) -> identity URI. Checks that the certificate is the cluster's and valid now, and
+the signature against its key. Raises `NotPermitted`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """One cluster's keys as the catalog uses them."""
+
+    cluster_id: str
+    sign: Sign
+    verify: Verify
+    identify: Identify
+
+
+def verify_by(cluster_public_key: bytes) -> Verify:
+    """Checks with the cluster's signing key, 32 raw bytes of Ed25519."""
+
+    def verify(data: bytes, signature: bytes) -> None:
+        verify_ed25519(cluster_public_key, data, signature, "the cluster's signing key")
+
+    return verify
+
+
+def identify_by(ca_der: bytes, clock: Callable[[], float]) -> Identify:
+    """Checks with the cluster's authority, at the time of each call; `clock` gives seconds since 1970."""
+
+    def identify(certificate_der: bytes, data: bytes, signature: bytes) -> str:
+        identity = verify_certificate(certificate_der, ca_der, clock())
+        verify_signature(certificate_der, data, signature)
+        return str(identity)
+
+    return identify

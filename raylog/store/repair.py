@@ -1,0 +1,239 @@
+"""Which copies to make so that every shard has its replicas again. Pure: what stands in, an explained plan out.
+
+The same input gives the same plan, whatever its order. Copies that are more than were promised are left alone.
+"""
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from raylog.errors import UsageError
+from raylog.spec import ShardRef, ShardStanding
+from raylog.units import format_bytes
+
+STEPS_PER_NODE_MAX = 4  # copies that one node receives, and that it is the first source of, in one plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairNode:
+    """A living node: the failure domain it would be lost with (a zone, a rack, or itself) and its free bytes."""
+
+    node_id: str
+    domain: str
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairStep:
+    """One copy to make: `target` pulls the shard from `sources`, the least busy first."""
+
+    shard: ShardRef
+    sources: tuple[str, ...]
+    target: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unrepairable:
+    """A shard that stays short of replicas, and why. `lost`: no living node holds a copy."""
+
+    shard: ShardRef
+    reason: str
+    lost: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairPlan:
+    """Steps in the order to begin them, what cannot be repaired, and how many copies wait for the next plan because
+    the nodes have their hands full."""
+
+    steps: tuple[RepairStep, ...]
+    unrepairable: tuple[Unrepairable, ...]
+    deferred: int
+
+
+def plan_repair(
+    standings: Iterable[ShardStanding],
+    nodes: Sequence[RepairNode],
+    busy: Mapping[str, int] | None = None,
+    steps_per_node_max: int = STEPS_PER_NODE_MAX,
+) -> RepairPlan:
+    """The copies that bring every shard back to its wanted replicas, or as near as the living `nodes` allow.
+
+    Shards nearest to loss come first. A target has no copy yet, room for the shard, and if possible a failure domain
+    that holds none; among those the one with the fewest bytes to receive, so that repair spreads over all survivors.
+    Node ids in `standings` that are not in `nodes` are taken to be gone. `busy`: copies that a node still receives from
+    an earlier plan; leave out the shards that these are for. Raises `UsageError` when a node is named twice.
+    """
+    if len({node.node_id for node in nodes}) < len(nodes):
+        raise UsageError("expected every node once")
+    planner = _Planner(nodes, busy or {}, steps_per_node_max)
+    short = [_Need.of(standing, planner.nodes) for standing in standings]
+    for need in sorted((need for need in short if need.missing > 0), key=_urgency):
+        planner.restore(need)
+    return RepairPlan(steps=tuple(planner.steps), unrepairable=tuple(planner.unrepairable), deferred=planner.deferred)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Need:
+    """A shard, who living has it, and who gone had it."""
+
+    shard: ShardRef
+    wanted: int
+    living: tuple[str, ...]
+    sources: tuple[str, ...]
+    gone: tuple[str, ...]
+
+    @classmethod
+    def of(cls, standing: ShardStanding, nodes: Mapping[str, RepairNode]) -> "_Need":
+        holders = sorted(set(standing.nodes))
+        living = tuple(node_id for node_id in holders if node_id in nodes)
+        others = tuple(node_id for node_id in sorted(set(standing.other_nodes)) if node_id in nodes)
+        return cls(
+            shard=standing.shard,
+            wanted=standing.wanted,
+            living=living,
+            sources=living + others,
+            gone=tuple(node_id for node_id in holders if node_id not in nodes),
+        )
+
+    @property
+    def missing(self) -> int:
+        return self.wanted - len(self.living)
+
+    def why(self) -> str:
+        since = f" since {_named(self.gone)} gone" if self.gone else ""
+        return f"shard {self.shard.shard_id} has {len(self.living)} of {self.wanted} replicas{since}"
+
+
+def _urgency(need: _Need) -> tuple[int, int, str]:
+    """Nearest to loss first: fewest living copies, then most missing."""
+    return len(need.sources), -need.missing, need.shard.shard_id
+
+
+class _Planner:
+    """A plan in the making: what each node has room and hands for."""
+
+    def __init__(self, nodes: Sequence[RepairNode], busy: Mapping[str, int], steps_per_node_max: int) -> None:
+        self.nodes = {node.node_id: node for node in nodes}
+        self.steps: list[RepairStep] = []
+        self.unrepairable: list[Unrepairable] = []
+        self.deferred = 0
+        self._steps_max = steps_per_node_max
+        self._domains = {node.domain for node in nodes}
+        self._free = {node.node_id: node.free_bytes for node in nodes}
+        self._receives = {node.node_id: busy.get(node.node_id, 0) for node in nodes}
+        self._sends = dict.fromkeys(self.nodes, 0)
+        # Nodes that may receive: least to receive first, then most room; the id only makes the order whole.
+        self._queue = [(0, -node.free_bytes, node.node_id) for node in nodes if self._has_hands(node.node_id)]
+        heapq.heapify(self._queue)
+
+    def restore(self, need: _Need) -> None:
+        """Plans the copies that a shard lacks."""
+        if not need.sources:
+            self.unrepairable.append(
+                Unrepairable(
+                    shard=need.shard,
+                    reason=f"{need.why()}: no living node holds a copy; bring one back, or restore it from a backup",
+                    lost=True,
+                )
+            )
+            return
+        holders = set(need.living)
+        for done in range(need.missing):
+            sources = self._sources(need)
+            if not sources:
+                self.deferred += need.missing - done
+                return
+            target = self._target(need, holders)
+            if target is None:
+                self._give_up(need, holders, need.missing - done)
+                return
+            self._add(need, sources, target, holders)
+            holders.add(target.node_id)
+
+    def _sources(self, need: _Need) -> tuple[str, ...]:
+        """Who can send, the least busy first; none when the best of them has its hands full."""
+        order = sorted(need.sources, key=lambda node_id: (self._sends[node_id], _spread(need.shard, node_id)))
+        return tuple(order) if self._sends[order[0]] < self._steps_max else ()
+
+    def _target(self, need: _Need, holders: set[str]) -> RepairNode | None:
+        """The best node to receive the shard, out of the queue; it goes back by `_add`."""
+        held = {self.nodes[node_id].domain for node_id in holders}
+        fresh_domain_exists = bool(self._domains - held)
+        passed: list[tuple[int, int, str]] = []
+        best: tuple[int, int, str] | None = None
+        while self._queue:
+            item = heapq.heappop(self._queue)
+            node = self.nodes[item[2]]
+            if not self._can_take(need, node, holders):
+                passed.append(item)
+            elif node.domain not in held or not fresh_domain_exists:
+                passed.extend([best] if best else [])
+                best = item
+                break
+            elif best is None:
+                best = item  # in a domain that holds a copy already: only if nothing better comes
+            else:
+                passed.append(item)
+        for item in passed:
+            heapq.heappush(self._queue, item)
+        return self.nodes[best[2]] if best else None
+
+    def _can_take(self, need: _Need, node: RepairNode, holders: set[str]) -> bool:
+        has_room = self._free[node.node_id] >= need.shard.stored_bytes
+        return has_room and node.node_id not in holders
+
+    def _has_hands(self, node_id: str) -> bool:
+        return self._receives[node_id] < self._steps_max
+
+    def _add(self, need: _Need, sources: tuple[str, ...], target: RepairNode, holders: set[str]) -> None:
+        self.steps.append(
+            RepairStep(
+                shard=need.shard,
+                sources=tuple(one for one in sources if one != target.node_id) or sources,
+                target=target.node_id,
+                reason=f"{need.why()}; to node {target.node_id} because {self._because(target, holders)}",
+            )
+        )
+        self._sends[sources[0]] += 1
+        self._receives[target.node_id] += 1
+        self._free[target.node_id] -= need.shard.stored_bytes
+        if self._has_hands(target.node_id):
+            planned_bytes = self.nodes[target.node_id].free_bytes - self._free[target.node_id]
+            heapq.heappush(self._queue, (planned_bytes, -self._free[target.node_id], target.node_id))
+
+    def _because(self, target: RepairNode, holders: set[str]) -> str:
+        room = f"has {format_bytes(self._free[target.node_id])} free and the fewest bytes to receive"
+        held = {self.nodes[node_id].domain for node_id in holders}
+        if target.domain not in held:
+            return f"its failure domain {target.domain} holds no copy, it {room}"
+        return f"no node of a failure domain without a copy can take it; in {target.domain} it {room}"
+
+    def _give_up(self, need: _Need, holders: set[str], missing: int) -> None:
+        """Nobody can take a copy now: for good, or only until the plan's own copies are done?"""
+        candidates = [node for node_id, node in sorted(self.nodes.items()) if node_id not in holders]
+        if any(self._free[node.node_id] >= need.shard.stored_bytes for node in candidates):
+            self.deferred += missing
+            return
+        planned = len(holders) - len(need.living)
+        if not candidates:
+            why = f"{len(self.nodes)} living nodes cannot hold {need.wanted} copies; add {missing} more"
+        else:
+            why = (
+                f"none of the {len(candidates)} other living nodes has {format_bytes(need.shard.stored_bytes)} free; "
+                "make room or add a node"
+            )
+        so_far = f" ({planned} more planned)" if planned else ""
+        self.unrepairable.append(Unrepairable(shard=need.shard, reason=f"{need.why()}{so_far}: {why}", lost=False))
+
+
+def _spread(shard: ShardRef, node_id: str) -> bytes:
+    """An order of nodes of its own for every shard, so that equals share the work."""
+    return blake3(f"{shard.shard_id} {node_id}".encode()).digest(8)
+
+
+def _named(node_ids: Sequence[str]) -> str:
+    return f"node {node_ids[0]} is" if len(node_ids) == 1 else f"nodes {', '.join(node_ids)} are"

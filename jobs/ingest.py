@@ -23,7 +23,9 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("name", help="artifact name, such as corpora/wiki")
 parser.add_argument("source", help="path or URL of the data")
 parser.add_argument("--replicas", type=int, default=1, help="copies on distinct nodes (default 1)")
-parser.add_argument("--codec", default="auto", choices=["auto", "none", "lz4", "zstd"], help="compression of the chunks")
+parser.add_argument(
+    "--codec", default="auto", choices=["auto", "none", "lz4", "zstd"], help="compression of the chunks"
+)
 
 if __name__ == "__main__":
     run(main, parser)

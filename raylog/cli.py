@@ -49,7 +49,8 @@ class Options:
 @app.callback()
 def options(
     address: Annotated[
-        str | None, typer.Option(help="Ray cluster, such as 192.0.2.10:6379; default: $RAY_ADDRESS, then this machine's")
+        str | None,
+        typer.Option(help="Ray cluster, such as 192.0.2.10:6379; default: $RAY_ADDRESS, then this machine's"),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="raylog.toml; default: ~/.raylog/raylog.toml")] = None,
     state: Annotated[Path | None, typer.Option(help="state directory; default: ~/.raylog")] = None,
@@ -93,7 +94,9 @@ def get(
     if as_json:
         screen.print_json({"paths": [str(item) for item in written]})
     else:
-        screen.out.print(f"{name}: {len(written)} file(s) under {path}" if len(written) > 1 else f"{name}: {written[0]}")
+        screen.out.print(
+            f"{name}: {len(written)} file(s) under {path}" if len(written) > 1 else f"{name}: {written[0]}"
+        )
 
 
 @app.command("ls")
@@ -114,7 +117,9 @@ def list_artifacts(
         [str(item), item.shards, item.rows, format_bytes(item.content_bytes), format_bytes(item.stored_bytes)]
         for item in found
     ]
-    screen.print_table(["version", "shards", "rows", "content", "stored"], rows, right={"shards", "rows", "content", "stored"})
+    screen.print_table(
+        ["version", "shards", "rows", "content", "stored"], rows, right={"shards", "rows", "content", "stored"}
+    )
 
 
 @app.command()
@@ -131,7 +136,9 @@ def rm(name: Name, as_json: Json = False) -> None:
 @app.command()
 def ship(
     name: Name,
-    to: Annotated[list[str] | None, typer.Option(help="node id (or its beginning); repeat for more. Default: all")] = None,
+    to: Annotated[
+        list[str] | None, typer.Option(help="node id (or its beginning); repeat for more. Default: all")
+    ] = None,
     deadline: Annotated[str, typer.Option(help="give up after this time, such as 10m")] = "10m",
     as_json: Json = False,
 ) -> None:
@@ -177,21 +184,22 @@ def up(
     as_json: Json = False,
 ) -> None:
     """Start raylog on the Ray cluster of this machine (the head): actors, one node actor per Ray node, keys."""
+    from raylog.actors import bootstrap
     from raylog.api import operate
 
     settings = Options.settings()
     if prepare:
-        operate.prepare(settings)
-        summary: dict[str, Any] = {"prepared": str(settings.state)}
-    else:
-        with screen.waiting("starting raylog", enabled=not as_json):
-            summary = operate.up(Options.address, settings, allow_open_ray=insecure_ray)
+        bootstrap.prepare(settings)
+        if not as_json:
+            token = settings.join_token_path
+            screen.out.print(f"prepared {settings.state}; other machines need {token} at the same place", markup=False)
+        return
+    with screen.waiting("starting raylog", enabled=not as_json):
+        nodes = operate.up(Options.address, settings, allow_open_ray=insecure_ray)
     if as_json:
-        screen.print_json(summary)
-    elif prepare:
-        screen.out.print(f"prepared {settings.state}; other machines need {settings.join_token_path} at the same place")
+        screen.print_json(nodes)
     else:
-        screen.out.print(f"raylog runs on {len(summary['nodes'])} node(s); 'raylog status' shows them")
+        screen.out.print(f"raylog runs on {len(nodes)} node(s); 'raylog status' shows them")
 
 
 @app.command()
@@ -208,26 +216,11 @@ def status(as_json: Json = False) -> None:
     """Show nodes, tiers, GPUs, transfers and what is wrong."""
     from raylog.api import operate
 
-    report = operate.status(Options.address)
+    found = operate.status(Options.address)
     if as_json:
-        screen.print_json(report)
+        screen.print_json(found)
     else:
-        show_status(report)
-
-
-def show_status(report: dict[str, Any]) -> None:
-    rows: list[list[object]] = [
-        [
-            node["node_id"][:12], node["hostname"], node["state"], node["cpu"], node["memory"], node["gpus"],
-            node["disk"], node["arena"], node["received"], node["sent"],
-        ]
-        for node in report["rows"]
-    ]  # fmt: skip
-    screen.print_table(
-        ["node", "host", "state", "cpu", "memory", "gpus", "disk free", "arena free", "received", "sent"], rows
-    )
-    for line in report["notes"]:
-        screen.out.print(line)
+        screen.show_status(found)
 
 
 @app.command()

@@ -20,6 +20,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 import raylog
+from raylog.actors import bootstrap
 from raylog.actors.node import NodeInfo
 from raylog.errors import DamagedData, DeadlineExceeded
 from raylog.settings import Settings
@@ -53,7 +54,9 @@ def standard_library() -> pa.Table:
         rows.append((str(relative), module, text, path.stat().st_size))
     columns = list(zip(*rows, strict=True))
     fields = [("path", pa.string()), ("module", pa.string()), ("text", pa.large_string()), ("size", pa.int64())]
-    return pa.table([pa.array(column, kind) for column, (_, kind) in zip(columns, fields, strict=True)], pa.schema(fields))
+    return pa.table(
+        [pa.array(column, kind) for column, (_, kind) in zip(columns, fields, strict=True)], pa.schema(fields)
+    )
 
 
 @contextlib.contextmanager
@@ -112,11 +115,12 @@ def run_demo(source: str | None, say: Callable[[str], None]) -> Report:
     )
     try:
         say(f"starting {NODES} Ray nodes on this machine")
-        with three_nodes(folder) as cluster, raylog.connect(cluster.address, settings=settings) as client:
+        with three_nodes(folder) as cluster:
             try:
-                report = _story(client, cluster, source, say)
+                with raylog.connect(cluster.address, settings=settings) as client:
+                    report = _story(client, cluster, source, say)
             finally:
-                client.stop_cluster()
+                bootstrap.stop()
         report.seconds = time.monotonic() - started_s
         return report
     finally:
@@ -127,7 +131,7 @@ def _story(client: raylog.Client, cluster: Cluster, source: str | None, say: Cal
     data: Any = source or standard_library()
     say(f"putting {source or 'the sources of the standard library'}, two replicas")
     version, put_seconds = _timed(lambda: client.put(NAME, data, replicas=2))
-    expected = _digest(client)
+    inspected = client.inspect(NAME)
 
     holding = {node_id for nodes in client.replicas(NAME).values() for node_id in nodes}
     third = next((info for info in client.nodes() if info.node_id not in holding), client.nodes()[-1])
@@ -137,8 +141,8 @@ def _story(client: raylog.Client, cluster: Cluster, source: str | None, say: Cal
     victim = _victim(client, holding)
     say(f"killing node {victim.node_id[:12]}: its raylet, its node actor, its disk and its memory")
     _destroy(cluster, victim)
-    back, read_seconds = _timed(lambda: _digest(client))
-    if back != expected or (source is None and client.get(NAME) != data):
+    back, read_seconds = _timed(lambda: client.inspect(NAME))
+    if back != inspected or (source is None and client.get(NAME) != data):
         raise DamagedData(f"{NAME}: what came back after the loss of node {victim.node_id} is not what was put")
     say("everything was read back, bit for bit; waiting until two replicas stand again")
     _, healed_seconds = _timed(lambda: _wait_until_healed(client, victim.node_id))
@@ -147,7 +151,7 @@ def _story(client: raylog.Client, cluster: Cluster, source: str | None, say: Cal
         rows=version.rows,
         content_bytes=version.content_bytes,
         stored_bytes=version.stored_bytes,
-        codecs=client.codecs(NAME),
+        codecs=inspected.codecs,
         put_seconds=put_seconds,
         shipped_bytes=shipped.moved_bytes,
         ship_seconds=shipped.seconds,
@@ -163,11 +167,6 @@ def _timed(action: Callable[[], T]) -> tuple[T, float]:
     started_s = time.monotonic()
     result = action()
     return result, time.monotonic() - started_s
-
-
-def _digest(client: raylog.Client) -> str:
-    """BLAKE3 of the opened content, chunk after chunk: every byte was decrypted, decompressed and verified."""
-    return client.content_digest(NAME)
 
 
 def _victim(client: raylog.Client, holding: set[str]) -> NodeInfo:

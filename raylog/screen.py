@@ -1,18 +1,26 @@
 """What the command shows: progress bars on a terminal, tables, one JSON line where it was asked for."""
 
+from __future__ import annotations
+
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from raylog.units import format_bytes
+from raylog.spec import TierKind
+from raylog.units import format_bytes, format_rate, format_seconds
+
+if TYPE_CHECKING:  # the screen is needed before Ray is, and by commands that never load it
+    from raylog.api.operate import Status
+    from raylog.demo import Report
+    from raylog.monitor.rows import NodeRow
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -23,7 +31,7 @@ def print_json(value: Any) -> None:
     sys.stdout.write(msgspec.json.encode(value, enc_hook=str).decode() + "\n")
 
 
-def print_table(columns: list[str], rows: list[list[object]], *, right: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+def print_table(columns: list[str], rows: list[list[object]], *, right: Set[str] = frozenset()) -> None:
     """A plain table; columns named in `right` are numbers."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
@@ -83,6 +91,72 @@ def waiting(what: str, *, enabled: bool = True) -> Iterator[None]:
         yield
 
 
-def share(part: float, whole: float) -> str:
-    """`"12.0 MiB of 96.0 MiB"`."""
-    return f"{format_bytes(part)} of {format_bytes(whole)}"
+def show_status(status: Status) -> None:
+    """One line per node, what is wrong, and the cluster's totals."""
+    rows = [_node_cells(row) for row in status.monitor.rows]
+    print_table(
+        ["node", "host", "state", "cpu", "memory free", "gpus", "disk free", "arena free", "in", "out", "damaged"],
+        rows,
+        right={"cpu", "memory free", "disk free", "arena free", "in", "out", "damaged"},
+    )
+    for ray_node_id, problem in status.problems.items():
+        err.print(f"Ray node {ray_node_id[:12]}: {problem}", markup=False, style="yellow")
+    for row in status.monitor.rows:
+        if row.gpus.problem:
+            out.print(f"{row.hostname}: {row.gpus.problem}", markup=False, style="dim")
+    totals = status.monitor.totals
+    out.print(
+        f"{totals.nodes} node(s), {totals.nodes_stale} silent; {totals.damaged_chunks} damaged chunks met, "
+        f"{totals.repaired_chunks} repaired, {totals.pulls_failed} pulls failed since the node actors started"
+    )
+
+
+def _node_cells(row: NodeRow) -> list[object]:
+    free = {tier.kind: tier.free_bytes for tier in row.tiers}
+    disk_bytes = sum(count for kind, count in free.items() if kind is not TierKind.MEMORY)
+    gpus = (
+        f"{row.gpus.count} at {row.gpus.utilisation:.0%}" if row.gpus.utilisation is not None else str(row.gpus.count)
+    )
+    return [
+        row.node_id[:12],
+        row.hostname,
+        row.detail or row.state,
+        "" if row.cpu_share is None else f"{row.cpu_share:.0%} of {row.cpus}",
+        format_bytes(row.memory_available_bytes),
+        gpus,
+        format_bytes(disk_bytes),
+        format_bytes(free.get(TierKind.MEMORY, 0)),
+        format_rate(row.received_bytes_per_s or 0.0),
+        format_rate(row.sent_bytes_per_s or 0.0),
+        row.damaged_chunks,
+    ]
+
+
+def show_demo(report: Report) -> None:
+    """The demo's report."""
+    saved = report.content_bytes / max(report.stored_bytes, 1)
+    chunks = ", ".join(f"{count} {codec}" for codec, count in sorted(report.codecs.items()))
+    lines = [
+        (
+            "put",
+            f"{report.version}: {report.rows} rows, {_rate(report.content_bytes, report.put_seconds)}, two replicas",
+        ),
+        ("stored", f"{format_bytes(report.stored_bytes)} a copy, {saved:.1f} times smaller; chunks: {chunks}"),
+        ("shipped", f"{_rate(report.shipped_bytes, report.ship_seconds)} sealed, to a third node"),
+        ("killed", f"node {report.killed_node[:12]} with its disk and its memory"),
+        ("read back", f"every byte equal, {_rate(report.content_bytes, report.read_seconds)}"),
+        ("healed", f"two replicas of everything again after {format_seconds(report.healed_seconds)}"),
+        ("verified", f"{report.verified_chunks} chunks on the living nodes, none damaged"),
+    ]
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, text in lines:
+        table.add_row(name, text, style=None)
+    out.print(table)
+    print_table(["shard", "replicas on nodes"], [
+        [shard[:12], ", ".join(node[:12] for node in nodes)] for shard, nodes in report.replicas.items()
+    ])  # fmt: skip
+    out.print(f"done in {format_seconds(report.seconds)}; nothing of it is left on this machine")
+
+
+def _rate(count: float, seconds: float) -> str:
+    return f"{format_bytes(count)} in {format_seconds(seconds)} ({format_rate(count / max(seconds, 1e-9))})"

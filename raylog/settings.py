@@ -120,6 +120,7 @@ def from_mapping(values: dict[str, Any], where: str = "settings") -> Settings:
 
 
 def _parse(key: str, value: Any, where: str) -> Any:
+    parsed: Any
     if key == "state":
         expected, parsed = "a path", Path(value) if isinstance(value, (str, Path)) and str(value) else None
     elif key in ("bind", "advertise"):

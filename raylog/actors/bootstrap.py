@@ -9,6 +9,7 @@ from raylog.actors.catalog import CatalogActor
 from raylog.actors.keys import KeysActor
 from raylog.actors.launch import LaunchActor, detached
 from raylog.actors.monitor import MonitorActor
+from raylog.actors.node import NodeInfo
 from raylog.actors.placement import PlacementActor
 from raylog.errors import RaylogError, Unavailable
 from raylog.security.certs import Authority
@@ -56,21 +57,22 @@ def start(settings: Settings, timeout_s: float = 60.0) -> Settings:
 
 
 def _wait_for_nodes(timeout_s: float) -> None:
-    """Until each living Ray node has a node actor that answers, or at least this one has and the time is over."""
+    """Until each living Ray node has a node actor that answers and whose samples the monitor has."""
     deadline = time.monotonic() + timeout_s
     while True:
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         problem = ""
         try:
-            present = {info.ray_node_id for info in calls.call("launch", "nodes", timeout_s=10)}
-            if alive <= present:
+            nodes: list[NodeInfo] = calls.call("launch", "nodes", timeout_s=10)
+            sampled = {sample.node_id for sample in calls.call("monitor", "samples", timeout_s=10)}
+            if alive <= {info.ray_node_id for info in nodes if info.node_id in sampled}:
                 return
             problems = calls.call("launch", "problems", timeout_s=10)
             problem = "; ".join(f"{key[:12]}: {text}" for key, text in problems.items() if key in alive)
         except RaylogError as error:
             problem = str(error)
         if time.monotonic() > deadline:
-            raise Unavailable(f"not every Ray node has a node actor after {timeout_s:.0f} s ({problem})")
+            raise Unavailable(f"not every Ray node has a node actor that answers after {timeout_s:.0f} s ({problem})")
         time.sleep(0.1)
 
 

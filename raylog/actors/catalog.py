@@ -1,4 +1,4 @@
-"""The catalog actor: the catalog over its journal, under an epoch granted by Ray's GCS. `upkeep.py` looks after copies."""
+"""The catalog actor: the catalog over its journal, under an epoch granted by Ray's GCS; `upkeep.py` keeps the copies."""
 
 import logging
 import time
@@ -38,8 +38,8 @@ class CatalogActor:
         return self._catalog.begin(name, TENANT_DEFAULT)
 
     def commit(self, signed_manifest: bytes, receipts: Sequence[bytes], base: int) -> Version:
-        """Acknowledged when the record is on this disk and, where there is another node, on one of theirs. A caller that
-        did not hear the answer asks again and gets the same one."""
+        """Acknowledged when the record is on this disk and, where there is another node, on one of theirs. A caller
+        that did not hear the answer asks again and gets the same one."""
         version = self._catalog.commit(signed_manifest, receipts, base)
         self._upkeep.copy_to_another_node(self._catalog.sequence)
         return version

@@ -37,7 +37,7 @@ class Member:
 
 def backoff_s(failures: int) -> float:
     """Seconds until the next attempt to start a node actor: doubling, bounded."""
-    return min(BACKOFF_FIRST_S * 2 ** max(failures - 1, 0), BACKOFF_MOST_S)
+    return float(min(BACKOFF_FIRST_S * 2 ** max(failures - 1, 0), BACKOFF_MOST_S))
 
 
 class LaunchActor:

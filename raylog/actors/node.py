@@ -1,5 +1,5 @@
-"""The node actor: holds a node's sealed shards, serves them to other nodes and to processes beside it, and pulls what it
-is told to. It never sees a data key."""
+"""The node actor: holds a node's sealed shards, serves them to other nodes and to processes beside it, and pulls what
+it is told to. It never sees a data key."""
 
 import logging
 import os
@@ -12,7 +12,6 @@ from pathlib import Path
 import msgspec
 
 from raylog import __version__
-from raylog.actors import calls
 from raylog.actors.membership import Membership
 from raylog.actors.pull import Outcome, Puller
 from raylog.actors.slot import claim_slot
@@ -42,8 +41,8 @@ ARENA_BYTES_DEFAULT_MAX = 4 * GIB
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """How to reach a node and its store. `host` and `control_port` are the wire's; `socket_path` is for processes of the
-    same machine; `labels` are Ray's, and name the failure domains `rack` and `zone` where they are given."""
+    """How to reach a node and its store. `host` and `control_port` are the wire's; `socket_path` is for processes of
+    the same machine; `labels` are Ray's, and name the failure domains `rack` and `zone` where they are given."""
 
     node_id: str
     ray_node_id: str
@@ -89,7 +88,9 @@ class NodeActor:
                                 port_range=(settings.port_first, settings.port_last))  # fmt: skip
         self._local = LocalServer(self._slot.socket_path, self._store)
         self._puller = Puller(self._store, self._membership.credentials, settings, self._meter)
-        self._records = RecordCopy(self._slot.path / "records", self._membership.cluster_id, self._membership.verify_cluster)
+        self._records = RecordCopy(
+            self._slot.path / "records", self._membership.cluster_id, self._membership.verify_cluster
+        )
         self._info = NodeInfo(
             node_id=self._slot.node_id(),
             ray_node_id=ray_node_id,
@@ -179,6 +180,13 @@ class NodeActor:
                 self._store.delete(parse_id(shard_id, "shard id"))
                 found += 1
         return found
+
+    def evict(self, shard_id: str) -> None:
+        """Drops the copy in the arena of a shard that is on disk; nothing to do where there is none."""
+        memory = self._store.memory
+        if memory is not None and self._store.disk.holds(shard_id):
+            with suppress(NotFound):
+                memory.delete(shard_id)
 
     def close(self) -> None:
         """Lets go of everything on this machine but what is stored."""

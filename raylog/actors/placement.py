@@ -1,14 +1,106 @@
-"""The placement actor: live capacity from the monitor actor into the placement model, and plans out."""
+"""The placement actor: live capacity (Ray's resources, the monitor's samples) into the placement model, and plans out."""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import ray
+from ray._private.state import available_resources_per_node
 
 from raylog.actors import calls
+from raylog.actors.node import NodeInfo
+from raylog.errors import UsageError
+from raylog.monitor.samples import NodeSample
+from raylog.placement.capacity import GpuState, NodeState, capacity
+from raylog.placement.model import Problem
+from raylog.placement.plan import Plan
+from raylog.placement.replicas import FailureDomain, ReplicaPlan, replica_targets
+from raylog.placement.solve import load_solver, solve
 from raylog.settings import Settings
+from raylog.spec import Durability, ShardRef
+
+log = logging.getLogger("raylog.placement")
+FAILURE_DOMAINS: tuple[FailureDomain, ...] = ("zone", "rack", "node")  # the largest that the nodes are labelled with
 
 
 class PlacementActor:
+    """Runs on the head; keeps nothing that a restart would lose."""
+
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        threading.Thread(target=load_solver, name="solver", daemon=True).start()  # seconds, once
 
-    def replica_targets(self, ref, replicas, local_node_id):
-        nodes = calls.call("launch", "nodes")
-        ids = [local_node_id] + [n.node_id for n in nodes if n.node_id != local_node_id]
-        return ids[:replicas]
+    def replica_targets(
+        self, shards: Sequence[ShardRef], replicas: int, local_node_id: str, durability: Durability
+    ) -> ReplicaPlan:
+        """Which nodes shall hold the replicas of shards that `local_node_id` has sealed."""
+        states = self._states()
+        domain = next(one for one in FAILURE_DOMAINS if one == "node" or all(one in state.labels for state in states))
+        plan = replica_targets(
+            [(ref.shard_id, ref.stored_bytes) for ref in shards],
+            states,
+            replicas,
+            local_node_id,
+            failure_domain=domain,
+            durability=durability,
+        )
+        log.info("Placing %d shard(s) on %d node(s) each: %s", len(shards), replicas, "; ".join(plan.reasons))
+        return plan
+
+    def place(self, demands: Mapping[str, Any], objective: str, time_limit_s: float) -> Plan:
+        """Allocates the jobs of a placement mapping; without `nodes` in it, over the cluster's live capacity."""
+        if "nodes" in demands:
+            return solve(Problem.from_mapping(demands), objective, time_limit_s)
+        live = capacity(self._states())
+        if not live.nodes:
+            raise UsageError(f"no node of the cluster can take anything now: {'; '.join(live.reasons)}")
+        problem = Problem.from_mapping({**demands, "nodes": []})
+        filled = msgspec.structs.replace(problem, nodes=live.nodes, notes=live.reasons)
+        filled.check()
+        return solve(filled, objective, time_limit_s)
+
+    def _states(self) -> list[NodeState]:
+        """Every living node, joined from Ray's figures and its last sample."""
+        limit_s = self._settings.call_deadline_s
+        infos: list[NodeInfo] = calls.call("launch", "nodes", timeout_s=limit_s)
+        samples: list[NodeSample] = calls.call("monitor", "samples", timeout_s=limit_s)
+        by_id = {sample.node_id: sample for sample in samples}
+        totals = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        available = available_resources_per_node()
+        return [
+            node_state(info, by_id[info.node_id], totals[info.ray_node_id], available.get(info.ray_node_id, {}))
+            for info in infos
+            if info.node_id in by_id and info.ray_node_id in totals
+        ]
+
+
+def node_state(
+    info: NodeInfo, sample: NodeSample, total: Mapping[str, float], available: Mapping[str, float]
+) -> NodeState:
+    """One node as the model sees it. `total` and `available` are Ray's resources of it."""
+    host = sample.host
+    return NodeState(
+        node_id=info.node_id,
+        cpu_total=total.get("CPU", 0.0),
+        cpu_available=available.get("CPU", 0.0),
+        memory_total_bytes=int(total.get("memory", 0)),
+        memory_available_bytes=int(min(available.get("memory", 0), host.memory_available_bytes)),
+        gpu_total=total.get("GPU", 0.0),
+        gpu_available=available.get("GPU", 0.0),
+        gpus=tuple(
+            GpuState(
+                type=gpu.name,
+                memory_total_bytes=gpu.memory_total_bytes or 0,
+                memory_free_bytes=(gpu.memory_total_bytes or 0) - (gpu.memory_used_bytes or 0),
+            )
+            for gpu in sample.gpus
+            if gpu.problem is None
+        ),
+        load=host.load[0],
+        free_bytes={tier.kind: tier.free_bytes for tier in sample.tiers},
+        labels=info.labels,
+        last_seen_s=max(time.time() - sample.time_s, 0.0),
+    )

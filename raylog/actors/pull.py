@@ -63,7 +63,7 @@ class Puller:
         return Outcome(moved_bytes=moved_bytes, seconds=time.monotonic() - started_s)
 
     def repair(self, ref: ShardRef, numbers: Sequence[int], sources: Sequence[PeerAddress], deadline_s: float) -> int:
-        """Replaces damaged chunks in every copy here by other nodes' bytes; how many were replaced. Raises as `pull`."""
+        """Replaces damaged chunks in every copy here by other nodes' bytes; how many. Raises as `pull`."""
         with self._store.open(ref.shard_id) as reader:
             frame = reader.frame
         if frame.digest != ref.frame_digest:

@@ -1,6 +1,6 @@
 """Which directory a node actor owns: `nodes/slot-N`, the first that no living process holds.
 
-One machine has one Ray node and so one slot, slot-0, which the next incarnation takes over with its identity and shards.
+One machine has one Ray node and so one slot, slot-0, which the next incarnation takes over, identity and shards with it.
 Several Ray nodes on one machine (a demo, a test) share the folder and take a slot each. The hold is a lock on an open
 descriptor: the kernel drops it with the process, however that ends.
 """
@@ -42,7 +42,7 @@ class Slot:
 
     @property
     def socket_path(self) -> Path:
-        """In a folder of this user's own; a Unix socket's path has at most 107 bytes, a state directory's may have more."""
+        """In a folder of this user's own; a Unix socket's path has at most 107 bytes."""
         folder = Path(tempfile.gettempdir()) / f"raylog-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder / f"{self.arena_path.name.rsplit('-', 1)[1]}.sock"

@@ -36,8 +36,8 @@ class Upkeep:
         threading.Thread(target=self._run, name="upkeep", daemon=True).start()
 
     def copy_to_another_node(self, sequence: int) -> None:
-        """Returns once a node other than this one has the records up to `sequence` on its disk; at once where there is no
-        other node. Raises `Unavailable` when there is one and none of them took them."""
+        """Returns once another node has the records up to `sequence` on its disk; at once where there is no other.
+        Raises `Unavailable` when there is one and none of them took them."""
         others = self._others()
         if not others:
             return
@@ -48,7 +48,9 @@ class Upkeep:
                     return
             except RaylogError as error:
                 failures.append(f"{info.node_id[:12]}: {error}")
-        raise Unavailable(f"committed here, but no other node has copied the record yet ({'; '.join(failures)}): ask again")
+        raise Unavailable(
+            f"committed here, but no other node has copied the record yet ({'; '.join(failures)}): ask again"
+        )
 
     def _run(self) -> None:
         while True:

@@ -10,19 +10,21 @@ import pyarrow as pa
 
 from raylog.actors.node import NodeInfo
 from raylog.api import export
-from raylog.api.get import Reading
-from raylog.api.materialise import read_bytes, read_schema_and_batches, read_table, read_tensors
+from raylog.api.get import Inspection, Reading
+from raylog.api.materialise import read_bytes, read_table, read_tensors
 from raylog.api.put import Put, PutOptions
 from raylog.api.session import Session
 from raylog.api.ship import Shipment, start_shipment
 from raylog.api.source import open_source
 from raylog.api.verify import ScrubReport, verify_version
-from raylog.catalog.manifest import Manifest
+from raylog.errors import UsageError
 from raylog.monitor.samples import NodeSample
-from raylog.placement.model import Problem
 from raylog.placement.plan import Plan
+from raylog.placement.reading import read_document
 from raylog.settings import Settings, load_settings
-from raylog.spec import Durability, Kind, QosClass, Version, parse_codec, parse_name, parse_reference
+from raylog.spec import Kind, Version, parse_name, parse_reference
+
+PLACE_TIME_LIMIT_S = 10.0
 
 OnProgress = Callable[[int, int], None]
 Array = Any
@@ -143,19 +145,28 @@ class Client:
         """Reads and checks every chunk of every replica; replaces damaged ones from another replica."""
         return verify_version(self._session, parse_reference(name))
 
-    def place(
-        self, demands: str | Path | Mapping[str, Any], objective: str = "waste", *, dry_run: bool = True
-    ) -> Plan:
+    def place(self, demands: str | Path | Mapping[str, Any], objective: str = "waste", *, dry_run: bool = True) -> Plan:
         """Allocates jobs over nodes and explains it. `demands` is a placement file or mapping (see `raylog place
         --help`); without `nodes` in it the cluster's live capacity is used. Only `dry_run=True` exists: the plan is
         returned, nothing is reserved."""
-        problem = Problem.from_file(Path(demands)) if isinstance(demands, (str, Path)) else demands
-        plan: Plan = self._session.call("placement", "place", problem, objective)
+        mapping = read_document(Path(demands).expanduser()) if isinstance(demands, (str, Path)) else demands
+        if not dry_run:
+            raise UsageError("expected dry_run=True: a plan is returned, nothing is reserved")
+        plan: Plan = self._session.call("placement", "place", mapping, objective, PLACE_TIME_LIMIT_S)
         return plan
+
+    def inspect(self, name: str) -> Inspection:
+        """Opens every chunk of a version in this process: its content's digest, and which codec how many chunks got.
+        Equal content sealed twice has one digest. Raises as `get`."""
+        return self._reading(name).inspect()
 
     def nodes(self) -> list[NodeInfo]:
         """The nodes whose actor answers."""
         return self._session.nodes()
+
+    def local_node(self) -> NodeInfo:
+        """The node that this process is on, through whose store it puts and gets."""
+        return self._session.local
 
     def telemetry(self) -> list[NodeSample]:
         """The last sample of every node that is not silent."""

@@ -95,4 +95,4 @@ def _write_arrays(path: Path, sink: BinaryIO, openers: Iterator[ShardOpener]) ->
     unknown = [name for name, array in arrays.items() if array.dtype.metadata]
     if unknown:
         raise UsageError(f".npz has no type for {', '.join(unknown[:8])} (bfloat16 or float8): use client.get")
-    np.savez(sink, **arrays)
+    np.savez(sink, allow_pickle=False, **arrays)

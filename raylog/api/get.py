@@ -1,9 +1,13 @@
-"""Reading a version back: its manifest is checked, each shard is brought to the local node if it is not there, opened in
-this process, and a damaged chunk is replaced from another replica on the way."""
+"""Reading a version back: its manifest is checked, each shard is brought to the local node if it is not there, opened
+in this process, and a damaged chunk is replaced from another replica on the way."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+
+import msgspec
+from blake3 import blake3
 
 from raylog.api.session import Session
 from raylog.catalog.manifest import Manifest, ShardEntry
@@ -12,6 +16,15 @@ from raylog.codec.open import ShardOpener
 from raylog.errors import DamagedData, NotFound
 from raylog.spec import Kind, QosClass, Reference
 from raylog.wire.local_client import LocalShard
+
+
+class Inspection(msgspec.Struct, frozen=True, kw_only=True):
+    """What opening every chunk of a version shows: BLAKE3 (hex) of the content in order, and chunks by codec."""
+
+    content_digest: str
+    chunks: int
+    codecs: dict[str, int]
+
 
 READ_AHEAD = 2  # shards brought here while another one is read
 
@@ -43,7 +56,9 @@ class Reading:
             try:
                 for position, entry in enumerate(entries):
                     with coming.popleft().result() as shard:
-                        coming.extend(executor.submit(self._bring, later) for later in entries[position + READ_AHEAD :][:1])
+                        coming.extend(
+                            executor.submit(self._bring, later) for later in entries[position + READ_AHEAD :][:1]
+                        )
                         keys = [self._keys[dek_id] for dek_id in entry.dek_ids]
                         yield ShardOpener(shard.frame, keys, self._reader(shard, entry))
                     done_bytes += entry.shard.content_bytes
@@ -52,6 +67,16 @@ class Reading:
             finally:
                 for future in coming:
                     future.add_done_callback(_let_go)
+
+    def inspect(self) -> Inspection:
+        """Opens, and so verifies, every chunk of the version in this process."""
+        digest, codecs = blake3(), Counter[str]()
+        with closing(self.openers()) as openers:
+            for opener in openers:
+                for entry in opener.frame.chunks:
+                    digest.update(opener.chunk(entry.number))
+                    codecs[entry.codec.name.lower()] += 1
+        return Inspection(content_digest=digest.hexdigest(), chunks=codecs.total(), codecs=dict(codecs))
 
     def _bring(self, entry: ShardEntry) -> LocalShard:
         """The shard, pinned in the local node's store; pulled first if it is not there. Its frame is the manifest's."""
@@ -76,7 +101,7 @@ class Reading:
             try:
                 return shard.chunk(number)
             except DamagedData:
-                self._session.repair(self._session.local, entry.shard)
+                self._session.repair(self._session.local, entry.shard, [number])
                 return shard.chunk(number)
 
         return read

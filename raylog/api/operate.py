@@ -37,8 +37,8 @@ def up(address: str | None, settings: Settings, *, allow_open_ray: bool) -> list
         )
     if not allow_open_ray and ray_access.access(found) is not ray_access.Access.CLOSED:
         raise NotPermitted(
-            f"the Ray cluster at {found} serves anybody who reaches its port: start Ray with RAY_AUTH_MODE=token on every "
-            "machine ('ray get-auth-token --generate' makes the token), or accept it with 'raylog up --insecure-ray'"
+            f"the Ray cluster at {found} serves anybody who reaches its port: start Ray with RAY_AUTH_MODE=token on "
+            "every machine ('ray get-auth-token --generate' makes the token), or accept it with 'raylog up --insecure-ray'"
         )
     connect_ray(str(found))
     try:

@@ -107,10 +107,10 @@ class Put:
     def _replicate(self, ref: ShardRef) -> list[bytes]:
         """Brings a shard to the nodes that the placement actor chooses; their receipts."""
         session, options = self._session, self._options
-        targets = session.replica_targets(ref, options.replicas)
+        targets = session.replica_targets(ref, options.replicas, options.durability)
         for info in targets:
             if info.node_id != session.local.node_id:
-                session.pull(info, ref, QosClass.CHECKPOINT, options.durability)
+                session.pull(info, ref, QosClass.CHECKPOINT, options.durability, sources=[session.local])
         receipts = [session.receipt(info, ref) for info in targets]
         if session.local.node_id not in {info.node_id for info in targets}:
             session.delete_shards(session.local, [ref.shard_id])

@@ -1,4 +1,4 @@
-"""Content into sealed shards, each written into a place that the caller opens: what `put` and the one-file `seal` share."""
+"""Content into sealed shards, each written into a place that the caller opens: what `put` and `seal` share."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,17 +63,22 @@ def seal_content(content: Content, plan: SealPlan, begin: Callable[[], P]) -> It
 
 
 @contextmanager
-def _shard(content: Content, plan: SealPlan, begin: Callable[[], P], preamble: bytes) -> Iterator[tuple[P, ShardSealer]]:
+def _shard(
+    content: Content, plan: SealPlan, begin: Callable[[], P], preamble: bytes
+) -> Iterator[tuple[P, ShardSealer]]:
     place = begin()
     try:
-        yield place, ShardSealer(
-            ids=ShardIds(tenant=plan.tenant, artifact=plan.artifact_id, version=plan.version_id, shard=new_id()),
-            kind=content.kind,
-            keys=[plan.key],
-            preamble=preamble,
-            write_at=place.write_at,
-            codec=plan.codec,
-            chunk_bytes=plan.chunk_bytes,
+        yield (
+            place,
+            ShardSealer(
+                ids=ShardIds(tenant=plan.tenant, artifact=plan.artifact_id, version=plan.version_id, shard=new_id()),
+                kind=content.kind,
+                keys=[plan.key],
+                preamble=preamble,
+                write_at=place.write_at,
+                codec=plan.codec,
+                chunk_bytes=plan.chunk_bytes,
+            ),
         )
     except BaseException:
         place.discard()

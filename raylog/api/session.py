@@ -1,5 +1,6 @@
-"""What a connected process holds: Ray, its certificate, its node's store. Everything the client does goes through here."""
+"""What a connected process holds: Ray, its certificate, its node's store. All that the client does goes through it."""
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from raylog.api import ray_access
 from raylog.catalog.manifest import Manifest, open_manifest
 from raylog.catalog.requests import DeleteRequest, sign_delete
 from raylog.errors import NotFound, NotPermitted, Unavailable
+from raylog.placement.replicas import ReplicaPlan
 from raylog.security.credentials import Credentials
 from raylog.security.grants import ReadScope, WriteScope, open_grant, request_grant
 from raylog.settings import Settings
@@ -45,7 +47,7 @@ def connect_ray(address: str | None) -> bool:
 
 
 def _init(**options: Any) -> None:
-    ray.init(namespace=calls.NAMESPACE, log_to_driver=False, logging_level="ERROR", **options)
+    ray.init(namespace=calls.NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
 
 
 ANSWER_GRACE_S = 5.0  # a node ends by the deadline it was given; its answer travels a little longer
@@ -163,12 +165,16 @@ class Session:
         )
         return replaced
 
-    def replica_targets(self, ref: ShardRef, replicas: int) -> list[NodeInfo]:
+    def replica_targets(self, ref: ShardRef, replicas: int, durability: Durability) -> list[NodeInfo]:
         """The nodes on which the placement actor wants the replicas of a shard that this process sealed. Raises
         `Unavailable` with its reason when there are fewer than asked for."""
-        chosen: list[str] = self.retried("placement", "replica_targets", ref, replicas, self.local.node_id)
+        plan: ReplicaPlan = self.retried(
+            "placement", "replica_targets", [ref], replicas, self.local.node_id, durability
+        )
+        if plan.shortfall:
+            raise Unavailable(f"{plan.shortfall[0].reason}: add nodes or room, or ask for fewer replicas")
         by_id = {info.node_id: info for info in self.nodes()}
-        return [by_id[node_id] for node_id in chosen if node_id in by_id]
+        return [by_id[node_id] for node_id in plan.targets[ref.shard_id] if node_id in by_id]
 
     def delete_shards(self, info: NodeInfo, shard_ids: Sequence[str]) -> None:
         """Takes shards that no version names away from a node."""
@@ -202,4 +208,6 @@ class Session:
         for info in self.nodes():
             if info.ray_node_id == here:
                 return info
-        raise Unavailable("no node actor answers on this machine: 'raylog status' says why; connect on a cluster's node")
+        raise Unavailable(
+            "no node actor answers on this machine: 'raylog status' says why; connect on a cluster's node"
+        )

@@ -1,40 +1,58 @@
-"""`verify`: every replica of a version is read and checked where it lies, and what is damaged is replaced."""
+"""`verify`: every copy of a version is read and checked where it lies, and what is damaged is replaced."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from raylog.actors.node import NodeInfo
+from raylog.actors.node import ChunkReport, NodeInfo
 from raylog.api.session import Session
+from raylog.errors import RaylogError
 from raylog.spec import Reference, ShardRef
 
-REPLICAS_AT_ONCE = 4
+COPIES_AT_ONCE = 4
 
 
 class ScrubReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a scrub found. A chunk is counted once per replica; `repaired` equals `damaged` when all is well again."""
+    """What a scrub found. A chunk is counted once per copy; `repaired` equals `damaged` when all is well again, and
+    `problems` says why it is not."""
 
     replicas: int
     chunks_read: int
     damaged: int
     repaired: int
+    problems: list[str] = []
 
 
 def verify_version(session: Session, reference: Reference) -> ScrubReport:
-    """Reads every chunk of every living replica of a version, copies that are only cache included."""
+    """Reads every chunk of every living copy of a version, copies that are only cache included."""
     manifest = session.manifest(reference)
-    nodes = session.nodes()
-    work = [(info, entry.shard) for entry in manifest.shards for info in nodes]
-
-    def scrub(item: tuple[NodeInfo, ShardRef]) -> ScrubReport | None:
-        report: ScrubReport | None = session.scrub(*item)
-        return report
-
-    with ThreadPoolExecutor(REPLICAS_AT_ONCE, thread_name_prefix="verify") as executor:
-        reports = [report for report in executor.map(scrub, work) if report is not None]
+    work = [(info, ref) for ref in manifest.distinct_shards().values() for info in session.nodes()]
+    with ThreadPoolExecutor(COPIES_AT_ONCE, thread_name_prefix="verify") as executor:
+        reports = [report for report in executor.map(lambda item: _scrub(session, *item), work) if report]
     return ScrubReport(
         replicas=len(reports),
         chunks_read=sum(report.chunks_read for report in reports),
         damaged=sum(report.damaged for report in reports),
         repaired=sum(report.repaired for report in reports),
+        problems=[problem for report in reports for problem in report.problems],
+    )
+
+
+def _scrub(session: Session, info: NodeInfo, ref: ShardRef) -> ScrubReport | None:
+    """One copy; None where there is none."""
+    found: ChunkReport | None = session.on_node(info, "scrub", ref, timeout_s=session.settings.pull_deadline_s)
+    if found is None:
+        return None
+    repaired, problems = 0, []
+    if found.damaged:
+        try:
+            repaired = session.repair(info, ref, found.damaged)
+        except RaylogError as error:
+            problems.append(f"shard {ref.shard_id} on node {info.node_id}: {error}")
+    return ScrubReport(
+        replicas=1,
+        chunks_read=found.chunks_read,
+        damaged=len(found.damaged),
+        repaired=repaired,
+        problems=problems,
     )

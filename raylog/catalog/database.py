@@ -164,7 +164,8 @@ def _translated(path: Path, error: sqlite3.Error) -> RaylogError:
     code = _code(error)
     if code == sqlite3.SQLITE_FULL:
         return NoSpace(f"{path}: no space left on its disk; nothing was changed, make room and try again")
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+    is_misread = isinstance(error, sqlite3.OperationalError) and not code  # by Python, of text that is none
+    if is_misread or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return DamagedData(f"{path} is damaged ({error})")
     return Unavailable(f"{path}: {error}")
 

@@ -16,10 +16,7 @@ def assign(packing: Packing) -> list[Placement]:
     shapes = packing.shapes
     for job, group in enumerate(shapes.jobs):
         slots = [(node, devices) for node in sorted(packing.slots[job]) for devices in packing.slots[job][node]]
-        if group.spread == "none":
-            dealt = _fill_jobs(shapes, job, slots)
-        else:
-            dealt = _deal(packing, job, slots)
+        dealt = _fill_jobs(shapes, job, slots) if group.spread == "none" else _deal(packing, job, slots)
         for name, taken in dealt.items():
             for worker, (node, devices) in _number(shapes, name, group.workers_each, taken):
                 placements.append(_placement(packing, job, name, worker, node, devices))

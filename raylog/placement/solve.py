@@ -15,7 +15,7 @@ from raylog.errors import UsageError
 from raylog.placement import waste
 from raylog.placement.assign import assign
 from raylog.placement.check import violations
-from raylog.placement.formulate import Limit, formulate, vector
+from raylog.placement.formulate import Limit, Open, formulate, vector
 from raylog.placement.greedy import greedy
 from raylog.placement.linear import Linear, Stage, Vector
 from raylog.placement.model import Problem
@@ -148,7 +148,7 @@ class _Search:
         """See `Plan`."""
         for value, bound in zip(self.values, self.bounds, strict=False):
             if value > bound + _slack(value):
-                return (value - bound) / abs(value)
+                return (value - bound) / value
         return 0.0 if self._is_proven() else None
 
     def measures(self) -> tuple[Measure, ...]:
@@ -168,11 +168,12 @@ class _Search:
             return None
         cost = np.sum([stage.cost for stage in self.stages[:-1]], axis=0)
         left_s = self.deadline_s - time.monotonic()
-        answer = minimise(_without_packing(self.linear), cost, (), left_s, is_relaxed=True) if left_s > 0 else None
-        if answer is None or answer.duals is None:
+        relaxed = _resources_only(self.linear)
+        answer = minimise(relaxed, cost, (), left_s, is_relaxed=True)
+        if answer.duals is None:
             self.notes.append("no prices: the time was over before the relaxed problem was solved")
             return None
-        return Duals(rows=_without_packing(self.linear).rows, values=answer.duals)
+        return Duals(rows=relaxed.rows, values=answer.duals)
 
 
 def lexicographic(
@@ -197,8 +198,9 @@ def lexicographic(
         if answer.x is None:
             return Answer(x=x, bounds=tuple(bounds), is_optimal=False, problem=answer.problem)
         x = answer.x
-        slack = float(np.abs(tie_break).sum()) if is_last else 0.0
-        bounds.append(answer.bounds[0] + stage.constant - slack)
+        # the tie-break weighs less than any difference between plans: an optimum with it is one without it
+        proven = stage.value(x) if is_last and answer.is_optimal else answer.bounds[0] + stage.constant
+        bounds.append(max(proven, 0.0))
         kept.append((stage.cost, float(stage.cost @ x)))
         if not answer.is_optimal:
             return Answer(x=x, bounds=tuple(bounds), is_optimal=False)
@@ -274,8 +276,8 @@ def load_solver() -> Any:
 _BANNER = threading.Lock()
 
 
-def _without_packing(linear: Linear) -> Linear:
-    """The program whose rows are resources only: the tightening rows would take the resources' duals."""
+def _resources_only(linear: Linear) -> Linear:
+    """The same without rows and bounds that only tighten it: they would take the duals of the resources."""
     keep = np.array([not (isinstance(row, Limit) and row.kind == "packing") for row in linear.rows], dtype=bool)
     number = np.cumsum(keep) - 1
     entries = keep[linear.at_row]
@@ -286,7 +288,7 @@ def _without_packing(linear: Linear) -> Linear:
         at_column=linear.at_column[entries],
         factors=linear.factors[entries],
         upper=linear.upper[keep],
-        most=linear.most,
+        most=np.where([isinstance(column, Open) for column in linear.columns], linear.most, np.inf),
         is_whole=linear.is_whole,
     )
 

@@ -17,7 +17,7 @@ SECONDARY = (
     "GPUs that carry fractions) and moves (what the workers that leave their node take), each as a share of the "
     "cluster; ties go to the job, then to the node, that the file names first"
 )
-_TIE = 1e-5  # of the largest cost: orders plans that are equal otherwise, never outweighs a difference that matters
+_TIE = 1e-3  # of the smallest cost, for all workers together: orders equal plans, outweighs no difference
 
 
 def stages(shapes: Shapes, linear: Linear) -> tuple[Stage, ...]:
@@ -34,9 +34,11 @@ def tie_break(shapes: Shapes, linear: Linear) -> Vector:
     for number, column in enumerate(linear.columns):
         if isinstance(column, Place):
             rank = (column.job + column.node / nodes) / jobs
-            cost[number] = (rank - 1) * shapes.size(column.job)
-    largest = float(np.abs(_secondary(shapes, linear).cost).max(initial=0.0))
-    return _TIE * largest * cost / max(float(np.abs(cost).max(initial=0.0)), 1e-12)
+            cost[number] = rank - 1
+    costs = np.abs(_secondary(shapes, linear).cost)
+    smallest = float(costs[costs > 0].min()) if costs.any() else 0.0
+    workers = sum(job.workers for job in shapes.jobs)
+    return _TIE * smallest / workers * cost
 
 
 def _shortfall(shapes: Shapes, linear: Linear, priority: float, is_one_of_many: bool) -> Stage:

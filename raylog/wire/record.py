@@ -165,14 +165,6 @@ class RecordOpener(_Keyed):
         self._pending = None
         self._record_done(head)
 
-    def skip_body(self) -> None:
-        """Passes over the body of a chunk that nobody wants any more; its bytes were received and are not looked at."""
-        head = self._pending
-        assert head is not None
-        self._pending = None
-        self._take_nonce()
-        self._record_done(head)
-
     def _decrypt_into(self, sealed: memoryview | bytes, associated: bytes | None, out: memoryview) -> None:
         try:
             self._cipher.decrypt_into(self._take_nonce(), sealed, associated, out)

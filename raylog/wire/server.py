@@ -1,4 +1,8 @@
 class WireServer:
     control_port = 0
-    def __init__(self, *a, **k): pass
-    def close(self): pass
+
+    def __init__(self, *a, **k):
+        pass
+
+    def close(self):
+        pass

@@ -439,6 +439,7 @@ def test_a_slow_answer_is_no_wrong_clock() -> None:
     found = machine.clock_against_head(slow)
     assert found.status == "ok"
     assert "± 0.2" in found.found
+    assert int(found.found.split(" ms")[0]) < 100  # and not the 200 ms that the answer was under way
 
 
 def test_a_head_that_does_not_answer_leaves_the_clock_unknown() -> None:

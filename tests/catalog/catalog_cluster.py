@@ -113,7 +113,7 @@ class Cluster:
             shard_id=new_id(), frame_digest=digest, stored_bytes=5000, content_bytes=4000, rows=10, chunks=8
         )
 
-    def put(self, catalog: Catalog, name: str = "corpora/wiki", **changes: object):  # noqa: ANN201
+    def put(self, catalog: Catalog, name: str = "corpora/wiki", **changes: object):
         """One more version of `name`; the manifest and the version."""
         pending = catalog.begin(name, TENANT)
         manifest = self.manifest(name, pending.artifact_id, **changes)

@@ -23,15 +23,16 @@ NAMES = ("a", "a/b", "c")
 
 
 def say(**words: object) -> None:
-    os.write(1, json.dumps(words).encode() + b"\n")
+    """A line of its own, also after one that a kill cut short."""
+    os.write(1, b"\n" + json.dumps(words).encode() + b"\n")
 
 
 def write(cluster: Cluster, directory: Path, seed: int, kill_at: int) -> None:
     """Changes the catalog at random until it is killed."""
+    say(event="born", pid=os.getpid())
     source = random.Random(seed)
     catalog = cluster.open(directory)
     _kill_at_statement(catalog, kill_at)
-    say(event="open", pid=os.getpid())
     while True:
         name = source.choice(NAMES)
         if source.random() < 0.7:

@@ -43,7 +43,7 @@ def test_ls_takes_exactly_the_names_that_begin_so(catalog: Catalog, cluster: Clu
         assert catalog.ls(prefix) == []
 
 
-@pytest.mark.parametrize("name", ["../x", "a/../b", "a\x00b", "сorpora/wiki", "x" * 300, "", "/a"])
+@pytest.mark.parametrize("name", ["../x", "a/../b", "a\x00b", "\u0441orpora/wiki", "x" * 300, "", "/a"])
 def test_bad_names_never_begin(catalog: Catalog, name: str) -> None:
     with pytest.raises(UsageError):
         catalog.begin(name, TENANT)
@@ -59,7 +59,8 @@ def test_of_two_writers_one_wins_and_the_other_is_told(catalog: Catalog, cluster
         catalog.commit(cluster.sign(manifests[0]), cluster.receipts(manifests[0]), first.base)
     assert (told.value.latest, told.value.expected) == (2, 1)  # type: ignore[attr-defined]
     assert catalog.versions("corpora/wiki")[-1] == won
-    assert catalog.replicas(list(manifests[0].distinct_shards())) == dict.fromkeys(manifests[0].distinct_shards(), [])
+    losers = list(manifests[0].distinct_shards())
+    assert catalog.replicas(losers) == {shard_id: [] for shard_id in losers}
 
 
 def test_many_threads_commit_one_name_and_exactly_one_wins(catalog: Catalog, cluster: Cluster) -> None:

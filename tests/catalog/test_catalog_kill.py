@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from raylog.catalog.record import Record, RecordKind
 from raylog.catalog.replay import Listing
 from raylog.spec import Reference
 
-KILLS = 24
+KILLS = 60
 DEADLINE_S = 30.0
 
 
@@ -48,6 +49,8 @@ class Nursery:
         while time.monotonic() < deadline:
             while b"\n" in self._rest:
                 line, self._rest = self._rest.split(b"\n", 1)
+                if not line.endswith(b"}"):
+                    continue  # empty, or cut short: what it announced was not begun
                 event = json.loads(line)
                 if event["event"] == "gone":
                     return
@@ -76,35 +79,58 @@ def test_killed_writers_lose_nothing(cluster: Cluster, tmp_path: Path, nursery: 
     model = Listing()
     acknowledged = cut_off = finished_unheard = 0
     for round_number in range(KILLS):
-        by_statement = round_number % 2 == 0
-        nursery.start(directory, round_number, source.randrange(1, 120) if by_statement else 0)
-        open_attempt: dict[str, Any] | None = None
-        acks_wanted = source.randrange(1, 12)
+        kill = Kill.draw(source, round_number)
+        nursery.start(directory, round_number, kill.at_statement)
+        attempt: dict[str, Any] | None = None
         for event in nursery.events():
-            if event["event"] == "open":
-                pid = event["pid"]
-            elif event["event"] == "try":
-                open_attempt = event
-                if not by_statement and acks_wanted == 0:
-                    time.sleep(source.random() * 0.004)
-                    os.kill(pid, signal.SIGKILL)
-            else:
-                assert open_attempt is not None
-                apply(model, open_attempt, event["number"])
-                open_attempt = None
+            kill.look(event)
+            if event["event"] == "try":
+                attempt = event
+            elif event["event"] == "done":
+                assert attempt is not None
+                apply(model, attempt, event["number"])
+                attempt = None
                 acknowledged += 1
-                acks_wanted = max(acks_wanted - 1, 0)
-        catalog = cluster.open(directory, create=False)
-        cut_off += open_attempt is not None
-        if open_attempt is not None:
-            finished_unheard += settle(catalog, model, open_attempt)
+        catalog = cluster.open(directory, create=not model.names)
+        if attempt is not None:
+            cut_off += 1
+            finished_unheard += settle(catalog, model, attempt)
         assert shown(catalog) == expected(model)
         catalog.verify()
         assert catalog.short_shards() == []
         catalog.close()
-    assert acknowledged > KILLS and cut_off > KILLS / 2
+    assert acknowledged > KILLS and cut_off > KILLS / 3
     print(f"{KILLS} kills, {acknowledged} acknowledged, {cut_off} cut off, {finished_unheard} of them had finished")
     check_copy(cluster, directory, tmp_path / "copy", model)
+
+
+@dataclass
+class Kill:
+    """When a writer is to die: at its own n-th SQL statement, while it opens the catalog, or in the middle of work."""
+
+    at_statement: int = 0
+    after_attempts: int = 0
+    delay_s: float = 0.0
+    _pid: int = 0
+
+    @classmethod
+    def draw(cls, source: random.Random, round_number: int) -> "Kill":
+        if round_number % 2:
+            return cls(at_statement=source.randrange(1, 150))
+        if round_number % 4:
+            return cls(delay_s=source.random() * 0.02)
+        return cls(after_attempts=source.randrange(1, 15), delay_s=source.random() * 0.004)
+
+    def look(self, event: dict[str, Any]) -> None:
+        """Kills the writer when the time has come."""
+        if event["event"] == "born":
+            self._pid = event["pid"]
+        elif event["event"] == "try":
+            self.after_attempts -= 1
+        if self._pid and not self.at_statement and self.after_attempts <= 0:
+            time.sleep(self.delay_s)
+            os.kill(self._pid, signal.SIGKILL)
+            self._pid = 0
 
 
 def settle(catalog: Catalog, model: Listing, attempt: dict[str, Any]) -> bool:

@@ -5,28 +5,20 @@ import secrets
 import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from three_nodes import Machine
 
 import raylog
+from raylog.actors import bootstrap
 from raylog.demo import QUICK_HEALTH_CHECKS
 from raylog.settings import Settings
 from raylog.units import MIB
 
 NODES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """The cluster, raylog's settings in it, and where its dashboard answers."""
-
-    cluster: Cluster
-    settings: Settings
-    dashboard: str
 
 
 def free_port() -> int:
@@ -79,4 +71,4 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 def client(machine: Machine) -> Iterator[raylog.Client]:
     with raylog.connect(machine.cluster.address, settings=machine.settings) as connected:
         yield connected
-        connected.stop_cluster()
+    bootstrap.stop()

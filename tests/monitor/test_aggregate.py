@@ -127,8 +127,11 @@ def test_nodes_are_bounded_and_the_one_silent_for_longest_goes(
 ) -> None:
     monkeypatch.setattr(aggregate, "NODES_MAX", 3)
     nodes = Aggregate()
-    for second, node_id in enumerate("abcad"):
+    for second, node_id in enumerate("abca"):
         nodes.add(second, make_sample(second, node_id=node_id))
+    nodes.add(4.0, make_sample(4, node_id="c"))
+    assert {row.node_id for row in nodes.rows(5.0)} == {"a", "b", "c"}  # full, and nobody had to go for one known
+    nodes.add(5.0, make_sample(5, node_id="d"))
     assert {row.node_id for row in nodes.rows(5.0)} == {"a", "c", "d"}
 
 

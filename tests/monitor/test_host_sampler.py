@@ -1,8 +1,12 @@
 """The machine's own figures against what the operating system says elsewhere."""
 
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import pytest
 
 from raylog.monitor.host import NICS_MAX, HostSampler
 from raylog.monitor.meter import TransferMeter
@@ -30,19 +34,23 @@ def test_figures_agree_with_the_operating_system(tmp_path: Path) -> None:
 
 def test_cpu_share_is_the_mean_since_the_sample_before() -> None:
     sampler = HostSampler([])
+    before = cpu_ticks()
     first = sampler.sample()
     assert first.cpu_share is None
     assert "first" in first.missing["cpu_share"]
-    before_s = os.times()
-    until_s = time.monotonic() + 0.3
+    until_s = time.monotonic() + 0.5
     while time.monotonic() < until_s:
-        pass
-    used_s = sum(os.times()[:2]) - sum(before_s[:2])
+        time.sleep(0.01)  # some of the CPUs are idle, so that an idle share can be seen
     second = sampler.sample()
+    after = cpu_ticks()
     assert "cpu_share" not in second.missing
-    assert second.cpu_share is not None
-    # This process alone used that much of all CPUs; the kernel counts in ticks of 10 ms per CPU.
-    assert used_s / (0.3 * second.cpus) - 0.15 <= second.cpu_share <= 1.0
+    # The kernel's own table of the same half second: user, nice, system, idle, iowait, irq, softirq, steal.
+    spent = [now - then for then, now in zip(before, after, strict=True)]
+    assert second.cpu_share == pytest.approx(1 - (spent[3] + spent[4]) / sum(spent), abs=0.1)
+
+
+def cpu_ticks() -> list[int]:
+    return [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
 
 
 def test_private_memory_grows_with_what_this_process_allocates_and_not_with_shared_memory(tmp_path: Path) -> None:
@@ -82,4 +90,16 @@ def test_a_node_sample_has_all_parts_and_counts_on(tmp_path: Path) -> None:
     assert abs(first.time_s - time.time()) < 60
     assert (first.transfer.received_bytes, second.transfer.received_bytes) == (0, 100)
     assert str(tmp_path) in first.host.disks
-    assert NodeSampler("b" * 32, meter, []).sample().incarnation != first.incarnation
+    again = NodeSampler("b" * 32, meter, [])
+    assert again.sample().incarnation != first.incarnation
+    again.close()
+
+
+def test_samples_asked_for_at_once_are_all_whole(tmp_path: Path) -> None:
+    sampler = NodeSampler("b" * 32, TransferMeter(), [tmp_path])
+    with ThreadPoolExecutor(8) as pool:
+        samples = list(pool.map(lambda _: sampler.sample(), range(64)))
+    sampler.close()
+    assert len({sample.monotonic_s for sample in samples}) == 64
+    assert {sample.gpu_problem for sample in samples} == {samples[0].gpu_problem}
+    assert not [thread for thread in threading.enumerate() if thread.name == "raylog-nvml"]

@@ -1,5 +1,6 @@
 """The file keyring: who may read it, what it refuses, rotation, and what it never overwrites."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylog.errors import Conflict, DamagedData, NotPermitted, RaylogError, UsageError
+from raylog.errors import Conflict, DamagedData, NotPermitted, RaylogError, Unavailable, UsageError
 from raylog.security.keys import new_key
 from raylog.security.providers.file import FileKeyring
 from raylog.spec import new_id
@@ -153,6 +154,17 @@ def test_rotations_at_once_lose_no_version(keyring: FileKeyring, keyring_path: P
     processes = [subprocess.Popen([sys.executable, "-c", script, str(keyring_path)]) for _ in range(2)]
     assert [process.wait(60) for process in processes] == [0, 0]
     assert FileKeyring.load(keyring_path).newest_version == 11
+
+
+def test_a_rotation_does_not_wait_forever(
+    keyring: FileKeyring, keyring_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raylog.security.providers.file.LOCK_TIMEOUT_S", 0.05)
+    with keyring_path.with_name(".keyring.json.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(Unavailable, match="another process has changed"):
+            keyring.add_version()
+    assert keyring.add_version() == 2
 
 
 def test_an_older_keyring_put_back_is_told(keyring: FileKeyring, keyring_path: Path) -> None:

@@ -4,13 +4,14 @@ import fcntl
 import hmac
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
-from raylog.errors import DamagedData, NotPermitted, UsageError
+from raylog.errors import DamagedData, NotPermitted, Unavailable, UsageError
 from raylog.security.keys import KEY_BYTES, KeyHolder, labelled, new_key, seal, unseal
 from raylog.security.private_files import (
     PRIVATE_MODE,
@@ -22,6 +23,7 @@ from raylog.security.private_files import (
 from raylog.spec import parse_id
 
 FORMAT_VERSION = 1
+LOCK_TIMEOUT_S = 10.0
 _VERSIONS_MAX = 10_000
 _FILE_BYTES_MAX = 4 << 20
 _BLOB_FORMAT = 1
@@ -212,10 +214,24 @@ def _stamp(found: os.stat_result) -> _Stamp:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """One process at a time reads, changes and replaces the file. Held for milliseconds; the kernel drops the lock with
-    its process."""
+    its process. Raises `Unavailable` after `LOCK_TIMEOUT_S`."""
     descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_MODE)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        while not _try_lock(descriptor):
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"another process has changed {path} for {LOCK_TIMEOUT_S:.0f} s: is it stopped? try again"
+                )
+            time.sleep(0.01)
         yield
     finally:
         os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,140 @@
+"""Sealed shards from one node actor to another, beside raw TCP, TLS, Arrow Flight and Ray's own object transfer.
+
+1 GiB of incompressible bytes and 1 GiB of text, between two Ray nodes on this machine, in content bytes per second.
+raylog's figure is the whole path of a ship: the source's arena, AEAD records, TCP, BLAKE3 of every chunk, the target's
+arena. The shards were sealed before; `text_end_to_end_gb_s` adds reading, sealing and opening. Peers run in the same
+run, in turn with raylog, from warm memory into warm memory. Medians of five.
+
+    python bench/transfer.py [--json] [--quick]
+"""
+
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from common import REPEATS, parser, report, text_bytes
+from peers import certificates, flight_peer, random_bytes, socket_peer
+from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+import raylog
+from raylog.actors import bootstrap, calls
+from raylog.actors.node import NodeInfo
+from raylog.settings import Settings
+from raylog.units import GIB, MIB
+
+SHARD_BYTES = 256 * MIB
+
+
+@contextlib.contextmanager
+def two_nodes(folder: Path, size: int) -> Iterator[tuple[Cluster, raylog.Client, NodeInfo]]:
+    """Two raylets with a raylog node each; the client is on the first, the other one is returned."""
+    cluster = Cluster()
+    try:
+        for number in range(2):
+            head = {"include_dashboard": False} if number == 0 else {}
+            cluster.add_node(num_cpus=2, object_store_memory=max(3 * size, 100 * MIB), **head)
+        settings = Settings(state=folder / "state", arena_bytes=4 * size, shard_bytes=min(SHARD_BYTES, size))
+        with raylog.connect(cluster.address, settings=settings) as client:
+            here = client.local_node()
+            yield cluster, client, next(info for info in client.nodes() if info.node_id != here.node_id)
+        bootstrap.stop()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def raylog_mover(client: raylog.Client, name: str, target: NodeInfo) -> Callable[[], float]:
+    """Ships `name` to a target that does not hold it (what the last ship left is deleted first, outside of the time)."""
+    shards = list(client.replicas(name))
+
+    def move() -> float:
+        calls.wait(calls.node(target.ray_node_id).delete.remote(shards), 60, "delete")
+        shipped = client.ship(name, to=[target.node_id], deadline_s=300).result(300)
+        assert shipped.moved_bytes > 0
+        return shipped.seconds
+
+    return move
+
+
+@ray.remote(num_cpus=0)
+class Reader:
+    """Has an object brought to its node."""
+
+    def read(self, references: list[Any]) -> float:
+        started_s = time.perf_counter()
+        size = len(memoryview(ray.get(references[0])))
+        assert size
+        return time.perf_counter() - started_s
+
+
+def ray_mover(payload: bytes, target: NodeInfo) -> Callable[[], float]:
+    """Ray's object transfer of a fresh object of the same bytes from this node to the target's."""
+    affinity = NodeAffinitySchedulingStrategy(target.ray_node_id, soft=False)
+    reader = Reader.options(scheduling_strategy=affinity).remote()
+
+    def move() -> float:
+        reference = ray.put(memoryview(payload))
+        return float(ray.get(reader.read.remote([reference]), timeout=300))
+
+    return move
+
+
+def measure(movers: dict[str, Callable[[], float]], size: int, repeats: int) -> dict[str, float]:
+    """GB/s of each, in turn, medians; the first round warms and is counted for none but `ray_cold_gb_s`."""
+    times: dict[str, list[float]] = {name: [] for name in movers}
+    cold = {name: move() for name, move in movers.items()}
+    for _ in range(repeats):
+        for name, move in movers.items():
+            times[name].append(move())
+    rates = {f"{name}_gb_s": size / statistics.median(values) / 1e9 for name, values in times.items()}
+    rates["ray_cold_gb_s"] = size / cold["ray"] / 1e9
+    peers = [name for name in movers if name != "raylog"]
+    return rates | {f"ratio_{name}": rates["raylog_gb_s"] / rates[f"{name}_gb_s"] for name in peers}
+
+
+def end_to_end_gb_s(client: raylog.Client, path: Path, target: NodeInfo, size: int) -> float:
+    """Reading a file, sealing it, shipping it, opening every chunk."""
+    started_s = time.perf_counter()
+    client.put("bench/whole", path)
+    client.ship("bench/whole", to=[target.node_id], deadline_s=300).result(300)
+    client.inspect("bench/whole")
+    seconds = time.perf_counter() - started_s
+    client.delete("bench/whole")
+    return size / seconds / 1e9
+
+
+def run(size: int, repeats: int) -> dict[str, Any]:
+    result: dict[str, Any] = {"bytes": size, "repeats": repeats}
+    with tempfile.TemporaryDirectory() as temporary, certificates() as tls:
+        folder = Path(temporary)
+        with two_nodes(folder, size) as (_, client, target):
+            for name, payload in (("incompressible", random_bytes(size)), ("text", text_bytes(size))):
+                path = folder / name
+                path.write_bytes(payload)
+                client.put(f"bench/{name}", path)
+                with contextlib.ExitStack() as peers:
+                    movers: dict[str, Callable[[], float]] = {
+                        "raylog": raylog_mover(client, f"bench/{name}", target),
+                        "raw_tcp": peers.enter_context(socket_peer(path, size)),
+                        "ssl": peers.enter_context(socket_peer(path, size, tls)),
+                        "flight": peers.enter_context(flight_peer(path, size)),
+                        "flight_mtls": peers.enter_context(flight_peer(path, size, tls)),
+                        "ray": ray_mover(payload, target),
+                    }
+                    result[name] = measure(movers, size, repeats)
+            result["text_end_to_end_gb_s"] = end_to_end_gb_s(client, folder / "text", target, size)
+            result["node_rss_anon_bytes"] = max(
+                sample.host.process_rss_anon_bytes or 0 for sample in client.telemetry()
+            )
+    return result
+
+
+if __name__ == "__main__":
+    arguments = parser(__doc__.splitlines()[0]).parse_args()
+    report(run(64 * MIB if arguments.quick else GIB, 1 if arguments.quick else REPEATS), arguments.json)

@@ -1,0 +1,411 @@
+"""The puller's machine: which chunks it asks for on which stream, and what has come. Pure; see session.py."""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from raylog.codec.frame import METADATA_BYTES_MAX, Frame
+from raylog.errors import (
+    DamagedData,
+    DeadlineExceeded,
+    NotFound,
+    NotPermitted,
+    PeerFault,
+    RaylogError,
+    Unavailable,
+)
+from raylog.spec import QosClass, ShardRef
+from raylog.wire import messages
+from raylog.wire.bounds import Bounds
+from raylog.wire.credit import Window
+from raylog.wire.effects import (
+    CloseStream,
+    Complete,
+    ConnectStream,
+    CreateShard,
+    DropChunk,
+    Effect,
+    Fail,
+    Send,
+    TakeChunk,
+)
+from raylog.wire.messages import Message, RefusalReason
+from raylog.wire.record import StreamContext, derive_keys
+from raylog.wire.schedule import deal
+from raylog.wire.session import Parties, Session
+from raylog.wire.states import PULL, PULLER_STREAM, PullState, SessionState, StreamState, step
+
+ASKED_AT_MOST = 2  # a chunk that comes damaged is asked for once more, then the source is given up
+_REFUSALS: dict[RefusalReason, type[RaylogError]] = {
+    RefusalReason.NOT_FOUND: NotFound,
+    RefusalReason.DAMAGED: DamagedData,
+    RefusalReason.BUSY: Unavailable,
+    RefusalReason.NO_SPACE: Unavailable,  # the source's, not ours: another one may do
+    RefusalReason.NOT_PERMITTED: NotPermitted,
+}
+
+
+@dataclass(slots=True, eq=False)
+class _Pull:
+    number: int
+    ref: ShardRef
+    deadline: float
+    window: Window
+    progress_deadline: float
+    state: PullState = PullState.FRAMING
+    metadata: bytearray = field(default_factory=bytearray)
+    frame: Frame | None = None
+    todo: deque[int] = field(default_factory=deque)  # to be asked for, in order
+    unverified: int = 0
+    damaged: dict[int, int] = field(default_factory=dict)  # chunk -> how often
+    asked_again: int = 0
+
+    def step(self, event: str) -> None:
+        self.state = step(PULL, self.state, event, f"pull {self.number}")
+
+    def sealed_bytes(self, chunk: int) -> int:
+        assert self.frame is not None
+        return self.frame.chunks[chunk].sealed_bytes
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    id: bytes
+    nonce: bytes
+    deadline: float  # to stand
+    state: StreamState = StreamState.ANNOUNCED
+    asked: dict[tuple[int, int], int] = field(default_factory=dict)  # (pull, chunk) -> sealed bytes
+    abandoned: set[tuple[int, int]] = field(default_factory=set)  # asked for by pulls that have ended
+    in_flight_bytes: int = 0
+
+    def step(self, event: str) -> None:
+        self.state = step(PULLER_STREAM, self.state, event, f"stream {self.id.hex()}")
+
+    def settle(self, pull: int, chunk: int) -> None:
+        self.in_flight_bytes -= self.asked.pop((pull, chunk))
+
+    def abandon(self, pull: int) -> None:
+        """The source may have sent some of what this pull asked for, and drops the rest."""
+        for key in [key for key in self.asked if key[0] == pull]:
+            self.settle(*key)
+            self.abandoned.add(key)
+
+
+class PullerSession(Session):
+    """Asks one source for shards over `streams` cargo streams, which serve all pulls of the session.
+
+    Seam for several sources: `shard_created` takes the chunks to get *here*; whoever holds several sessions deals them
+    out.
+    """
+
+    def __init__(self, parties: Parties, bounds: Bounds, streams: int) -> None:
+        super().__init__(parties, bounds)
+        assert 1 <= streams <= bounds.streams_max
+        self._streams_wanted = streams
+        self._streams: dict[bytes, _Stream] = {}
+        self._pulls: dict[int, _Pull] = {}
+        self._pulls_opened = 0
+        self._waiting_opens: list[messages.Open] = []  # for the greeting
+        self._streams_lost = 0
+
+    # Events.
+
+    def open(self, ref: ShardRef, qos: QosClass, deadline: float, now: float) -> tuple[int, list[Effect]]:
+        """Begins to pull a shard; its number in this session. Before the greeting it is kept until then."""
+        assert not self.is_closed
+        number, self._pulls_opened = self._pulls_opened, self._pulls_opened + 1
+        pull = _Pull(number, ref, deadline, Window(self.bounds.window_bytes), now + self.bounds.progress_timeout_s)
+        if len(self._pulls) == self.bounds.pulls_max:
+            busy = Unavailable(f"{self._peer}: {self.bounds.pulls_max} pulls run in this session; wait for one")
+            return number, [Fail(number, busy)]
+        self._pulls[number] = pull
+        opening = messages.Open(pull=number, shard_id=ref.shard_id, frame_digest=ref.frame_digest, qos=qos)
+        self._waiting_opens.append(opening)
+        return number, self._noted(self._send_opens(now), now)
+
+    def shard_created(self, number: int, missing: Iterable[tuple[int, int]], now: float) -> list[Effect]:
+        """Our sink has room; `missing` are ranges (first chunk, count) to get here. Empty: nothing moves."""
+        pull = self._pulls.get(number)
+        if pull is None:
+            return []
+        pull.step("'created'")
+        pull.todo.extend(chunk for first, count in missing for chunk in range(first, first + count))
+        pull.unverified = len(pull.todo)
+        pull.progress_deadline = now + self.bounds.progress_timeout_s
+        return self._noted(self._advance(pull), now)
+
+    def stream_connected(self, stream_id: bytes, now: float) -> list[Effect]:
+        """The cargo connection stands and has sent its proof."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return []
+        stream.step("'connected'")
+        effects: list[Effect] = []
+        for pull in list(self._pulls.values()):
+            effects += self._advance(pull)
+        return self._noted(effects, now)
+
+    def stream_lost(self, stream_id: bytes, why: str, now: float) -> list[Effect]:
+        """A cargo connection did not come to stand, was cut, or brought a record that does not open."""
+        stream = self._streams.pop(stream_id, None)
+        if stream is None or self.is_closed:
+            return []
+        stream.step("'lost'")
+        self._streams_lost += 1
+        self._settle_lost(stream)
+        if self._streams_lost > self.bounds.stream_losses_max:
+            message = f"{self._peer}: {self._streams_lost} cargo streams were lost, the last: {why}; ask another source"
+            return self._noted(self._end(messages.ByeReason.SHUTDOWN, Unavailable(message)), now)
+        effects = self._announce_streams(now) if self._pulls else []
+        for pull in list(self._pulls.values()):
+            effects += self._advance(pull)
+        return self._noted(effects, now)
+
+    def chunk_arriving(self, stream_id: bytes, number: int, chunk: int, body_bytes: int, now: float) -> list[Effect]:
+        """A record's head is here: `TakeChunk` or `DropChunk`, or the end of the session when nobody asked for it.
+        An empty list when the stream or the session is gone."""
+        stream = self._streams.get(stream_id)
+        if stream is None or self.is_closed:
+            return []
+        if (number, chunk) in stream.abandoned:
+            stream.abandoned.discard((number, chunk))
+            return [DropChunk()]
+        expected_bytes = stream.asked.get((number, chunk))
+        if expected_bytes != body_bytes:
+            what = "it was not asked for" if expected_bytes is None else f"it has {expected_bytes}"
+            fault = PeerFault(f"chunk {chunk} of pull {number} came with {body_bytes} bytes on stream "
+                              f"{stream_id.hex()}: {what}")  # fmt: skip
+            return self.fault(fault, now)
+        pull = self._pulls[number]
+        pull.step("'arrived'")
+        pull.progress_deadline = now + self.bounds.progress_timeout_s
+        return [TakeChunk(number, chunk)]
+
+    def chunk_verified(self, stream_id: bytes, number: int, chunk: int, now: float) -> list[Effect]:
+        """The chunk of the last `TakeChunk` on this stream is verified and stored."""
+        pull = self._settle(stream_id, number, chunk)
+        if pull is None:
+            return []
+        pull.step("'verified'")
+        pull.unverified -= 1
+        pull.progress_deadline = now + self.bounds.progress_timeout_s
+        return self._noted(self._advance(pull), now)
+
+    def chunk_damaged(self, stream_id: bytes, number: int, chunk: int, now: float) -> list[Effect]:
+        """The chunk of the last `TakeChunk` on this stream is not the one that was sealed."""
+        pull = self._settle(stream_id, number, chunk)
+        if pull is None:
+            return []
+        pull.step("'damaged'")
+        pull.damaged[chunk] = pull.damaged.get(chunk, 0) + 1
+        if pull.damaged[chunk] == ASKED_AT_MOST:
+            message = f"came damaged {ASKED_AT_MOST} times; take it from another source and scrub this one"
+            return self._noted(self._fail(pull, self._damage(pull, message, chunk)), now)
+        pull.todo.append(chunk)
+        pull.asked_again += 1
+        return self._noted(self._advance(pull), now)
+
+    def fail(self, number: int, error: RaylogError, now: float) -> list[Effect]:
+        """Our end gives this pull up: cancelled, out of time, or the sink failed."""
+        pull = self._pulls.get(number)
+        return [] if pull is None else self._noted(self._fail(pull, error), now)
+
+    # Messages.
+
+    def _greeted(self, now: float) -> list[Effect]:
+        return self._send_opens(now)
+
+    def _on_business(self, message: Message, now: float) -> list[Effect]:
+        match message:
+            case messages.Frame():
+                return self._on_frame(message, now)
+            case messages.StreamReady():
+                return self._on_stream_ready(message, now)
+            case messages.Refused():
+                return self._on_refused(message)
+            case _:
+                raise PeerFault(f"{type(message).__name__} is a puller's message, and we are the puller")
+
+    def _on_frame(self, piece: messages.Frame, now: float) -> list[Effect]:
+        pull = self._find(piece.pull)
+        if pull is None:
+            return []
+        pull.step("Frame")
+        here, end = len(pull.metadata), piece.offset + len(piece.data)
+        if piece.offset != here or not end <= piece.total <= METADATA_BYTES_MAX:
+            raise PeerFault(
+                f"expected the frame of pull {piece.pull} from byte {here} on, at most {METADATA_BYTES_MAX} bytes in all, "
+                f"got {len(piece.data)} bytes at {piece.offset} of {piece.total}"
+            )
+        pull.metadata += piece.data
+        pull.progress_deadline = now + self.bounds.progress_timeout_s
+        if end < piece.total:
+            return []
+        try:
+            pull.frame = Frame.decode(bytes(pull.metadata), pull.ref.frame_digest)
+        except DamagedData as error:
+            return self._fail(pull, self._damage(pull, f"its frame is not the manifest's: {error}", None))
+        if pull.frame.header.shard_id != pull.ref.shard_id:
+            other = pull.frame.header.shard_id
+            return self._fail(pull, self._damage(pull, f"the frame of its digest is shard {other}'s", None))
+        pull.metadata = bytearray()
+        pull.step("'frame whole'")
+        return [CreateShard(pull.number, pull.frame)]
+
+    def _on_stream_ready(self, ready: messages.StreamReady, now: float) -> list[Effect]:
+        stream = self._streams.get(ready.stream)
+        if stream is None:
+            raise PeerFault(f"cargo stream {ready.stream.hex()} was not announced")
+        stream.step("StreamReady")
+        stream.deadline = now + self.bounds.stream_timeout_s
+        context = StreamContext(
+            puller_secret=self.secret,
+            source_secret=self.peer_secret,
+            cluster_id=self.parties.me.cluster_id,
+            puller_id=self.parties.me.id,
+            source_id=self.parties.peer.id,
+            stream=stream.id,
+            puller_nonce=stream.nonce,
+            source_nonce=ready.nonce,
+        )
+        return [ConnectStream(stream.id, ready.port, derive_keys(context))]
+
+    def _on_refused(self, refused: messages.Refused) -> list[Effect]:
+        pull = self._find(refused.pull)
+        if pull is None:
+            return []
+        pull.step("Refused")
+        self._forget(pull)
+        at = "" if refused.chunk is None else f", chunk {refused.chunk}"
+        error = _REFUSALS[refused.reason](
+            f"shard {pull.ref.shard_id}{at}: {self._peer} refused ({refused.reason}): {refused.message}",
+            **self._place(pull, refused.chunk),
+        )
+        return [Fail(pull.number, error)]
+
+    # Deadlines.
+
+    def _deadlines(self) -> list[float]:
+        pulls = [min(pull.deadline, self._progress_deadline(pull)) for pull in self._pulls.values()]
+        return [*pulls, *(stream.deadline for stream in self._streams.values() if stream.state is not StreamState.LIVE)]
+
+    @staticmethod
+    def _progress_deadline(pull: _Pull) -> float:
+        # While our own sink makes room, the source is not to blame.
+        return float("inf") if pull.state is PullState.CREATING else pull.progress_deadline
+
+    def _tick(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for pull in list(self._pulls.values()):
+            shard = f"shard {pull.ref.shard_id} from {self._peer}"
+            if now >= pull.deadline:
+                late = DeadlineExceeded(
+                    f"{shard}: the deadline passed with {pull.unverified} chunks missing; ask again to resume",
+                    **self._place(pull, None),
+                )
+                effects += self._fail(pull, late)
+            elif now >= self._progress_deadline(pull):
+                message = f"{shard}: no chunk for {self.bounds.progress_timeout_s:g} s; ask another source"
+                effects += self._fail(pull, PeerFault(message, **self._place(pull, None)))
+        for stream in list(self._streams.values()):
+            if stream.state is not StreamState.LIVE and now >= stream.deadline and not self.is_closed:
+                effects.append(CloseStream(stream.id))
+                effects += self.stream_lost(stream.id, f"not standing after {self.bounds.stream_timeout_s:g} s", now)
+        return effects
+
+    # Work.
+
+    def _advance(self, pull: _Pull) -> list[Effect]:
+        """Grants credit and asks for chunks as far as it reaches, or completes."""
+        if pull.state is not PullState.MOVING:
+            return []
+        if not pull.unverified:
+            pull.step("'complete'")
+            self._forget(pull)
+            return [Send(messages.Done(pull=pull.number)), Complete(pull.number, pull.asked_again)]
+        live = {one.id: one.in_flight_bytes for one in self._streams.values() if one.state is StreamState.LIVE}
+        if not pull.todo or not live:
+            return []
+        effects: list[Effect] = []
+        if (total_bytes := pull.window.grant()) is not None:
+            effects.append(Send(messages.Credit(pull=pull.number, total_bytes=total_bytes)))
+        for stream_id, first, count in deal(pull.todo, pull.sealed_bytes, live, pull.window.room_bytes):
+            stream = self._streams[stream_id]
+            for chunk in range(first, first + count):
+                assert pull.todo.popleft() == chunk
+                sealed_bytes = pull.sealed_bytes(chunk)
+                pull.window.ask(sealed_bytes)
+                stream.asked[pull.number, chunk] = sealed_bytes
+                stream.in_flight_bytes += sealed_bytes
+            effects.append(Send(messages.Want(pull=pull.number, stream=stream_id, first=first, count=count)))
+        return effects
+
+    def _settle(self, stream_id: bytes, number: int, chunk: int) -> _Pull | None:
+        """A chunk has come. None when the pull or the session has ended meanwhile."""
+        stream, pull = self._streams.get(stream_id), self._pulls.get(number)
+        if stream is None or self.is_closed:
+            return None
+        if pull is None:
+            stream.abandoned.discard((number, chunk))
+            return None
+        stream.settle(number, chunk)
+        pull.window.settle(pull.sealed_bytes(chunk))
+        return pull
+
+    def _settle_lost(self, stream: _Stream) -> None:
+        """What was asked for on a lost stream and did not come is to be asked for again, first."""
+        for (number, chunk), sealed_bytes in reversed(stream.asked.items()):
+            pull = self._pulls[number]
+            pull.window.settle(sealed_bytes)
+            pull.todo.appendleft(chunk)
+            pull.asked_again += 1
+
+    def _fail(self, pull: _Pull, error: RaylogError) -> list[Effect]:
+        pull.step("'fail'")
+        self._forget(pull)
+        is_opened = self.state is SessionState.OPEN
+        done: list[Effect] = [Send(messages.Done(pull=pull.number))] if is_opened else []
+        return [*done, Fail(pull.number, error)]
+
+    def _forget(self, pull: _Pull) -> None:
+        del self._pulls[pull.number]
+        self._waiting_opens = [opening for opening in self._waiting_opens if opening.pull != pull.number]
+        for stream in self._streams.values():
+            stream.abandon(pull.number)
+
+    def _send_opens(self, now: float) -> list[Effect]:
+        if self.state is not SessionState.OPEN or not self._waiting_opens:
+            return []
+        opens: list[Effect] = [Send(opening) for opening in self._waiting_opens]
+        self._waiting_opens = []
+        return [*opens, *self._announce_streams(now)]
+
+    def _announce_streams(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        while len(self._streams) < self._streams_wanted:
+            stream_id = self.parties.random_bytes(messages.STREAM_ID_BYTES)
+            nonce = self.parties.random_bytes(messages.NONCE_BYTES)
+            self._streams[stream_id] = _Stream(stream_id, nonce, now + self.bounds.stream_timeout_s)
+            effects.append(Send(messages.Stream(stream=stream_id, nonce=nonce)))
+        return effects
+
+    def _let_go(self, error: RaylogError | None) -> list[Effect]:
+        left = error or Unavailable(f"{self._peer} left the session before the shard was whole")
+        fails: list[Effect] = [Fail(number, left) for number in self._pulls]
+        closes: list[Effect] = [CloseStream(stream_id) for stream_id in self._streams]
+        self._pulls.clear()
+        self._streams.clear()
+        return [*fails, *closes]
+
+    def _find(self, number: int) -> _Pull | None:
+        """The pull, None when it has ended (its messages may still be on their way). Raises `PeerFault`."""
+        if number >= self._pulls_opened:
+            raise PeerFault(f"pull {number} was never opened")
+        return self._pulls.get(number)
+
+    def _damage(self, pull: _Pull, message: str, chunk: int | None) -> DamagedData:
+        at = "" if chunk is None else f", chunk {chunk}"
+        return DamagedData(f"shard {pull.ref.shard_id}{at} from {self._peer}: {message}", **self._place(pull, chunk))
+
+    def _place(self, pull: _Pull, chunk: int | None) -> dict[str, str | int | None]:
+        return {"shard_id": pull.ref.shard_id, "chunk": chunk, "peer": self.parties.peer.id}

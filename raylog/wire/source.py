@@ -1,0 +1,283 @@
+"""The source's machine: which shards it serves, and which chunk goes out next on which stream. Pure; see session.py."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from raylog.codec.frame import Frame
+from raylog.errors import PeerFault, RaylogError
+from raylog.wire import messages
+from raylog.wire.bounds import Bounds
+from raylog.wire.credit import Allowance
+from raylog.wire.effects import (
+    CloseStream,
+    Effect,
+    ExpectStream,
+    OpenShard,
+    ReleaseShard,
+    Send,
+    SendChunk,
+)
+from raylog.wire.messages import FRAME_PIECE_BYTES_MAX, Message, RefusalReason, shorten
+from raylog.wire.record import StreamContext, derive_keys
+from raylog.wire.session import Parties, Session
+from raylog.wire.states import SERVE, SOURCE_STREAM, ServeState, StreamState, step
+
+STREAM_IDS_MAX = 4096  # ever used in one session
+
+
+@dataclass(slots=True, eq=False)
+class _Served:
+    number: int
+    opening: messages.Open
+    state: ServeState = ServeState.OPENING
+    frame: Frame | None = None
+    allowance: Allowance = field(default_factory=Allowance)
+
+    def step(self, event: str) -> None:
+        self.state = step(SERVE, self.state, event, f"pull {self.number}")
+
+    def sealed_bytes(self, chunk: int) -> int:
+        assert self.frame is not None
+        return self.frame.chunks[chunk].sealed_bytes
+
+
+@dataclass(slots=True)
+class _Range:
+    pull: int
+    next: int
+    end: int
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    id: bytes
+    deadline: float  # to be proven
+    state: StreamState = StreamState.ANNOUNCED
+    queue: deque[_Range] = field(default_factory=deque)
+    is_sending: bool = False
+
+    def step(self, event: str) -> None:
+        self.state = step(SOURCE_STREAM, self.state, event, f"stream {self.id.hex()}")
+
+
+class SourceSession(Session):
+    """Serves one puller. `cargo_port` is where its cargo connections are awaited.
+
+    A stream has one chunk to send at a time: `SendChunk`, then `chunk_sent`. So the choice of the next one is made
+    here, when the last is out (the seam for traffic classes), and a pull without credit holds up no other.
+    """
+
+    def __init__(self, parties: Parties, bounds: Bounds, cargo_port: int) -> None:
+        super().__init__(parties, bounds)
+        self._cargo_port = cargo_port
+        self._served: dict[int, _Served] = {}
+        self._streams: dict[bytes, _Stream] = {}
+        self._stream_ids: set[bytes] = set()
+        self._next_pull = 0
+
+    # Events.
+
+    def shard_opened(self, number: int, frame: Frame, now: float) -> list[Effect]:
+        """Our store has the shard and holds it. Empty when the puller has meanwhile left: release it."""
+        served = self._served.get(number)
+        if served is None:
+            return [ReleaseShard(number)]
+        if frame.digest != served.opening.frame_digest:
+            message = f"this node's shard {served.opening.shard_id} has frame digest {frame.digest.hex()}"
+            return [*self.refuse(number, RefusalReason.NOT_FOUND, message, None, now)]
+        served.step("'opened'")
+        served.frame = frame
+        metadata = frame.metadata
+        pieces: list[Effect] = [
+            Send(
+                messages.Frame(
+                    pull=number,
+                    offset=offset,
+                    total=len(metadata),
+                    data=metadata[offset : offset + FRAME_PIECE_BYTES_MAX],
+                )
+            )
+            for offset in range(0, len(metadata), FRAME_PIECE_BYTES_MAX)
+        ]
+        return self._noted(pieces, now)
+
+    def refuse(self, number: int, reason: RefusalReason, message: str, chunk: int | None, now: float) -> list[Effect]:
+        """This pull cannot go on: our store has no such shard, or cannot read `chunk` of it."""
+        served = self._served.get(number)
+        if served is None:
+            return []
+        served.step("'refuse'")
+        refused = messages.Refused(pull=number, reason=reason, message=shorten(message), chunk=chunk)
+        return self._noted([Send(refused), *self._release(served)], now)
+
+    def stream_attached(self, stream_id: bytes, now: float) -> list[Effect]:
+        """A cargo connection has proven itself."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return []
+        stream.step("'attached'")
+        return self._noted(self._pump(stream), now)
+
+    def chunk_sent(self, stream_id: bytes, now: float) -> list[Effect]:
+        """The chunk of the last `SendChunk` on this stream is out, or was found to be no longer wanted."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return []
+        stream.is_sending = False
+        return self._noted(self._pump(stream), now)
+
+    def stream_lost(self, stream_id: bytes, now: float) -> list[Effect]:
+        """A cargo connection ended. What it had to send counts as sent (credit.py)."""
+        stream = self._streams.pop(stream_id, None)
+        if stream is None:
+            return []
+        stream.step("'lost'")
+        for queued in stream.queue:
+            self._forfeit(queued)
+        return []
+
+    # Messages.
+
+    def _greeted(self, now: float) -> list[Effect]:
+        return []
+
+    def _on_business(self, message: Message, now: float) -> list[Effect]:
+        match message:
+            case messages.Open():
+                return self._on_open(message)
+            case messages.Stream():
+                return self._on_stream(message, now)
+            case messages.Want():
+                return self._on_want(message)
+            case messages.Credit():
+                return self._on_credit(message)
+            case messages.Done():
+                return self._on_done(message)
+            case _:
+                raise PeerFault(f"{type(message).__name__} is a source's message, and we are the source")
+
+    def _on_open(self, opening: messages.Open) -> list[Effect]:
+        if opening.pull < self._next_pull:
+            raise PeerFault(f"expected pull numbers that ascend, got {opening.pull} after {self._next_pull - 1}")
+        self._next_pull = opening.pull + 1
+        if len(self._served) >= self.bounds.pulls_max:
+            message = f"{self.bounds.pulls_max} pulls are served in this session; ask again when one is done"
+            return [Send(messages.Refused(pull=opening.pull, reason=RefusalReason.BUSY, message=message))]
+        self._served[opening.pull] = _Served(opening.pull, opening)
+        return [OpenShard(opening.pull, opening.shard_id)]
+
+    def _on_stream(self, stream: messages.Stream, now: float) -> list[Effect]:
+        if stream.stream in self._stream_ids or len(self._stream_ids) >= STREAM_IDS_MAX:
+            raise PeerFault(f"cargo stream {stream.stream.hex()} was announced twice, or is one too many")
+        if len(self._streams) >= self.bounds.streams_max:
+            raise PeerFault(f"expected at most {self.bounds.streams_max} cargo streams in a session")
+        self._stream_ids.add(stream.stream)
+        self._streams[stream.stream] = _Stream(stream.stream, now + self.bounds.stream_timeout_s)
+        context = StreamContext(
+            puller_secret=self.peer_secret,
+            source_secret=self.secret,
+            cluster_id=self.parties.me.cluster_id,
+            puller_id=self.parties.peer.id,
+            source_id=self.parties.me.id,
+            stream=stream.stream,
+            puller_nonce=stream.nonce,
+            source_nonce=self.parties.random_bytes(messages.NONCE_BYTES),
+        )
+        ready = messages.StreamReady(stream=stream.stream, nonce=context.source_nonce, port=self._cargo_port)
+        return [ExpectStream(stream.stream, derive_keys(context)), Send(ready)]
+
+    def _on_want(self, want: messages.Want) -> list[Effect]:
+        served = self._find(want.pull)
+        if served is None:
+            return []
+        served.step("Want")
+        assert served.frame is not None
+        end, chunks = want.first + want.count, len(served.frame.chunks)
+        if end > chunks:
+            raise PeerFault(
+                f"shard {served.opening.shard_id} has chunks 0 to {chunks - 1}, asked for were {want.first} to {end - 1}"
+            )
+        queued = _Range(want.pull, want.first, end)
+        stream = self._streams.get(want.stream)
+        if stream is None:
+            if want.stream not in self._stream_ids:
+                raise PeerFault(f"chunks were asked for on cargo stream {want.stream.hex()}, which was not announced")
+            self._forfeit(queued)
+            return []
+        if sum(len(one.queue) for one in self._streams.values()) >= self.bounds.ranges_queued_max:
+            raise PeerFault(f"more than {self.bounds.ranges_queued_max} ranges were asked for and not yet sent")
+        stream.step("Want")
+        stream.queue.append(queued)
+        return self._pump(stream)
+
+    def _on_credit(self, credit: messages.Credit) -> list[Effect]:
+        served = self._find(credit.pull)
+        if served is None:
+            return []
+        served.step("Credit")
+        served.allowance.raise_to(credit.total_bytes)
+        return [effect for stream in self._streams.values() for effect in self._pump(stream)]
+
+    def _on_done(self, done: messages.Done) -> list[Effect]:
+        served = self._find(done.pull)
+        if served is None:
+            return []
+        served.step("Done")
+        return self._release(served)
+
+    # Deadlines.
+
+    def _deadlines(self) -> list[float]:
+        return [stream.deadline for stream in self._streams.values() if stream.state is StreamState.ANNOUNCED]
+
+    def _tick(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for stream in list(self._streams.values()):
+            if stream.state is StreamState.ANNOUNCED and now >= stream.deadline:
+                effects.append(CloseStream(stream.id))
+                effects += self.stream_lost(stream.id, now)
+        return effects
+
+    # Work.
+
+    def _pump(self, stream: _Stream) -> list[Effect]:
+        """The next chunk on an idle stream: of the first range in its queue whose pull has credit."""
+        if stream.state is not StreamState.LIVE or stream.is_sending:
+            return []
+        waiting: set[int] = set()  # a pull's ranges stay in order
+        for queued in stream.queue:
+            served = self._served[queued.pull]
+            length = served.sealed_bytes(queued.next)
+            if queued.pull in waiting or not served.allowance.permits(length):
+                waiting.add(queued.pull)
+                continue
+            served.allowance.spend(length)
+            chunk, queued.next = queued.next, queued.next + 1
+            if queued.next == queued.end:
+                stream.queue.remove(queued)
+            stream.is_sending = True
+            return [SendChunk(stream.id, queued.pull, chunk)]
+        return []
+
+    def _forfeit(self, queued: _Range) -> None:
+        if (served := self._served.get(queued.pull)) is not None:
+            served.allowance.forfeit(sum(served.sealed_bytes(chunk) for chunk in range(queued.next, queued.end)))
+
+    def _release(self, served: _Served) -> list[Effect]:
+        del self._served[served.number]
+        for stream in self._streams.values():
+            stream.queue = deque(queued for queued in stream.queue if queued.pull != served.number)
+        return [ReleaseShard(served.number)]
+
+    def _let_go(self, error: RaylogError | None) -> list[Effect]:
+        releases: list[Effect] = [ReleaseShard(number) for number in self._served]
+        closes: list[Effect] = [CloseStream(stream_id) for stream_id in self._streams]
+        self._served.clear()
+        self._streams.clear()
+        return [*releases, *closes]
+
+    def _find(self, number: int) -> _Served | None:
+        """The pull, None when it has ended. Raises `PeerFault`."""
+        if number >= self._next_pull:
+            raise PeerFault(f"pull {number} was never opened")
+        return self._served.get(number)

@@ -2,20 +2,20 @@
 
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import click
 import typer
 
 import raylog
 from raylog import screen
 from raylog.errors import DamagedData, RaylogError, UsageError
 from raylog.settings import Settings, load_settings
+from raylog.spec import parse_name, parse_reference
 from raylog.units import format_bytes, format_rate, format_seconds, parse_seconds
 
 INTERRUPTED = 130
+MISUSED: tuple[type[Exception], ...] = typer.BadParameter.__bases__  # Typer's usage errors, which it does not export
 app = typer.Typer(
     name="raylog",
     help="Gets datasets, checkpoints and weights to the machines of a Ray cluster: sealed, verified, replicated.\n\n"
@@ -25,7 +25,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Name = Annotated[str, typer.Argument(metavar="NAME[@NUMBER]", help="an artifact, or one version of it")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME[@NUMBER]",
+        help="an artifact, or one version of it",
+        callback=lambda text: str(parse_reference(text)),  # before anything is started
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of text")]
 
 
@@ -60,7 +67,7 @@ def options(
 
 @app.command()
 def put(
-    name: Annotated[str, typer.Argument(help="artifact name, such as corpora/wiki")],
+    name: Annotated[str, typer.Argument(help="artifact name, such as corpora/wiki", callback=parse_name)],
     source: Annotated[str, typer.Argument(help="path or URL: Parquet, Arrow, CSV, JSONL, any file or folder")],
     replicas: Annotated[int, typer.Option(help="copies on distinct nodes")] = 1,
     durability: Annotated[str, typer.Option(help="what an acknowledgement promises: memory or disk")] = "disk",
@@ -277,24 +284,21 @@ def demo(
 
 def main() -> None:
     """Entry point: runs a command, turns errors into one line on standard error and the exit status."""
-    sys.exit(_guarded(lambda: app(standalone_mode=False)))
+    sys.exit(_guarded())
 
 
-def _guarded(command: Callable[[], Any]) -> int:
+def _guarded() -> int:
     try:
-        status = command()
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
-    except (KeyboardInterrupt, click.exceptions.Abort):
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
         screen.err.print("raylog: stopped by Ctrl-C; nothing half-written is visible", markup=False)
         return INTERRUPTED
-    except click.exceptions.NoArgsIsHelpError as error:
-        screen.err.print(error.format_message(), markup=False)
-        return UsageError.exit_status
-    except click.ClickException as error:
-        error.show()
+    except MISUSED as error:
+        error.show()  # type: ignore[attr-defined]  # Typer's own: usage, what was wrong, and a near match
         return UsageError.exit_status
     except RaylogError as error:
         screen.err.print(f"raylog: {error}", markup=False, style="red", soft_wrap=True)
         return error.exit_status
-    return status if isinstance(status, int) else 0
+    return 0

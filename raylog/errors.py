@@ -69,3 +69,7 @@ class DeadlineExceeded(Unavailable):
 
 class NoSpace(Unavailable):
     """A tier cannot take the bytes that were to be stored."""
+
+
+class Cancelled(RaylogError):
+    """The caller took its call back."""

@@ -16,8 +16,7 @@ class KeysActor:
     def __init__(self, settings: Settings) -> None:
         keyring = FileKeyring.load(settings.keyring_path)
         self._authority = Authority.load(settings.authority_path, keyring)
-        self._store = EnvelopeStore(settings.envelopes_path, keyring)
-        self._granter = Granter(self._store, self._authority)
+        self._granter = Granter(EnvelopeStore(settings.envelopes_path, keyring), self._authority)
 
     def admit(self, request: bytes) -> bytes:
         """A join request in, a certificate out (security/join.py)."""
@@ -26,6 +25,3 @@ class KeysActor:
     def grant(self, request: bytes) -> bytes:
         """A signed grant request in, data keys sealed to the asker out (security/grants.py)."""
         return self._granter.handle(request, time.time())
-
-    def ping(self) -> str:
-        return "keys"

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from raylog.actors import calls
-from raylog.errors import NotPermitted, RaylogError
+from raylog.errors import RaylogError
 from raylog.security.credentials import Credentials, CurrentCredentials
 from raylog.security.identity import verify_ed25519
 from raylog.security.join import JoinToken, request_renewal, request_with_token
@@ -30,10 +30,9 @@ class Membership:
     @classmethod
     def of_node(cls, settings: Settings, node_id: str, kept_in: Path) -> "Membership":
         """A node keeps its key in `kept_in`: its id stays bound to it, through restarts and expired certificates."""
-        try:
+        if kept_in.exists():
             credentials = Credentials.load(kept_in)
-        except NotPermitted as error:
-            log.info("this node joins for the first time: %s", error)
+        else:
             credentials = _join(settings, "node", node_id, None)
             credentials.save(kept_in)
         if credentials.needs_renewal(time.time()):

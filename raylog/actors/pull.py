@@ -17,6 +17,7 @@ from raylog.spec import Durability, QosClass, ShardRef
 from raylog.store.tier import ShardWriter
 from raylog.store.tiered import TieredStore
 from raylog.wire.client import PeerAddress, pull
+from raylog.wire.endpoints import ShardSink
 
 log = logging.getLogger("raylog.pull")
 PULLS_AT_ONCE = 4
@@ -69,7 +70,7 @@ class Puller:
         if frame.digest != ref.frame_digest:
             raise DamagedData(f"shard {ref.shard_id}: its frame here is not the manifest's", shard_id=ref.shard_id)
         sink = RepairSink(self._store, frame, numbers)
-        self._each(ref, sources, sink.create, QosClass.REPAIR, time.monotonic() + deadline_s)
+        self._each(ref, sources, sink, QosClass.REPAIR, time.monotonic() + deadline_s)
         self._meter.repaired(sink.replaced)
         return sink.replaced
 
@@ -81,18 +82,13 @@ class Puller:
         qos: QosClass,
         deadline: float,
     ) -> int:
-        def create(frame: Frame) -> ShardWriter:
-            if durability is None:
-                return self._store.create_cached(frame)
-            return self._store.create(frame, durability)
-
-        return self._each(ref, sources, create, qos, deadline)
+        return self._each(ref, sources, StoreSink(self._store, durability), qos, deadline)
 
     def _each(
         self,
         ref: ShardRef,
         sources: Sequence[PeerAddress],
-        create: Callable[[Frame], ShardWriter],
+        sink: ShardSink,
         qos: QosClass,
         deadline: float,
     ) -> int:
@@ -104,7 +100,7 @@ class Puller:
             if left_s <= 0:
                 break
             try:
-                report = pull(ref, source, Sink(create), self._credentials(), deadline_s=left_s, qos=qos,
+                report = pull(ref, source, sink, self._credentials(), deadline_s=left_s, qos=qos,
                               streams=self._settings.streams)  # fmt: skip
             except (Unavailable, PeerFault, NotFound, DamagedData) as error:
                 if isinstance(error, NoSpace):
@@ -158,6 +154,18 @@ class Puller:
             self._slots.release()
 
 
+class StoreSink:
+    """Where a pulled shard goes: as `durability` promises, or into the cache for None."""
+
+    def __init__(self, store: TieredStore, durability: Durability | None) -> None:
+        self._store, self._durability = store, durability
+
+    def create(self, frame: Frame, /) -> ShardWriter:
+        if self._durability is None:
+            return self._store.create_cached(frame)
+        return self._store.create(frame, self._durability)
+
+
 class RepairSink:
     """A place for certain chunks of a shard that is here already: each replaces the damaged one in every copy."""
 
@@ -168,7 +176,7 @@ class RepairSink:
         self._missing = sorted(set(numbers))
         self._lock = threading.Lock()
 
-    def create(self, frame: Frame) -> "RepairSink":
+    def create(self, frame: Frame, /) -> "RepairSink":
         if frame.digest != self.frame.digest:
             raise DamagedData(f"shard {frame.header.shard_id}: the source holds another frame than this node")
         return self
@@ -177,13 +185,13 @@ class RepairSink:
         with self._lock:
             return [(number, 1) for number in self._missing]
 
-    def chunk_buffer(self, number: int) -> memoryview | None:
+    def chunk_buffer(self, number: int, /) -> memoryview | None:
         return None
 
-    def commit_chunk(self, number: int) -> None:
+    def commit_chunk(self, number: int, /) -> None:
         raise AssertionError("chunk_buffer gave no place")
 
-    def write_chunk(self, number: int, sealed: memoryview) -> None:
+    def write_chunk(self, number: int, sealed: memoryview, /) -> None:
         self._store.replace_chunk(self.frame.header.shard_id, number, sealed)
         with self._lock:
             if number in self._missing:
@@ -193,8 +201,5 @@ class RepairSink:
     def commit(self) -> None:
         """Each chunk was durable when it was written."""
 
-    def abort(self) -> None:
-        """What was replaced is right and stays."""
-
     def close(self) -> None:
-        """See `abort`."""
+        """What was replaced is right and stays."""

@@ -43,7 +43,15 @@ def connect_ray(address: str | None) -> bool:
     if found is not None and found.origin in ("argument", "RAY_ADDRESS"):
         raise Unavailable(f"no Ray cluster answers at {found} ({found.origin}): check it, or 'ray start --head' there")
     _init(address="local", include_dashboard=False, object_store_memory=EMBEDDED_STORE_BYTES)
+    _guard_ray_token()
     return True
+
+
+def _guard_ray_token() -> None:
+    """Ray makes its token readable by everybody; whoever has it runs code as this user."""
+    token = ray_access.token(os.environ, Path.home())
+    if token is not None and token.path is not None and token.path.stat().st_uid == os.getuid():
+        token.path.chmod(0o600)
 
 
 def _init(**options: Any) -> None:

@@ -19,7 +19,7 @@ from raylog.catalog.encoding import digest_of
 from raylog.catalog.journal import Change, Entry, Journal
 from raylog.catalog.manifest import Manifest, SignedManifest, countersign, decode_signed, open_manifest, verify_writer
 from raylog.catalog.receipt import Receipt, verify_receipt
-from raylog.catalog.record import Record, RecordKind
+from raylog.catalog.record import Record, RecordKind, Tail
 from raylog.catalog.replay import Versions, replay
 from raylog.catalog.state import (
     Artifact,
@@ -179,10 +179,8 @@ class Catalog:
         with self._journal.change() as change:
             if verified.node_id in tables.gone_nodes(change.connection):
                 raise NotPermitted(f"node {verified.node_id} was given up; it counts again once it has been admitted")
-            if not tables.is_referenced(change.connection, verified):
+            if not self._put_replica(change.connection, verified):
                 raise NotFound(f"no version names shard {verified.shard_id} as node {verified.node_id} holds it")
-            tables.put_replica(change.connection, verified.shard_id, verified.node_id, verified.tier)
-            tables.count_standing(change.connection, [verified.shard_id])
 
     def remove_replica(self, shard_id: str, node_id: str) -> None:
         """A node no longer holds a copy: it was deleted, evicted or found damaged. Nothing happens if it did not."""
@@ -193,7 +191,7 @@ class Catalog:
         """Gives a node up: nothing on it counts, and none of its receipts until `admit_node`. Returns the number of
         replicas that were lost with it."""
         with self._journal.change() as change:
-            change.connection.execute("INSERT OR IGNORE INTO gone_nodes VALUES (?)", (bytes.fromhex(node_id),))
+            tables.give_up(change.connection, node_id)
             lost = tables.take_node(change.connection, node_id)
         log.warning("Node %s is given up, since it is gone: %d replicas are lost with it", node_id, lost)
         return lost
@@ -201,7 +199,30 @@ class Catalog:
     def admit_node(self, node_id: str) -> None:
         """Lets a node's receipts count (again). What it held before counts only by new receipts."""
         with self._journal.change() as change:
-            change.connection.execute("DELETE FROM gone_nodes WHERE node_id = ?", (bytes.fromhex(node_id),))
+            tables.admit(change.connection, node_id)
+
+    def reconcile(self, node_id: str, receipts: Sequence[bytes]) -> list[str]:
+        """What a node that came, or came back, really holds: from here on its replicas are those of `receipts` and no
+        others, and its receipts count. One transaction. Returns the shards among them that no version names: orphans,
+        or of a put that is under way.
+
+        Raises `NotPermitted` for a forged receipt or another node's, `DamagedData`, `Unavailable`.
+        """
+        verified = [verify_receipt(one, self._trust.cluster_id, self._trust.identify) for one in receipts]
+        if any(receipt.node_id != node_id for receipt in verified):
+            raise NotPermitted(f"expected receipts of node {node_id} alone")
+        self._observe_receipts(verified)
+        orphans = []
+        with self._journal.change() as change:
+            tables.admit(change.connection, node_id)
+            held = set(tables.shards_of(change.connection, node_id))
+            for receipt in verified:
+                held.discard(receipt.shard_id)
+                if not self._put_replica(change.connection, receipt):
+                    orphans.append(receipt.shard_id)
+            for shard_id in sorted(held):
+                tables.take_replica(change.connection, shard_id, node_id)
+        return orphans
 
     def short_shards(self) -> list[ShardStanding]:
         """Shards with fewer replicas than were promised, fewest first: what there is to repair."""
@@ -223,6 +244,11 @@ class Catalog:
     def records(self, since_sequence: int) -> list[Entry]:
         """What a copy that ends at `since_sequence` lacks, at most `ENTRIES_MAX` at a time."""
         return self._journal.entries(since_sequence, ENTRIES_MAX)
+
+    def contains(self, tail: Tail) -> bool:
+        """Whether a copy that ends so is of this chain. If not, it was forked, or this catalog's directory is an older
+        state of itself than the copy: commit nothing."""
+        return self._journal.contains(tail)
 
     def copied(self, node_id: str, sequence: int) -> None:
         """A node's copy of the chain has been on its disk up to `sequence`. Not remembered across restarts: ask the
@@ -293,6 +319,14 @@ class Catalog:
         highest = max((receipt.epoch for receipt in receipts), default=0)
         if highest > self._journal.epoch_seen():
             self._journal.observe_epoch(highest)
+
+    def _put_replica(self, connection: sqlite3.Connection, receipt: Receipt) -> bool:
+        """Whether a version names the shard as the receipt's node holds it; only then it is recorded."""
+        if not tables.is_referenced(connection, receipt):
+            return False
+        tables.put_replica(connection, receipt.shard_id, receipt.node_id, receipt.tier)
+        tables.count_standing(connection, [receipt.shard_id])
+        return True
 
     def _committed(self, connection: sqlite3.Connection, version: Version) -> bytes:
         committed = tables.committed_manifest(connection, version.name, version.number)

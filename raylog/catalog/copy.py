@@ -1,7 +1,8 @@
 """A node's copy of the catalog's chain: append only, and deaf to catalogs that were superseded.
 
-Table `entries`: sequence, signed record, committed manifest (empty for what is no commit, or was deleted before it was
-copied). An append is on the disk when it returns.
+Tables: `entries`: sequence, signed record, committed manifest (empty for what is no commit, or was deleted before it
+was copied); `fence`: the highest epoch of a record that the cluster's key signed and that did not fit here, since the
+chain was forked. An append is on the disk when it returns.
 """
 
 import sqlite3
@@ -18,7 +19,11 @@ from raylog.errors import DamagedData
 
 FILE_NAME = "records.sqlite"
 SCHEMA_VERSION = 1
-_SCHEMA = ("CREATE TABLE entries (sequence INTEGER PRIMARY KEY, record BLOB NOT NULL, manifest BLOB NOT NULL)",)
+_SCHEMA = (
+    "CREATE TABLE entries (sequence INTEGER PRIMARY KEY, record BLOB NOT NULL, manifest BLOB NOT NULL)",
+    "CREATE TABLE fence (epoch INTEGER NOT NULL)",
+    "INSERT INTO fence VALUES (0)",
+)
 _PAGE = 1000  # entries read at once
 
 
@@ -43,7 +48,7 @@ class RecordCopy:
             create=True,
         )
         try:
-            self._tail = self._read_tail()
+            self._tail, self._epoch_seen = self._read_end()
         except BaseException:
             self._database.close()
             raise
@@ -55,7 +60,7 @@ class RecordCopy:
 
     def highest_epoch(self) -> int:
         """The highest epoch that this node has seen, 0 for none; a new catalog's must be above it."""
-        return self._tail.epoch
+        return self._epoch_seen
 
     def append(self, entries: Sequence[Entry]) -> Tail:
         """Takes the next records, all or none, and returns where the copy ends, once that is on the disk. Records that
@@ -66,18 +71,17 @@ class RecordCopy:
         """
         opened = [self._open(entry) for entry in entries]
         with held(self._turn, self._database.path):
-            tail = self._tail
-            with self._database.write() as connection:
-                for entry, (record, digest) in zip(entries, opened, strict=True):
-                    if record.sequence <= tail.sequence:
-                        check_not_superseded(tail, record)
-                        self._check_same(connection, entry, record)
-                        continue
-                    tail = follow(tail, record, digest)
-                    row = (record.sequence, entry.record, entry.manifest)
-                    connection.execute("INSERT INTO entries VALUES (?, ?, ?)", row)
-            self._tail = tail
-        return tail
+            newest = max((record for record, _ in opened), key=lambda record: record.epoch, default=None)
+            if newest and any(record.sequence > self._tail.sequence for record, _ in opened):
+                check_not_superseded(self._epoch_seen, newest)
+            try:
+                self._tail = self._take(entries, opened)
+            except DamagedData:
+                if newest and opened[0][0].sequence <= self._tail.sequence + 1:  # a fork and no mere gap
+                    self._observe(newest.epoch)
+                raise
+            self._epoch_seen = max(self._epoch_seen, self._tail.epoch)
+        return self._tail
 
     def entries(self) -> Generator[tuple[Record, bytes]]:
         """Every record from the first, verified again, with its committed manifest (empty where there is none): what a
@@ -115,15 +119,36 @@ class RecordCopy:
                 )
         return record, digest
 
+    def _take(self, entries: Sequence[Entry], opened: Sequence[tuple[Record, bytes]]) -> Tail:
+        """Writes what is new, all or none; the end of the chain after it."""
+        tail = self._tail
+        with self._database.write() as connection:
+            for entry, (record, digest) in zip(entries, opened, strict=True):
+                if record.sequence <= tail.sequence:
+                    self._check_same(connection, entry, record)
+                    continue
+                tail = follow(tail, record, digest)
+                row = (record.sequence, entry.record, entry.manifest)
+                connection.execute("INSERT INTO entries VALUES (?, ?, ?)", row)
+        return tail
+
+    def _observe(self, epoch: int) -> None:
+        """Raises the fence, for good: the newer catalog's records may not fit here, but the older one has ended."""
+        if epoch > self._epoch_seen:
+            with self._database.write() as connection:
+                connection.execute("UPDATE fence SET epoch = ?", (epoch,))
+            self._epoch_seen = epoch
+
     def _check_same(self, connection: sqlite3.Connection, entry: Entry, record: Record) -> None:
         row = connection.execute("SELECT record FROM entries WHERE sequence = ?", (record.sequence,)).fetchone()
         if row is None or row[0] != entry.record:
             raise DamagedData(f"record {record.sequence} is not the one that is here: the chain was forked")
 
-    def _read_tail(self) -> Tail:
+    def _read_end(self) -> tuple[Tail, int]:
         with self._database.read() as connection:
+            ((fence,),) = connection.execute("SELECT epoch FROM fence").fetchall()
             row = connection.execute("SELECT record FROM entries ORDER BY sequence DESC LIMIT 1").fetchone()
         if row is None:
-            return Tail()
+            return Tail(), fence
         record, digest = open_record(row[0], self._cluster_id, self._verify)
-        return Tail(sequence=record.sequence, epoch=record.epoch, digest=digest)
+        return Tail(sequence=record.sequence, epoch=record.epoch, digest=digest), max(fence, record.epoch)

@@ -191,6 +191,14 @@ class Journal:
             ).fetchall()
         return [Entry(record=signed, manifest=committed or b"") for signed, committed in rows]
 
+    def contains(self, tail: Tail) -> bool:
+        """Whether the chain has a record of that sequence and digest (the empty end is every chain's)."""
+        with self.database.read() as connection:
+            row = connection.execute("SELECT signed FROM records WHERE sequence = ?", (tail.sequence,)).fetchone()
+        if row is None:
+            return tail == Tail()
+        return open_record(row[0], self._trust.cluster_id, self._trust.verify)[1] == tail.digest
+
     def verified_records(self, connection: sqlite3.Connection) -> Generator[Record]:
         """Every record from the first, its signature and place in the chain checked; `connection` is a snapshot.
         Raises `DamagedData`, `NotPermitted`."""

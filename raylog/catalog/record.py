@@ -104,20 +104,20 @@ def open_record(data: bytes, cluster_id: str, verify: Verify) -> tuple[Record, b
     return record, digest_of(signed.record)
 
 
-def check_not_superseded(tail: Tail, record: Record) -> None:
-    """Raises `NotPermitted` (attribute `epoch`: the newer one) for a record older than an epoch that was seen."""
-    if record.epoch < tail.epoch:
+def check_not_superseded(epoch_seen: int, record: Record) -> None:
+    """Raises `NotPermitted` (attribute `epoch`: the newer one) for a new record older than an epoch that was seen."""
+    if record.epoch < epoch_seen:
         raise NotPermitted(
-            f"record {record.sequence} is of epoch {record.epoch}, but epoch {tail.epoch} has begun: the catalog that "
+            f"record {record.sequence} is of epoch {record.epoch}, but epoch {epoch_seen} has begun: the catalog that "
             "wrote it was superseded and must stop",
-            epoch=tail.epoch,
+            epoch=epoch_seen,
         )
 
 
 def follow(tail: Tail, record: Record, digest: bytes) -> Tail:
     """The chain's end after `record`. Raises `DamagedData` for a gap or a broken chain, `NotPermitted` for an epoch
     older than one seen: its catalog was superseded."""
-    check_not_superseded(tail, record)
+    check_not_superseded(tail.epoch, record)
     if record.sequence != tail.sequence + 1:
         raise DamagedData(f"expected record {tail.sequence + 1}, got record {record.sequence}: records are missing")
     if record.previous != tail.digest:

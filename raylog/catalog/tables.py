@@ -118,17 +118,25 @@ def shards_of(connection: sqlite3.Connection, node_id: str) -> set[str]:
     return {shard_id.hex() for (shard_id,) in rows}
 
 
-def is_referenced(connection: sqlite3.Connection, shard: ShardRef | Receipt) -> bool:
-    """Whether a version names the shard, with this frame digest."""
+def is_referenced(connection: sqlite3.Connection, receipt: Receipt) -> bool:
+    """Whether a version names the receipt's shard, with its frame digest."""
     row = connection.execute(
         "SELECT 1 FROM shards WHERE shard_id = ? AND frame_digest = ? AND refs > 0",
-        (bytes.fromhex(shard.shard_id), shard.frame_digest),
+        (bytes.fromhex(receipt.shard_id), receipt.frame_digest),
     ).fetchone()
     return row is not None
 
 
 def gone_nodes(connection: sqlite3.Connection) -> set[str]:
     return {row[0].hex() for row in connection.execute("SELECT node_id FROM gone_nodes")}
+
+
+def give_up(connection: sqlite3.Connection, node_id: str) -> None:
+    connection.execute("INSERT OR IGNORE INTO gone_nodes VALUES (?)", (bytes.fromhex(node_id),))
+
+
+def admit(connection: sqlite3.Connection, node_id: str) -> None:
+    connection.execute("DELETE FROM gone_nodes WHERE node_id = ?", (bytes.fromhex(node_id),))
 
 
 def short_shards(connection: sqlite3.Connection, count_max: int) -> list[ShardStanding]:

@@ -2,8 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
-from raylog.security.identity import verify_certificate, verify_ed25519, verify_signature
+from raylog.security.identity import Certificate, read_certificate, verify_ed25519
+
+CERTIFICATES_MAX = 1024  # whose check against the authority is remembered; their time is checked at every call
 
 Sign = Callable[[bytes], bytes]
 """Data in, signature out."""
@@ -38,9 +41,14 @@ def verify_by(cluster_public_key: bytes) -> Verify:
 def identify_by(ca_der: bytes, clock: Callable[[], float]) -> Identify:
     """Checks with the cluster's authority, at the time of each call; `clock` gives seconds since 1970."""
 
+    @lru_cache(maxsize=CERTIFICATES_MAX)
+    def read(certificate_der: bytes) -> Certificate:
+        return read_certificate(certificate_der, ca_der)
+
     def identify(certificate_der: bytes, data: bytes, signature: bytes) -> str:
-        identity = verify_certificate(certificate_der, ca_der, clock())
-        verify_signature(certificate_der, data, signature)
-        return str(identity)
+        certificate = read(certificate_der)
+        certificate.check_time(clock())
+        verify_ed25519(certificate.public_key, data, signature, str(certificate.identity))
+        return str(certificate.identity)
 
     return identify

@@ -30,13 +30,11 @@ def _fill_jobs(shapes: Shapes, job: int, slots: list[Slot]) -> dict[str, list[Sl
     for slot in free if shapes.current else ():
         at_node.setdefault(slot[0], []).append(slot)
     dealt: dict[str, list[Slot]] = {name: [] for name in group.ids}
-    kept: dict[int, int] = {}  # slots given away by node, in the order of at_node
     for name in group.ids if shapes.current else ():
         for worker in range(group.workers_each):
             node = shapes.current.get((name, worker))
             if node is not None and at_node.get(node):
                 dealt[name].append(at_node[node].pop())
-                kept[node] = kept.get(node, 0) + 1
     if shapes.current:
         free = [slot for node in sorted(at_node, reverse=True) for slot in at_node[node]]
     for name in group.ids:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from raylog.placement.model import Gpu, Node
 from raylog.spec import TierKind
-from raylog.units import format_bytes
+from raylog.units import GIB, format_bytes
 
 STALE_AFTER_S = 10.0
 BUSY_LOAD = 1.0  # run queue per core from which on a node counts as busy
@@ -72,7 +72,8 @@ def capacity(states: Sequence[NodeState]) -> Capacity:
     Cores: what Ray has not given away, but no more than the run queue leaves idle (total - load). Memory: the lesser of
     Ray's figure and what the machine has available, which is how `NodeState` is filled. GPUs: Ray says how many devices
     are free in sum and packs fractions onto as few as it can, so whole ones and at most one part are taken as free, the
-    ones with the most free memory first, each with the memory that NVML sees free.
+    ones with the most free memory first, each with the whole GiB that NVML sees free
+    (so that devices alike stay alike).
     """
     nodes: list[Node] = []
     reasons: list[str] = []
@@ -120,6 +121,6 @@ def _gpus(state: NodeState) -> tuple[Gpu, ...]:
     unknown = GpuState(type="unknown", memory_total_bytes=0, memory_free_bytes=0)
     known += [unknown] * (len(shares) - len(known))
     return tuple(
-        Gpu(type=gpu.type, memory_bytes=max(gpu.memory_free_bytes, 0), share=share)
+        Gpu(type=gpu.type, memory_bytes=max(gpu.memory_free_bytes, 0) // GIB * GIB, share=share)
         for gpu, share in zip(known, shares, strict=False)
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from raylog.placement.packing import Packing
-from raylog.placement.room import lacking, possible_nodes
+from raylog.placement.room import fit_node, lacking, possible_nodes
 from raylog.placement.shapes import need
 from raylog.placement.words import resource_text
 
@@ -94,22 +94,10 @@ def _more_nodes(packing: Packing, job: int, workers: int) -> Iterator[str]:
     group = shapes.jobs[job]
     best: tuple[float, str] | None = None
     for number, node in enumerate(shapes.nodes):
-        each = max_on_empty(packing, job, number)
+        each = fit_node(group, node, number)
         if each:
             count = -(-workers // (1 if group.spread == "node" else each))
             text = f"{count} more node{'s' if count > 1 else ''} like {node.ids[0]}"
             best = min(best or (float("inf"), ""), (count * shapes.node_size(number), text))
     if best:
         yield best[1]
-
-
-def max_on_empty(packing: Packing, job: int, group: int) -> int:
-    """How many workers of a job group one empty node of a shape takes."""
-    from raylog.placement.formulate import fit_one, sites_of
-
-    shapes = packing.shapes
-    node, wanted = shapes.nodes[group], shapes.jobs[job]
-    if not wanted.worker.gpu:
-        return fit_one(wanted, node, None)
-    sites = sites_of(node, group, single_devices=False)
-    return sum(fit_one(wanted, node, site) for site in sites if wanted.worker.accepts(site.device))

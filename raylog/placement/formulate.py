@@ -5,7 +5,7 @@ halves of nodes). Dual feasible functions (Fekete and Schepers, "New classes of 
 problems", 2001) tighten them; `round.py` settles the rest. For single nodes and devices the rows are exact.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -14,14 +14,15 @@ import numpy as np
 from raylog.placement.linear import Builder, Linear, Vector
 from raylog.placement.model import Resource
 from raylog.placement.packing import Packing
-from raylog.placement.shapes import Device, JobGroup, NodeGroup, Shapes, Worker, capacity, need
+from raylog.placement.shapes import UNIT, Device, JobGroup, NodeGroup, Shapes, Worker, capacity, need
 
 SCALARS: tuple[Resource, ...] = ("cpu", "memory_bytes")
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Devices of one kind on the nodes of a group, by index: all of them, or one alone."""
+    """Devices of one type on the nodes of a group, by index: for fractions alike in memory and free share too, or one
+    alone; for whole devices all that are free and have the memory (`device` is then the least of them)."""
 
     node: int
     device: Device
@@ -81,12 +82,13 @@ def formulate(shapes: Shapes, *, single_devices: bool = False) -> Linear:
     """
     builder = Builder()
     places = _places(builder, shapes, single_devices)
-    for number, node in enumerate(shapes.nodes):
-        here = {place: column for place, column in places.items() if place.node == number}
-        if here:
-            opened = builder.column(Open(number), node.count)
-            _node_rows(builder, shapes, number, here, opened)
-            _device_rows(builder, shapes, number, here, opened)
+    by_node: dict[int, dict[Place, int]] = {}
+    for place, column in places.items():
+        by_node.setdefault(place.node, {})[place] = column
+    for number, here in sorted(by_node.items()):
+        opened = builder.column(Open(number), shapes.nodes[number].count)
+        _node_rows(builder, shapes, number, here, opened)
+        _device_rows(builder, shapes, number, here, opened)
     _demand_rows(builder, shapes, places)
     _quota_rows(builder, shapes, places)
     _spread_rows(builder, shapes, places)
@@ -99,25 +101,24 @@ def vector(linear: Linear, packing: Packing) -> Vector:
     numbers = linear.column_numbers()
     x = np.zeros(len(linear.columns))
     shapes = packing.shapes
-    sites = {
-        (column.node, index, shapes.jobs[column.job].worker.is_fraction): column.site
-        for column in linear.columns
-        if isinstance(column, Place) and column.site
-        for index in column.site.indices
-    }
+    places: dict[tuple[int, int, int], int] = {}
+    shared: dict[tuple[int, int], int] = {}
+    for name, number in numbers.items():
+        if isinstance(name, Place):
+            for index in name.site.indices if name.site else (-1,):
+                places[name.job, name.node, index] = number
+        elif isinstance(name, Shared):
+            shared.update({(name.site.node, index): number for index in name.site.indices})
     for job, by_node in enumerate(packing.slots):
-        is_fraction = shapes.jobs[job].worker.is_fraction
         for node, slots in by_node.items():
             for devices in slots:
-                group = shapes.group_of[node]
-                site = sites[group, devices[0], is_fraction] if devices else None
-                x[numbers[Place(job, group, site)]] += 1
+                x[places[job, shapes.group_of[node], devices[0] if devices else -1]] += 1
     for used in np.flatnonzero(packing.workers):
         group = shapes.group_of[int(used)]
         x[numbers[Open(group)]] += 1
         for index, room in enumerate(packing.devices[int(used)]):
             if room.is_shared:
-                x[numbers[Shared(sites[group, index, True])]] += 1
+                x[shared[group, index]] += 1
     for name, number in numbers.items():
         if isinstance(name, Leave):
             x[number] = _leaving(packing, name)
@@ -132,36 +133,27 @@ def _leaving(packing: Packing, leave: Leave) -> int:
     )
 
 
-def sites_of(node: NodeGroup, number: int, *, single_devices: bool) -> list[Site]:
-    """A group's devices by kind, or each by itself."""
-    kinds: dict[Device, list[int]] = {}
+def sites_of(worker: Worker, node: NodeGroup, number: int, *, single_devices: bool = False) -> list[Site]:
+    """The sites on a group of nodes that a worker's GPUs may be of."""
+    sets: dict[Hashable, list[int]] = {}
     for index, device in enumerate(node.devices):
-        kinds.setdefault(device, []).append(index)
-    if single_devices:
-        return [Site(number, kind, (index,)) for kind, indices in kinds.items() for index in indices]
-    return [Site(number, kind, tuple(indices)) for kind, indices in kinds.items()]
+        if worker.accepts(device):
+            kind = (device, index if single_devices else -1) if worker.is_fraction else device.type
+            sets.setdefault(kind, []).append(index)
+    return [Site(number, min(node.devices[index] for index in indices), tuple(indices)) for indices in sets.values()]
 
 
 def _places(builder: Builder, shapes: Shapes, single_devices: bool) -> dict[Place, int]:
     places: dict[Place, int] = {}
     for job, group in enumerate(shapes.jobs):
         for number, node in enumerate(shapes.nodes):
-            single = single_devices and group.worker.is_fraction
-            for site in _sites_for(group.worker, node, number, single):
+            sites = sites_of(group.worker, node, number, single_devices=single_devices)
+            for site in sites if group.worker.gpu else (None,):
                 place = Place(job, number, site)
                 most = min(fit_one(group, node, site) * node.count, group.workers)
                 if most:
                     places[place] = builder.column(place, most)
     return places
-
-
-def _sites_for(worker: Worker, node: NodeGroup, number: int, single: bool) -> Iterator[Site | None]:
-    if not worker.gpu:
-        yield None
-        return
-    for site in sites_of(node, number, single_devices=single):
-        if worker.accepts(site.device):
-            yield site
 
 
 def fit_one(group: JobGroup, node: NodeGroup, site: Site | None) -> int:
@@ -199,26 +191,35 @@ def _node_rows(builder: Builder, shapes: Shapes, number: int, here: dict[Place, 
 
 
 def _device_rows(builder: Builder, shapes: Shapes, number: int, here: dict[Place, int], opened: int) -> None:
-    """Per kind of device: whole ones and those that carry fractions are at most those there are; per site: the
-    fractions on them fit."""
+    """Per site the fractions on it fit; per type and least memory, whole devices and those that carry fractions are at
+    most those that there are. (Who needs more memory has a subset of the devices: these rows suffice, by Hall.)"""
+    node = shapes.nodes[number]
     sites: dict[Site, list[tuple[int, Worker]]] = {}
-    by_kind: dict[Device, list[tuple[int, float]]] = {}
+    taken: list[tuple[Device, int, float]] = []
     for place, column in here.items():
         worker = shapes.jobs[place.job].worker
         if place.site and worker.is_fraction:
             sites.setdefault(place.site, []).append((column, worker))
         elif place.site:
-            by_kind.setdefault(place.site.device, []).append((column, float(worker.devices)))
+            taken.append((place.site.device, column, float(worker.devices)))
     for site, users in sites.items():
-        shared = builder.column(Shared(site), len(site.indices) * shapes.nodes[number].count)
-        by_kind.setdefault(site.device, []).append((shared, 1.0))
+        shared = builder.column(Shared(site), len(site.indices) * node.count)
         _share_rows(builder, site, users, shared)
-        if len(site.indices) == 1:
-            builder.row(Limit("device", node=number), [(shared, 1.0), (opened, -1.0)], 0.0)
-    for kind, terms in by_kind.items():
-        count = sum(device == kind for device in shapes.nodes[number].devices)
-        limit = Limit("capacity", node=number, resource="gpu", unit_of_row=kind.share)
-        builder.row(limit, [*terms, (opened, -float(count))], 0.0)
+        if site.device.is_whole:
+            taken.append((site.device, shared, 1.0))
+        if not site.device.is_whole or len(site.indices) == 1:
+            limit = Limit("capacity", node=number, resource="gpu", unit_of_row=site.device.share)
+            builder.row(limit, [(shared, 1.0), (opened, -float(len(site.indices)))], 0.0)
+    for least in sorted({device for device in node.devices if device.is_whole}):
+        terms = [(column, factor) for device, column, factor in taken if _is_among(device, least)]
+        if terms:
+            count = sum(_is_among(device, least) for device in node.devices if device.is_whole)
+            limit = Limit("capacity", node=number, resource="gpu", unit_of_row=UNIT)
+            builder.row(limit, [*terms, (opened, -float(count))], 0.0)
+
+
+def _is_among(device: Device, least: Device) -> bool:
+    return device.type == least.type and device.memory_bytes >= least.memory_bytes
 
 
 def _share_rows(builder: Builder, site: Site, users: list[tuple[int, Worker]], shared: int) -> None:
@@ -251,7 +252,7 @@ def _demand_rows(builder: Builder, shapes: Shapes, places: dict[Place, int]) -> 
 
 def _quota_rows(builder: Builder, shapes: Shapes, places: dict[Place, int]) -> None:
     for (tenant, resource), limit in shapes.quotas.items():
-        scale = float(max(limit, *(need(job.worker, resource) for job in shapes.jobs)))
+        scale = float(max(limit, 1, *(need(job.worker, resource) for job in shapes.jobs)))
         terms = [
             (column, need(shapes.jobs[place.job].worker, resource) / scale)
             for place, column in places.items()

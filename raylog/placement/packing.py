@@ -113,8 +113,8 @@ class Packing:
     def find_devices(self, worker: Worker, node: int, prefer: Devices = ()) -> Devices | None:
         """Devices for one worker, () if it needs none, None if there is no room.
 
-        A fraction goes to the fullest device that takes it; whole devices are of one kind, of the one with the least
-        memory that does.
+        A fraction goes to the fullest device that takes it; whole devices are of one type, those with the least memory
+        that do.
         """
         if not worker.gpu:
             return ()
@@ -127,15 +127,16 @@ class Packing:
                 if rooms[index].share >= worker.gpu and rooms[index].memory_bytes >= worker.gpu_memory_bytes
             ]
             return (min(fits, key=lambda i: (rooms[i].share, rooms[i].memory_bytes, i)),) if fits else None
-        free: dict[Device, list[int]] = {}
+        free: dict[str, list[int]] = {}
         for index in allowed:
             if rooms[index].share == UNIT:
-                free.setdefault(rooms[index].device, []).append(index)
-        kinds = [kind for kind, indices in free.items() if len(indices) >= worker.devices]
-        if not kinds:
+                free.setdefault(rooms[index].device.type, []).append(index)
+        types = [kind for kind, indices in free.items() if len(indices) >= worker.devices]
+        if not types:
             return None
-        kind = min(kinds, key=lambda kind: (kind.memory_bytes, kind.type))
-        return tuple(free[kind][: worker.devices])
+        memory = {kind: sorted((rooms[index].memory_bytes, index) for index in free[kind]) for kind in types}
+        best = min(types, key=lambda kind: (memory[kind][worker.devices - 1], kind))
+        return tuple(index for _, index in memory[best][: worker.devices])
 
     def _take(self, job: int, node: int, devices: Devices) -> None:
         group = self.shapes.jobs[job]

@@ -13,8 +13,8 @@ from raylog.placement.linear import Vector
 from raylog.placement.model import RESOURCES, Problem, Resource
 from raylog.placement.packing import Packing
 from raylog.placement.plan import Binding, Cause, Counterfactual, Placement, Price, Shortfall
-from raylog.placement.room import lacking, possible_nodes
-from raylog.placement.shapes import Shapes, Worker, amount, capacity, need
+from raylog.placement.room import free_on, lacking, possible_nodes
+from raylog.placement.shapes import UNIT, Device, Shapes, Worker, amount, capacity, need
 from raylog.placement.words import resource_text, worker_text
 
 PRICE_LEAST = 1e-9
@@ -48,30 +48,32 @@ def explain_packing(
     placed = Counter(placement.job for placement in placements)
     shortfall: list[Shortfall] = []
     counterfactuals: list[Counterfactual] = []
+    binding: dict[str, Binding] = {}
     for job, group in enumerate(shapes.jobs):
         short = {name: group.workers_each - placed[name] for name in group.ids if placed[name] < group.workers_each}
         if not short:
             continue
-        cause, resource = _cause(packing, job)
-        for name, workers in short.items():
-            missing = need(group.worker, resource) * workers
-            reason = _reason(packing, job, cause, resource, workers)
-            shortfall.append(
-                Shortfall(
-                    job=name,
-                    workers=workers,
-                    resource=resource,
-                    amount=amount(missing, resource),
-                    cause=cause,
-                    reason=reason,
-                )
+        stop = _stop(packing, job)
+        limit = _binding(packing, job, stop)
+        binding.setdefault(limit.text, limit)
+        reasons = {workers: _reason(packing, job, stop, workers) for workers in set(short.values())}
+        shortfall += [
+            Shortfall(
+                job=name,
+                workers=workers,
+                resource=stop.resource,
+                amount=amount(need(group.worker, stop.resource) * workers, stop.resource),
+                cause=stop.cause,
+                reason=reasons[workers],
             )
+            for name, workers in short.items()
+        ]
         name, workers = next(iter(short.items()))
         counterfactuals += [Counterfactual(job=name, change=text) for text in changes(packing, job, name, workers)]
     moved = _moves(problem, placements)
     return Reasons(
         shortfall=tuple(shortfall),
-        binding=tuple(_binding(packing, {short.resource for short in shortfall}, bool(shortfall))),
+        binding=tuple(binding.values()) or (_fullest(packing),),
         prices=tuple(_prices(shapes, duals)) if duals else (),
         counterfactuals=tuple(counterfactuals),
         moves=len(moved),
@@ -79,64 +81,66 @@ def explain_packing(
     )
 
 
-def _cause(packing: Packing, job: int) -> tuple[Cause, Resource]:
-    """What stops the next worker of the group, and the resource that it is about."""
-    worker = packing.shapes.jobs[job].worker
-    nodes = possible_nodes(packing.shapes, job)
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    """What stops the next worker of a job group: a resource on the nodes that would take one when empty, of which they
+    have `there` and all jobs that could stand on them ask for `asked`."""
+
+    cause: Cause
+    resource: Resource
+    nodes: list[int]
+    there: int = 0
+    asked: int = 0
+
+
+def _stop(packing: Packing, job: int) -> _Stop:
+    shapes = packing.shapes
+    worker = shapes.jobs[job].worker
+    nodes = possible_nodes(shapes, job)
     if not nodes:
-        return "no node fits", _scarcest_on_one_node(packing.shapes, worker)
-    main = _main_resource(packing.shapes, worker)
+        return _Stop("no node fits", _scarcest_on_one_node(shapes, worker), nodes)
+    main = max(shapes.totals, key=lambda resource: need(worker, resource) / shapes.totals[resource])
     if packing.quota_room(job) <= 0:
-        return "quota", _quota_resource(packing, job) or main
+        return _Stop("quota", _quota_resource(packing, job) or main, nodes)
     blocked: Counter[Resource] = Counter()
     for node in nodes:
         lacks = lacking(packing, worker, node, 1)
-        if not lacks:
-            return "spread", main  # there is room, and still it was not placed
-        blocked.update(lacks)
-    resource = max(blocked, key=lambda r: (blocked[r], need(worker, r) / packing.shapes.totals[r]))
-    free = sum(_free(packing, node, resource) for node in nodes)
-    return ("fragments" if free >= need(worker, resource) else "capacity"), resource
+        if not lacks:  # there is room, and still nobody was placed
+            return _Stop("spread", main, nodes)
+        blocked.update(lacks.keys())
+    here = set(nodes)
+    others = [other for index, other in enumerate(shapes.jobs) if not here.isdisjoint(possible_nodes(shapes, index))]
+    there = {r: sum(capacity(shapes.nodes[shapes.group_of[node]], r) for node in nodes) for r in blocked}
+    asked = {r: sum(need(other.worker, r) * other.workers for other in others) for r in blocked}
+    often = max(blocked.values()) / 2  # of what stops the worker on many nodes, the most asked for is what is scarce
+    resource = max((r for r in blocked if blocked[r] >= often), key=lambda r: asked[r] / max(there[r], 1))
+    cause: Cause = "capacity" if asked[resource] > there[resource] else "fragments"
+    return _Stop(cause, resource, nodes, there[resource], asked[resource])
 
 
-def _reason(packing: Packing, job: int, cause: Cause, resource: Resource, workers: int) -> str:
+def _reason(packing: Packing, job: int, stop: _Stop, workers: int) -> str:
     shapes = packing.shapes
     group = shapes.jobs[job]
+    resource = stop.resource
     each = need(group.worker, resource)
-    nodes = possible_nodes(shapes, job)
-    missing = resource_text(each * workers, resource, unit=False)
-    if cause == "no node fits":
+    if stop.cause == "no node fits":
         return _no_node_reason(shapes, group.worker, resource)
-    if cause == "quota":
-        limit = shapes.quotas[group.tenant, resource]
-        used = packing.tenant_used.get((group.tenant, resource), 0)
-        return (
-            f"the quota of tenant {group.tenant} binds: {resource_text(used, resource)} of "
-            f"{resource_text(limit, resource)} used, a worker takes {resource_text(each, resource)}"
-        )
-    if cause == "spread":
-        domains = "nodes" if group.spread == "node" else "racks"
-        count = len({node if group.spread == "node" else packing.rack(node) for node in nodes})
+    if stop.cause == "quota":
+        return f"{_binding(packing, job, stop).text}; a worker takes {resource_text(each, resource)}"
+    if stop.cause == "spread":
+        count = len({node if group.spread == "node" else packing.rack(node) for node in stop.nodes})
         return (
             f"spread {group.spread} binds: one worker per {group.spread}, {group.workers_each} workers, "
-            f"{count} {domains} that have what a worker takes"
+            f"{count} {group.spread}s that have what a worker takes"
         )
-    there = sum(capacity(shapes.nodes[shapes.group_of[node]], resource) for node in nodes)
-    asked = sum(
-        need(other.worker, resource) * other.workers
-        for index, other in enumerate(shapes.jobs)
-        if set(possible_nodes(shapes, index)) & set(nodes)
+    missing, there, asked = (
+        resource_text(value, resource, unit=False) for value in (each * workers, stop.there, stop.asked)
     )
-    figures = (
-        f"capacity {resource_text(there, resource, unit=False)}, demand {resource_text(asked, resource, unit=False)}"
-    )
-    text = f"short by {missing}: {figures} ({resource.removesuffix('_bytes')})"
-    if cause == "fragments" or asked <= there:
-        free = sum(_free(packing, node, resource) for node in nodes)
-        text += (
-            f"; {resource_text(free, resource)} are free, but no single node has all that a worker takes: "
-            f"{worker_text(group.worker)}"
-        )
+    text = f"short by {missing}: capacity {there}, demand {asked} ({resource.removesuffix('_bytes')})"
+    free = sum(free_on(packing, node, resource) for node in stop.nodes)
+    if free >= each:
+        text += f"; {resource_text(free, resource)} are free, but no node has all that a worker takes: "
+        text += worker_text(group.worker)
     ahead = sum(
         need(other.worker, resource) * packing.placed(index)
         for index, other in enumerate(shapes.jobs)
@@ -170,15 +174,10 @@ def _scarcest_on_one_node(shapes: Shapes, worker: Worker) -> Resource:
     return min(best, key=lambda resource: best[resource])
 
 
-def _usable(devices: Sequence[object], worker: Worker) -> int:
-    from raylog.placement.shapes import UNIT, Device
-
-    counts = Counter(d for d in devices if isinstance(d, Device) and worker.accepts(d))
-    return max((count * UNIT for count in counts.values()), default=0)
-
-
-def _main_resource(shapes: Shapes, worker: Worker) -> Resource:
-    return max(shapes.totals, key=lambda resource: need(worker, resource) / shapes.totals[resource])
+def _usable(devices: Sequence[Device], worker: Worker) -> int:
+    """Units of the devices of one type that the worker accepts, of the type with the most."""
+    counts = Counter(device.type for device in devices if worker.accepts(device))
+    return max(counts.values(), default=0) * UNIT
 
 
 def _quota_resource(packing: Packing, job: int) -> Resource | None:
@@ -191,65 +190,49 @@ def _quota_resource(packing: Packing, job: int) -> Resource | None:
     return None
 
 
-def _free(packing: Packing, node: int, resource: Resource) -> int:
-    return int({"cpu": packing.cpu, "memory_bytes": packing.memory_bytes, "gpu": packing.gpu}[resource][node])
+def _binding(packing: Packing, job: int, stop: _Stop) -> Binding:
+    """The limit that stops a job, as used and as it is."""
+    shapes, resource = packing.shapes, stop.resource
+    group = shapes.jobs[job]
+    if stop.cause == "spread":
+        text = f"spread {group.spread} of job {group.ids[0]}: one worker per {group.spread}"
+        return _limit("spread", group.ids[0], packing.placed(job), group.workers, text)
+    if stop.cause == "no node fits":
+        text = f"the size of a node: job {group.ids[0]} takes {worker_text(group.worker)}"
+        return _limit("node size", group.ids[0], 0.0, float(group.workers), text)
+    if stop.cause == "quota":
+        limit, used = shapes.quotas[group.tenant, resource], packing.tenant_used.get((group.tenant, resource), 0)
+        figures = f"{resource_text(used, resource)} of {resource_text(limit, resource)} used"
+        text = f"the quota of tenant {group.tenant} binds: {figures}"
+        return _limit("quota", group.tenant, amount(used, resource), amount(limit, resource), text)
+    used = stop.there - sum(free_on(packing, node, resource) for node in stop.nodes)
+    where = (
+        "all nodes"
+        if len(stop.nodes) == len(shapes.node_ids)
+        else f"the {len(stop.nodes)} nodes that take {group.ids[0]}"
+    )
+    figures = f"{resource_text(used, resource, unit=False)} of {resource_text(stop.there, resource, unit=False)} used"
+    text = f"{resource.removesuffix('_bytes')} on {where}: {figures}"
+    return _limit(resource, where, amount(used, resource), amount(stop.there, resource), text)
 
 
-def _binding(packing: Packing, short: set[Resource], is_short: bool) -> list[Binding]:
-    """What is used up; where nothing is short, what would be used up first."""
+def _limit(constraint: str, where: str, used: float, limit: float, text: str) -> Binding:
+    return Binding(constraint=constraint, where=where, used=float(used), limit=float(limit), text=text)
+
+
+def _fullest(packing: Packing) -> Binding:
+    """Nothing is short: what would be used up first."""
     shapes = packing.shapes
-    found: list[Binding] = []
     shares: dict[Resource, float] = {}
     for resource in shapes.totals:
-        limit = sum(capacity(node, resource) * node.count for node in shapes.nodes)
-        used = limit - sum(_free(packing, node, resource) for node in range(len(shapes.node_ids)))
-        if limit:
-            shares[resource] = used / limit
-        if resource in short or (limit and used == limit):
-            found.append(_capacity_binding(resource, used, limit))
-    for (tenant, resource), limit in shapes.quotas.items():
-        used = packing.tenant_used.get((tenant, resource), 0)
-        least = min(
-            (need(j.worker, resource) for j in shapes.jobs if j.tenant == tenant and need(j.worker, resource)),
-            default=0,
-        )
-        if least and used + least > limit:
-            text = f"quota of tenant {tenant}: {resource_text(used, resource)} of {resource_text(limit, resource)}"
-            found.append(
-                Binding(
-                    constraint="quota",
-                    where=tenant,
-                    used=amount(used, resource),
-                    limit=amount(limit, resource),
-                    text=text,
-                )
-            )
-    for job, group in enumerate(shapes.jobs):
-        if group.spread != "none" and packing.missing(job):
-            text = f"spread {group.spread} of job {group.ids[0]}: one worker per {group.spread}"
-            found.append(
-                Binding(
-                    constraint="spread",
-                    where=group.ids[0],
-                    used=float(packing.placed(job)),
-                    limit=float(group.workers),
-                    text=text,
-                )
-            )
-    if not found and not is_short and shares:
-        fullest = max(shares, key=lambda resource: shares[resource])
-        text = f"nothing binds; the fullest is {fullest.removesuffix('_bytes')}, {shares[fullest]:.0%} used"
-        found.append(Binding(constraint="none", where=fullest, used=shares[fullest], limit=1.0, text=text))
-    return found
-
-
-def _capacity_binding(resource: Resource, used: int, limit: int) -> Binding:
-    text = (
-        f"{resource.removesuffix('_bytes')}: {resource_text(used, resource)} of {resource_text(limit, resource)} used"
-    )
-    return Binding(
-        constraint=resource, where="all nodes", used=amount(used, resource), limit=amount(limit, resource), text=text
-    )
+        there = sum(capacity(node, resource) * node.count for node in shapes.nodes)
+        free = sum(free_on(packing, node, resource) for node in range(len(shapes.node_ids)))
+        shares[resource] = (there - free) / max(there, 1)
+    if not shares:
+        return _limit("none", "", 0.0, 0.0, "nothing binds; there is neither capacity nor demand")
+    fullest = max(shares, key=lambda resource: shares[resource])
+    text = f"nothing binds; the fullest is {fullest.removesuffix('_bytes')}, {shares[fullest]:.0%} used"
+    return _limit("none", fullest, shares[fullest], 1.0, text)
 
 
 def _prices(shapes: Shapes, duals: Duals) -> list[Price]:

@@ -3,7 +3,7 @@
 from raylog.placement.formulate import fit_one, sites_of
 from raylog.placement.model import Resource
 from raylog.placement.packing import DeviceRoom, Packing
-from raylog.placement.shapes import UNIT, Device, Shapes, Worker
+from raylog.placement.shapes import UNIT, JobGroup, NodeGroup, Shapes, Worker
 
 
 def possible_nodes(shapes: Shapes, job: int) -> list[int]:
@@ -11,15 +11,28 @@ def possible_nodes(shapes: Shapes, job: int) -> list[int]:
     group = shapes.jobs[job]
     found: list[int] = []
     for number, node in enumerate(shapes.nodes):
-        sites = sites_of(node, number, single_devices=False) if group.worker.gpu else [None]
-        if any((site is None or group.worker.accepts(site.device)) and fit_one(group, node, site) for site in sites):
+        if fit_node(group, node, number):
             found.extend(range(node.first, node.first + node.count))
     return found
 
 
+def fit_node(group: JobGroup, node: NodeGroup, number: int) -> int:
+    """How many workers of a job group one empty node of a shape takes, at most."""
+    if not group.worker.gpu:
+        return fit_one(group, node, None)
+    on_sites = sum(fit_one(group, node, site) for site in sites_of(group.worker, node, number))
+    return min(on_sites, fit_one(group, node, None))
+
+
+def free_on(packing: Packing, node: int, resource: Resource) -> int:
+    """What is left of a resource on a node, in units or bytes (of GPUs: the sum of free shares)."""
+    left = {"cpu": packing.cpu, "memory_bytes": packing.memory_bytes, "gpu": packing.gpu}[resource]
+    return int(left[node])
+
+
 def lacking(packing: Packing, worker: Worker, node: int, workers: int) -> dict[Resource, int]:
     """What must be added to a node so that `workers` more find room on it, in units or bytes; GPUs as whole devices of
-    a kind that the worker accepts. Empty: there is room. Quotas and spreads are not looked at."""
+    a type that the worker accepts. Empty: there is room. Quotas and spreads are not looked at."""
     lacks: dict[Resource, int] = {}
     cpu = worker.cpu * workers - int(packing.cpu[node])
     memory_bytes = worker.memory_bytes * workers - int(packing.memory_bytes[node])
@@ -43,14 +56,13 @@ def devices_lacking(rooms: list[DeviceRoom], worker: Worker, workers: int) -> in
             (_fractions(UNIT, device.memory_bytes, worker) for device in whole), default=UNIT // worker.gpu
         )
         return -(-max(workers - fitting, 0) // max(per_device, 1))
-    free: dict[Device, int] = {}
+    free: dict[str, int] = {}
     for room in accepted:
-        free[room.device] = free.get(room.device, 0) + (room.share == UNIT)
-    per_kind = [count // worker.devices for count in free.values()]
-    fitting = sum(per_kind)
+        free[room.device.type] = free.get(room.device.type, 0) + (room.share == UNIT)
+    fitting = sum(count // worker.devices for count in free.values())
     if fitting >= workers:
         return 0
-    # the kind with the most left over needs the fewest more
+    # the type with the most left over needs the fewest more
     left = max((count % worker.devices for count in free.values()), default=0)
     return (workers - fitting) * worker.devices - left
 

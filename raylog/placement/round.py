@@ -61,7 +61,9 @@ def _place(packing: Packing, place: Place, node: int, workers: int) -> int:
     return packing.place(place.job, node, workers, place.site.indices if place.site else ())
 
 
-def _rank(shapes: Shapes, place: Place) -> tuple[bool, float, int]:
-    """Whole devices before fractions (a fraction spoils a device for them), large workers before small ones."""
+def _rank(shapes: Shapes, place: Place) -> tuple[int, float, int]:
+    """Fractions for which the solver chose the device go first. Where it did not, they come after whole devices (which
+    they spoil). Large workers before small ones."""
     worker = shapes.jobs[place.job].worker
-    return (not worker.devices, -shapes.size(place.job), place.job)
+    is_chosen = worker.is_fraction and place.site is not None and len(place.site.indices) == 1
+    return (0 if is_chosen else 1 if worker.devices else 2, -shapes.size(place.job), place.job)

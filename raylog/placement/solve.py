@@ -30,6 +30,7 @@ __all__ = ["OBJECTIVES", "Plan", "load_solver", "minimise", "solve"]
 OBJECTIVES = {waste.NAME: waste}
 COLUMNS_MAX = 50_000  # beyond, the plan is the greedy one and says so
 EXACT_COLUMNS_MAX = 3_000  # of single nodes and devices, when rounding groups of them lost something
+_FEASIBLE = 2  # HiGHS's kSolutionStatusFeasible
 _TOLERANCE = 1e-6  # relative: what two plans' measures may differ by and count as equal
 
 
@@ -110,6 +111,8 @@ class _Search:
             return
         self._solve(self.shapes, self.linear, self.stages)
         if self._is_proven() or self.is_out_of_time or not self.shapes.is_grouped():
+            return
+        if len(self.shapes.node_ids) * len(self.shapes.jobs) > EXACT_COLUMNS_MAX:
             return
         shapes = group(self.problem, single_nodes=True)
         linear = formulate(shapes, single_devices=True)
@@ -233,21 +236,23 @@ def minimise(
     rows = sparse.csr_array((linear.factors, (linear.at_row, linear.at_column)), shape=shape) @ x <= linear.upper
     keep = [(c / _scale(c)) @ x <= value / _scale(c) + _TOLERANCE for c, value in kept]
     program = cvxpy.Problem(cvxpy.Minimize((cost / scale) @ x), [rows, *keep])
-    options: dict[str, Any] = {"time_limit": time_limit_s, "threads": 1, "random_seed": 0, "mip_rel_gap": 1e-7}
-    try:
-        program.solve(solver=cvxpy.HIGHS, **options)
-    except cvxpy.error.SolverError as error:
-        return Answer(x=None, bounds=(), is_optimal=False, problem=f"the solver failed: {error}")
-    info = program.solver_stats.extra_stats
-    has_solution = program.status in ("optimal", "user_limit") and info.primal_solution_status == 2
-    if not has_solution:
-        # every program here has the solution "nobody is placed", so what has none ran out of time
-        problem = "" if program.status == "user_limit" else f"the solver stopped with status {program.status}"
-        return Answer(x=None, bounds=(), is_optimal=False, problem=problem)
+    options = {"time_limit": time_limit_s, "threads": 1, "random_seed": 0, "mip_rel_gap": 1e-7, "output_flag": False}
+    # what `program.solve` does, without its warning at a time limit: an answer cut short is no surprise here
+    data, chain, inverse = program.get_problem_data(cvxpy.HIGHS)
+    solution = chain.invert(chain.solve_via_data(program, data, solver_opts=options), inverse)
+    info = solution.attr.get(cvxpy.settings.EXTRA_STATS)
+    if solution.status not in ("optimal", "user_limit"):
+        return Answer(x=None, bounds=(), is_optimal=False, problem=f"the solver stopped with status {solution.status}")
+    if info.primal_solution_status != _FEASIBLE:
+        return Answer(x=None, bounds=(), is_optimal=False)
+    program.unpack(solution)
     bound = program.value if is_relaxed else info.mip_dual_bound
-    duals = np.asarray(rows.dual_value) * scale if is_relaxed else None
-    is_optimal = program.status == "optimal"
-    return Answer(x=np.asarray(x.value), bounds=(float(bound) * scale,), is_optimal=is_optimal, duals=duals)
+    return Answer(
+        x=np.asarray(x.value),
+        bounds=(float(bound) * scale,),
+        is_optimal=solution.status == "optimal",
+        duals=np.asarray(rows.dual_value) * scale if is_relaxed else None,
+    )
 
 
 @cache

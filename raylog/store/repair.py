@@ -27,7 +27,8 @@ class RepairNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairStep:
-    """One copy to make: `target` pulls the shard from `sources`, the least busy first."""
+    """One copy to make: `target` pulls the shard from `sources`, the least busy first. Where the target is the only
+    source, it makes its own copy (in memory) one that counts (on disk)."""
 
     shard: ShardRef
     sources: tuple[str, ...]
@@ -57,19 +58,17 @@ class RepairPlan:
 def plan_repair(
     standings: Iterable[ShardStanding],
     nodes: Sequence[RepairNode],
-    busy: Mapping[str, int] | None = None,
     steps_per_node_max: int = STEPS_PER_NODE_MAX,
 ) -> RepairPlan:
     """The copies that bring every shard back to its wanted replicas, or as near as the living `nodes` allow.
 
     Shards nearest to loss come first. A target has no copy yet, room for the shard, and if possible a failure domain
     that holds none; among those the one with the fewest bytes to receive, so that repair spreads over all survivors.
-    Node ids in `standings` that are not in `nodes` are taken to be gone. `busy`: copies that a node still receives from
-    an earlier plan; leave out the shards that these are for. Raises `UsageError` when a node is named twice.
+    Node ids in `standings` that are not in `nodes` are taken to be gone. Raises `UsageError` when one is named twice.
     """
     if len({node.node_id for node in nodes}) < len(nodes):
         raise UsageError("expected every node once")
-    planner = _Planner(nodes, busy or {}, steps_per_node_max)
+    planner = _Planner(nodes, steps_per_node_max)
     short = [_Need.of(standing, planner.nodes) for standing in standings]
     for need in sorted((need for need in short if need.missing > 0), key=_urgency):
         planner.restore(need)
@@ -116,7 +115,7 @@ def _urgency(need: _Need) -> tuple[int, int, str]:
 class _Planner:
     """A plan in the making: what each node has room and hands for."""
 
-    def __init__(self, nodes: Sequence[RepairNode], busy: Mapping[str, int], steps_per_node_max: int) -> None:
+    def __init__(self, nodes: Sequence[RepairNode], steps_per_node_max: int) -> None:
         self.nodes = {node.node_id: node for node in nodes}
         self.steps: list[RepairStep] = []
         self.unrepairable: list[Unrepairable] = []
@@ -124,10 +123,10 @@ class _Planner:
         self._steps_max = steps_per_node_max
         self._domains = {node.domain for node in nodes}
         self._free = {node.node_id: node.free_bytes for node in nodes}
-        self._receives = {node.node_id: busy.get(node.node_id, 0) for node in nodes}
+        self._receives = dict.fromkeys(self.nodes, 0)
         self._sends = dict.fromkeys(self.nodes, 0)
         # Nodes that may receive: least to receive first, then most room; the id only makes the order whole.
-        self._queue = [(0, -node.free_bytes, node.node_id) for node in nodes if self._has_hands(node.node_id)]
+        self._queue = [(0, -node.free_bytes, node.node_id) for node in nodes]
         heapq.heapify(self._queue)
 
     def restore(self, need: _Need) -> None:
@@ -190,15 +189,16 @@ class _Planner:
         return self._receives[node_id] < self._steps_max
 
     def _add(self, need: _Need, sources: tuple[str, ...], target: RepairNode, holders: set[str]) -> None:
+        others = tuple(node_id for node_id in sources if node_id != target.node_id) or sources
         self.steps.append(
             RepairStep(
                 shard=need.shard,
-                sources=tuple(one for one in sources if one != target.node_id) or sources,
+                sources=others,
                 target=target.node_id,
                 reason=f"{need.why()}; to node {target.node_id} because {self._because(target, holders)}",
             )
         )
-        self._sends[sources[0]] += 1
+        self._sends[others[0]] += 1
         self._receives[target.node_id] += 1
         self._free[target.node_id] -= need.shard.stored_bytes
         if self._has_hands(target.node_id):

@@ -1,7 +1,7 @@
 """Flow control of one pull in bytes of sealed chunks (PROTOCOL.md, "Credit"). Pure.
 
-Both ends count the same thing. A chunk that was asked for is *settled* when it has come, good or bad, and also when the
-stream that it was asked on has ended before it came: then the source counts it as sent. So a lost stream loses no credit.
+Both ends count the same thing. A chunk that was asked for is *settled* when it has come, good or bad, and also when
+the stream that it was asked on has ended before: then the source counts it as sent. So a lost stream loses no credit.
 """
 
 from raylog.errors import PeerFault
@@ -55,7 +55,7 @@ class Allowance:
         """Takes a `Credit`; raises `PeerFault` when it shrinks or is absurd."""
         if not self._granted_bytes <= total_bytes <= CREDIT_BYTES_MAX:
             raise PeerFault(
-                f"expected a credit from {self._granted_bytes} (it never shrinks) to {CREDIT_BYTES_MAX} bytes in total, "
+                f"expected a credit from {self._granted_bytes} (it never shrinks) to {CREDIT_BYTES_MAX} bytes, "
                 f"got {total_bytes}"
             )
         self._granted_bytes = total_bytes

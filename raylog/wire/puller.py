@@ -234,7 +234,7 @@ class PullerSession(Session):
         here, end = len(pull.metadata), piece.offset + len(piece.data)
         if piece.offset != here or not end <= piece.total <= METADATA_BYTES_MAX:
             raise PeerFault(
-                f"expected the frame of pull {piece.pull} from byte {here} on, at most {METADATA_BYTES_MAX} bytes in all, "
+                f"expected the frame of pull {piece.pull} from byte {here} on, of at most {METADATA_BYTES_MAX} bytes, "
                 f"got {len(piece.data)} bytes at {piece.offset} of {piece.total}"
             )
         pull.metadata += piece.data

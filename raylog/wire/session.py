@@ -19,8 +19,8 @@ from raylog.wire.states import SESSION, SessionState, step
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parties:
-    """Who talks, as TLS proved it, and until when (`expires`: seconds of the session's clock, the earlier expiry of both
-    certificates). `random_bytes(n)` gives n secret fresh bytes."""
+    """Who talks, as TLS proved it, and until when: `expires`, in seconds of the session's clock, is the earlier expiry of
+    both certificates. `random_bytes(n)` gives n secret fresh bytes."""
 
     me: Identity
     peer: Identity
@@ -90,7 +90,7 @@ class Session(ABC):
 
     def on_tick(self, now: float) -> list[Effect]:
         """To be called when `next_deadline` has passed; earlier does nothing."""
-        if self.state is SessionState.CLOSED:
+        if self.state in (SessionState.NEW, SessionState.CLOSED):
             return []
         if now >= self.parties.expires:
             message = f"{self._peer}: a certificate of this session has expired; connect again"

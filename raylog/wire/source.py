@@ -195,7 +195,8 @@ class SourceSession(Session):
         end, chunks = want.first + want.count, len(served.frame.chunks)
         if end > chunks:
             raise PeerFault(
-                f"shard {served.opening.shard_id} has chunks 0 to {chunks - 1}, asked for were {want.first} to {end - 1}"
+                f"expected chunks of 0 to {chunks - 1} (shard {served.opening.shard_id}), "
+                f"asked for were {want.first} to {end - 1}"
             )
         queued = _Range(want.pull, want.first, end)
         stream = self._streams.get(want.stream)

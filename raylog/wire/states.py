@@ -1,7 +1,7 @@
 """Every state and transition of the wire's machines, as tables: `(state, event) -> state`.
 
 A message of the other end that has no entry is its fault (`PeerFault`); an event of our own that has none is our bug
-(`AssertionError`). Messages for a pull that has just ended are in flight at any time, so an ended pull passes over them.
+(`AssertionError`). Messages for a pull that has just ended may still be in flight: an ended pull passes over them.
 """
 
 import enum

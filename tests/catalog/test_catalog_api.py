@@ -263,6 +263,23 @@ def test_replicas_follow_nodes(catalog: Catalog, cluster: Cluster) -> None:
     assert len(catalog.short_shards()) == 1
 
 
+def test_a_node_that_returns_counts_for_what_it_holds(catalog: Catalog, cluster: Cluster) -> None:
+    manifest, _ = cluster.put(catalog, "a")
+    first, second = (entry.shard for entry in manifest.shards)
+    back, stranger = cluster.nodes[1], cluster.shard()
+    catalog.forget_node(back.id)
+    assert catalog.holding_nodes() == {cluster.nodes[0].id}
+    receipts = [cluster.receipt(shard, back) for shard in (first, stranger)]
+    assert catalog.reconcile(back.id, receipts) == [stranger.shard_id]
+    assert catalog.shards_of(back.id) == {first.shard_id}
+    assert [one.shard for one in catalog.short_shards()] == [second]
+    assert catalog.reconcile(back.id, [cluster.receipt(second, back)]) == []
+    assert [one.shard for one in catalog.short_shards()] == [first]
+    with pytest.raises(NotPermitted, match="alone"):
+        catalog.reconcile(back.id, [cluster.receipt(first, cluster.nodes[2])])
+    assert catalog.shards_of(back.id) == {second.shard_id}
+
+
 def test_a_reader_sees_the_old_version_or_the_new(catalog: Catalog, cluster: Cluster) -> None:
     cluster.put(catalog, "hot")
     done = threading.Event()

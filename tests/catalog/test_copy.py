@@ -9,6 +9,7 @@ from catalog_cluster import Cluster
 
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.copy import FILE_NAME, RecordCopy
+from raylog.catalog.record import Tail
 from raylog.catalog.replay import replay
 from raylog.errors import DamagedData, NotPermitted, Unavailable
 from raylog.spec import Reference
@@ -79,6 +80,9 @@ def test_gaps_and_forks_are_refused_and_nothing_is_kept(
         copy.append(fork.records(0))
     with pytest.raises(DamagedData, match="does not follow"):
         copy.append(fork.records(2))
+    assert catalog.contains(copy.tail) and catalog.contains(Tail())
+    assert not fork.contains(copy.tail)
+    assert not catalog.contains(Tail(sequence=99, epoch=1, digest=tail.digest))
     fork.close()
     assert copy.tail == tail and len(list(copy.entries())) == 2
     assert copy.append(entries).sequence == 5
@@ -97,9 +101,8 @@ def test_a_superseded_catalog_finds_no_copy(
     old, new = cluster.open(folder, epoch=2), cluster.open(tmp_path / "new", epoch=3)
     copy.append(new.records(0))
     cluster.put(old, "a")
-    for since in (0, 2, copy.tail.sequence):
-        with pytest.raises((NotPermitted, DamagedData)):
-            copy.append(old.records(since) or old.records(0))
+    with pytest.raises(NotPermitted, match="superseded"):
+        copy.append(old.records(0))
     with pytest.raises(NotPermitted, match="superseded") as refused:
         copy.append(old.records(copy.tail.sequence))
     assert refused.value.epoch == copy.highest_epoch() == 3  # type: ignore[attr-defined]
@@ -110,6 +113,25 @@ def test_a_superseded_catalog_finds_no_copy(
     assert copy.append(new.records(copy.tail.sequence)).sequence == 4
     old.close()
     new.close()
+
+
+def test_a_newer_epoch_ends_the_older_one_also_where_its_records_do_not_fit(
+    cluster: Cluster, catalog: Catalog, copy: RecordCopy, tmp_path: Path
+) -> None:
+    cluster.put(catalog, "a")
+    tail = copy.append(catalog.records(0))
+    newer = cluster.open(tmp_path / "newer", epoch=4)
+    with pytest.raises(DamagedData, match="forked"):
+        copy.append(newer.records(0))
+    newer.close()
+    cluster.put(catalog, "a")
+    for _ in range(2):
+        with pytest.raises(NotPermitted, match="epoch 4 has begun"):
+            copy.append(catalog.records(tail.sequence))
+        copy.close()
+        copy = open_copy(cluster, tmp_path / "copy")
+    assert (copy.highest_epoch(), copy.tail) == (4, tail)
+    copy.close()
 
 
 def test_forged_and_foreign_records_are_refused(

@@ -1,6 +1,7 @@
 """Manifests, receipts and records as bytes: one encoding, every change refused with the right error."""
 
 import random
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -26,6 +27,7 @@ from raylog.catalog.manifest import (
 )
 from raylog.catalog.receipt import Receipt, verify_receipt
 from raylog.catalog.record import Record, SignedRecord, Tail, follow, open_record, sign_record
+from raylog.catalog.trust import identify_by
 from raylog.errors import DamagedData, NotPermitted, RaylogError, UsageError
 from raylog.spec import Durability, TierKind, new_id
 
@@ -49,6 +51,19 @@ def test_a_committed_manifest_outlives_its_writers_certificate() -> None:
     assert opened == manifest
     assert (statement.number, statement.epoch, statement.time_us) == (3, 9, 17)
     assert statement.digest == digest_of(encode(manifest))
+
+
+def test_a_certificate_that_was_good_is_refused_once_it_expired() -> None:
+    """Its check against the authority is remembered, its time is not."""
+    now_s = time.time()
+    brief = CLUSTER.member("client", lifetime_s=60)
+    identify = identify_by(CLUSTER.ca_der, lambda: now_s)
+    assert identify(brief.certificate, b"data", brief.sign(b"data")) == brief.identity
+    with pytest.raises(NotPermitted):
+        identify(brief.certificate, b"other", brief.sign(b"data"))
+    now_s += 61
+    with pytest.raises(NotPermitted, match="expired"):
+        identify(brief.certificate, b"data", brief.sign(b"data"))
 
 
 labels = st.dictionaries(st.text(min_size=1, max_size=20), st.text(max_size=50), max_size=8)

@@ -1,0 +1,208 @@
+"""The source's shell: one puller's session, the shards that it holds pinned, and its cargo threads."""
+
+import logging
+import queue
+import socket
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from raylog.errors import DamagedData, NotFound, NotPermitted, RaylogError
+from raylog.wire.bounds import Bounds
+from raylog.wire.cargo import END_RECORD, CargoSender, has_come, receive_end, tune
+from raylog.wire.effects import Close, CloseStream, Effect, ExpectStream, OpenShard, ReleaseShard, SendChunk
+from raylog.wire.endpoints import ShardReader, ShardSource
+from raylog.wire.messages import ByeReason, RefusalReason
+from raylog.wire.record import Head, RecordOpener, RecordType, StreamKeys
+from raylog.wire.runner import SessionRunner
+from raylog.wire.session import Parties
+from raylog.wire.source import SourceSession
+from raylog.wire.tls import TlsChannel
+
+log = logging.getLogger(__name__)
+
+IDLE_LOOK_S = 1.0  # how late a cargo stream that has nothing to send sees that it was closed
+
+
+class Listener(Protocol):
+    """What a session needs of the server around it."""
+
+    def expect(self, stream: bytes, session: "ServerSession", keys: StreamKeys) -> None:
+        """A cargo connection of this stream is to be handed to the session."""
+        ...
+
+    def forget(self, stream: bytes) -> None: ...
+
+    def sent(self, peer_id: str, sealed_bytes: int) -> None:
+        """A chunk went out."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Lease:
+    """A reader that cargo threads borrow: closed when it is released and none of them has it."""
+
+    reader: ShardReader
+    borrowers: int = 0
+    is_released: bool = False
+
+
+class ServerSession:
+    """Serves one puller until it leaves, breaks the protocol, or `close`."""
+
+    def __init__(
+        self,
+        channel: TlsChannel,
+        parties: Parties,
+        source: ShardSource,
+        listener: Listener,
+        cargo_port: int,
+        bounds: Bounds,
+    ) -> None:
+        self._channel, self._source, self._listener, self._bounds = channel, source, listener, bounds
+        self.peer_id = parties.peer.id
+        self._machine = SourceSession(parties, bounds, cargo_port)
+        self._runner = SessionRunner(self._machine, channel, self._carry_out)
+        self._to_open: deque[OpenShard] = deque()
+        self._leases: dict[int, _Lease] = {}
+        self._to_close: list[ShardReader] = []
+        self._jobs: dict[bytes, queue.SimpleQueue[SendChunk | None]] = {}
+        self.error: RaylogError | None = None
+
+    def run(self) -> None:
+        """The control loop; returns when the session is over."""
+        try:
+            self._runner.run(self._do_deferred)
+        finally:
+            self._runner.apply(partial(self._machine.connection_lost, None))  # nothing if it ended as it should
+            self._do_deferred()
+
+    def close(self) -> None:
+        """Says that this node goes down."""
+        self._runner.apply(partial(self._machine.close, ByeReason.SHUTDOWN))
+
+    # Effects; under the runner's lock.
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case OpenShard():
+                self._to_open.append(effect)
+            case ReleaseShard(pull):
+                if (lease := self._leases.pop(pull, None)) is not None:
+                    lease.is_released = True
+                    if not lease.borrowers:
+                        self._to_close.append(lease.reader)
+            case ExpectStream(stream, keys):
+                self._jobs[stream] = queue.SimpleQueue()
+                self._listener.expect(stream, self, keys)
+            case SendChunk(stream):
+                self._jobs[stream].put(effect)
+            case CloseStream(stream):
+                self._listener.forget(stream)
+                self._jobs.pop(stream).put(None)
+            case Close(error):
+                self.error = error
+
+    # The control thread.
+
+    def _do_deferred(self) -> None:
+        with self._runner.lock:
+            opens, self._to_open = self._to_open, deque()
+            closes, self._to_close = self._to_close, []
+        for reader in closes:
+            reader.close()
+        for effect in opens:
+            self._open(effect)
+
+    def _open(self, effect: OpenShard) -> None:
+        if self._machine.is_closed:
+            return
+        try:
+            reader = self._source.open(effect.shard_id)
+        except RaylogError as error:
+            reason, chunk = _reason_of(error), getattr(error, "chunk", None)
+            self._runner.apply(partial(self._machine.refuse, effect.pull, reason, str(error), chunk))
+            return
+        with self._runner.lock:
+            self._leases[effect.pull] = _Lease(reader)
+        self._runner.apply(partial(self._machine.shard_opened, effect.pull, reader.frame))
+
+    # Cargo threads.
+
+    def serve_cargo(self, connection: socket.socket, stream: bytes, keys: StreamKeys, opener: RecordOpener) -> None:
+        """Sends on a connection that has proven itself, until either end closes the stream."""
+        timeout_s = self._bounds.progress_timeout_s
+        tune(connection, timeout_s)
+        sender = CargoSender(connection, keys.from_source, self._bounds.rekey_bytes, timeout_s)
+        with self._runner.lock:
+            jobs = self._jobs.get(stream)
+        if jobs is None:
+            return
+        try:
+            self._runner.apply(partial(self._machine.stream_attached, stream))
+            while (job := _next_job(jobs, connection)) is not None:
+                self._send(sender, job)
+            if has_come(connection):
+                receive_end(connection, opener, timeout_s)
+            with suppress(RaylogError):  # a farewell: nothing depends on it
+                sender.send(END_RECORD)
+        finally:
+            self._runner.apply(partial(self._lost, stream))
+
+    def _lost(self, stream: bytes, now: float) -> list[Effect]:
+        self._jobs.pop(stream, None)
+        return self._machine.stream_lost(stream, now)
+
+    def _send(self, sender: CargoSender, job: SendChunk) -> None:
+        with self._runner.lock:
+            lease = self._leases.get(job.pull)
+            if lease is not None:
+                lease.borrowers += 1
+        if lease is not None:
+            try:
+                self._send_chunk(sender, job, lease.reader)
+            finally:
+                with self._runner.lock:
+                    lease.borrowers -= 1
+                    is_last = lease.is_released and not lease.borrowers
+                if is_last:
+                    lease.reader.close()
+        self._runner.apply(partial(self._machine.chunk_sent, job.stream))
+
+    def _send_chunk(self, sender: CargoSender, job: SendChunk, reader: ShardReader) -> None:
+        try:
+            sealed = reader.chunk(job.chunk)
+        except RaylogError as error:
+            log.warning("shard %s, chunk %d: cannot be read: %s", reader.frame.header.shard_id, job.chunk, error)
+            refusal: Callable[[float], list[Effect]] = partial(
+                self._machine.refuse, job.pull, _reason_of(error), str(error), job.chunk
+            )
+            self._runner.apply(refusal)
+            return
+        sender.send(Head(RecordType.CHUNK, job.pull, job.chunk, len(sealed)), sealed)
+        self._listener.sent(self.peer_id, len(sealed))
+
+
+def _next_job(jobs: "queue.SimpleQueue[SendChunk | None]", connection: socket.socket) -> SendChunk | None:
+    """The next chunk to send; None when one of the two ends has closed the stream."""
+    while True:
+        try:
+            return jobs.get(timeout=IDLE_LOOK_S)
+        except queue.Empty:
+            if has_come(connection):
+                return None
+
+
+def _reason_of(error: RaylogError) -> RefusalReason:
+    match error:
+        case NotFound():
+            return RefusalReason.NOT_FOUND
+        case DamagedData():
+            return RefusalReason.DAMAGED
+        case NotPermitted():
+            return RefusalReason.NOT_PERMITTED
+        case _:
+            return RefusalReason.BUSY

@@ -5,7 +5,6 @@ import contextlib
 import datetime
 import ipaddress
 import multiprocessing
-import os
 import socket
 import ssl
 import tempfile
@@ -83,7 +82,9 @@ class _FlightServer(flight.FlightServerBase):  # type: ignore[misc]
         whole = pa.py_buffer(Path(path).read_bytes())
         pieces = [whole.slice(start, BUFFER_BYTES) for start in range(0, whole.size, BUFFER_BYTES)]
         arrays = [pa.FixedSizeBinaryArray.from_buffers(pa.binary(piece.size), 1, [None, piece]) for piece in pieces]
-        self._batches = [pa.record_batch([array], ["bytes"]) for array in arrays if array.type.byte_width == BUFFER_BYTES]
+        self._batches = [
+            pa.record_batch([array], ["bytes"]) for array in arrays if array.type.byte_width == BUFFER_BYTES
+        ]
 
     def do_get(self, context: Any, ticket: Any) -> Any:
         return flight.RecordBatchStream(pa.RecordBatchReader.from_batches(self._batches[0].schema, self._batches))
@@ -165,8 +166,8 @@ def _context(folder: str, *, server_side: bool) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
-    context.load_verify_locations(os.path.join(folder, "ca.pem"))
-    context.load_cert_chain(os.path.join(folder, "own.pem"), os.path.join(folder, "own.key"))
+    context.load_verify_locations(Path(folder) / "ca.pem")
+    context.load_cert_chain(Path(folder) / "own.pem", Path(folder) / "own.key")
     return context
 
 

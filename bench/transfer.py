@@ -50,7 +50,7 @@ def two_nodes(folder: Path, size: int) -> Iterator[tuple[Cluster, raylog.Client,
 
 
 def raylog_mover(client: raylog.Client, name: str, target: NodeInfo) -> Callable[[], float]:
-    """Ships `name` to a target that does not hold it (what the last ship left is deleted first, outside of the time)."""
+    """Ships `name` to a target that does not hold it (what the last one left is deleted first, untimed)."""
     shards = list(client.replicas(name))
 
     def move() -> float:

@@ -1,4 +1,4 @@
-"""The catalog actor: the catalog over its journal, under an epoch granted by Ray's GCS; `upkeep.py` keeps the copies."""
+"""The catalog actor: the catalog over its journal, under an epoch from Ray's GCS; `upkeep.py` keeps the copies."""
 
 import logging
 import time
@@ -12,9 +12,9 @@ from raylog.catalog.catalog import Catalog
 from raylog.catalog.journal import FILE_NAME, Journal
 from raylog.catalog.requests import verify_delete
 from raylog.catalog.state import Pending
-from raylog.catalog.trust import Trust
+from raylog.catalog.trust import Trust, identify_by, verify_by
 from raylog.errors import Conflict, Unavailable
-from raylog.security.certs import Authority, verify_certificate, verify_ed25519, verify_signature
+from raylog.security.certs import Authority
 from raylog.security.providers.file import FileKeyring
 from raylog.settings import Settings
 from raylog.spec import Reference, Version, parse_reference
@@ -76,16 +76,12 @@ class CatalogActor:
 
 def trust_of(authority: Authority) -> Trust:
     """The cluster's keys as the catalog uses them."""
-
-    def identify(certificate: bytes, data: bytes, signature: bytes) -> str:
-        identity = verify_certificate(certificate, authority.ca_der, time.time())
-        verify_signature(certificate, data, signature)
-        return str(identity)
-
-    def verify(data: bytes, signature: bytes) -> None:
-        verify_ed25519(authority.cluster_public_key, data, signature, "the cluster")
-
-    return Trust(cluster_id=authority.cluster_id, sign=authority.sign, verify=verify, identify=identify)
+    return Trust(
+        cluster_id=authority.cluster_id,
+        sign=authority.sign,
+        verify=verify_by(authority.cluster_public_key),
+        identify=identify_by(authority.ca_der, time.time),
+    )
 
 
 def may_create(settings: Settings) -> bool:

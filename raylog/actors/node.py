@@ -18,6 +18,7 @@ from raylog.actors.slot import claim_slot
 from raylog.catalog.copy import RecordCopy
 from raylog.catalog.journal import Entry
 from raylog.catalog.receipt import Receipt, make_receipt
+from raylog.catalog.record import Tail
 from raylog.errors import DamagedData, NotFound
 from raylog.monitor.meter import TransferMeter
 from raylog.monitor.sampler import NodeSampler
@@ -84,8 +85,13 @@ class NodeActor:
         self._store = self._open_store()
         self._meter = TransferMeter()
         self._sampler = NodeSampler(self._slot.node_id(), self._meter, [self._slot.path])
-        self._wire = WireServer(self._membership.credentials, self._store, bind_host=settings.bind or host,
-                                port_range=(settings.port_first, settings.port_last))  # fmt: skip
+        self._wire = WireServer(
+            self._membership.credentials,
+            self._store,
+            bind_host=settings.bind or host,
+            port_range=(settings.port_first, settings.port_last),
+            on_sent=self._meter.sent,
+        )
         self._local = LocalServer(self._slot.socket_path, self._store)
         self._puller = Puller(self._store, self._membership.credentials, settings, self._meter)
         self._records = RecordCopy(
@@ -123,19 +129,27 @@ class NodeActor:
         """Makes a shard present here (pull.py)."""
         return self._puller.pull(ref, sources, durability, qos, deadline_s)
 
-    def receipt(self, ref: ShardRef) -> bytes:
-        """Signed: this node holds a verified copy of the shard. Raises `NotFound`, `DamagedData` for another frame."""
+    def receipts(self, refs: Sequence[ShardRef]) -> list[bytes]:
+        """Signed: this node holds a verified copy of each shard that stays until it is deleted. Shards of which
+        there is none, or only a copy that may be evicted, are left out. Raises `DamagedData` for another frame."""
+        found = []
+        for ref in refs:
+            with suppress(NotFound):
+                found.append(self._receipt(ref))
+        return found
+
+    def _receipt(self, ref: ShardRef) -> bytes:
+        tier = self._store.kept_on(ref.shard_id)
         with self._store.open(ref.shard_id) as reader:
             if reader.frame.digest != ref.frame_digest:
                 raise DamagedData(f"shard {ref.shard_id} on node {self._info.node_id} has another frame")
-        tiers = self._store.tiers_of(ref.shard_id)
         credentials = self._membership.credentials()
         receipt = Receipt(
             cluster_id=credentials.identity.cluster_id,
             node_id=self._info.node_id,
             shard_id=ref.shard_id,
             frame_digest=ref.frame_digest,
-            tier=max(tiers, key=lambda tier: tier is not TierKind.MEMORY),  # the one that promises more
+            tier=tier,
             epoch=self._records.highest_epoch(),
         )
         return make_receipt(receipt, credentials.certificate_der, credentials.sign)
@@ -159,14 +173,14 @@ class NodeActor:
         """Replaces damaged chunks by other nodes' bytes; how many."""
         return self._puller.repair(ref, numbers, sources, deadline_s)
 
-    def append_records(self, entries: Sequence[Entry]) -> int:
-        """Copies of the catalog's records; the sequence number up to which this node has them on disk. Raises
+    def append_records(self, entries: Sequence[Entry]) -> Tail:
+        """Copies of the catalog's records; where the copy ends, once that is on this disk. Raises
         `NotPermitted` for a catalog that was superseded, `DamagedData` for a gap or a forged record."""
-        return self._records.append(entries).sequence
+        return self._records.append(entries)
 
-    def records_end(self) -> int:
-        """The sequence number of the last record that is copied here."""
-        return self._records.tail.sequence
+    def records_tail(self) -> Tail:
+        """Where the copy of the catalog's records ends."""
+        return self._records.tail
 
     def inventory(self) -> list[ShardRef]:
         """Every shard that lies here."""

@@ -1,4 +1,4 @@
-"""The placement actor: live capacity (Ray's resources, the monitor's samples) into the placement model, and plans out."""
+"""The placement actor: live capacity (Ray's resources, the monitor's samples) into the placement model, plans out."""
 
 import logging
 import threading

@@ -126,8 +126,8 @@ class Puller:
             log.warning("shard %s is taken out of sight: %s", ref.shard_id, error)
             self._store.quarantine(ref.shard_id)
             return False
-        if durability is Durability.DISK:
-            self._store.persist(ref.shard_id)
+        if durability is not None:
+            self._store.keep(ref.shard_id, durability)
         return True
 
     @contextmanager

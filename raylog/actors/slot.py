@@ -1,6 +1,6 @@
 """Which directory a node actor owns: `nodes/slot-N`, the first that no living process holds.
 
-One machine has one Ray node and so one slot, slot-0, which the next incarnation takes over, identity and shards with it.
+One machine has one Ray node and so one slot, slot-0, which the next incarnation takes over with all in it.
 Several Ray nodes on one machine (a demo, a test) share the folder and take a slot each. The hold is a lock on an open
 descriptor: the kernel drops it with the process, however that ends.
 """

@@ -13,7 +13,8 @@ import ray
 from raylog.actors import calls
 from raylog.actors.node import NodeInfo, peers_for
 from raylog.catalog.catalog import Catalog
-from raylog.errors import NotFound, RaylogError, Unavailable
+from raylog.catalog.record import Tail
+from raylog.errors import RaylogError, Unavailable
 from raylog.monitor.samples import NodeSample
 from raylog.settings import Settings
 from raylog.spec import Durability, QosClass, ShardRef, TierKind
@@ -21,6 +22,8 @@ from raylog.store.repair import RepairNode, RepairStep, plan_repair
 
 log = logging.getLogger("raylog.upkeep")
 REPAIRS_AT_ONCE = 2
+RECONCILE_PERIOD_S = 600.0
+ORPHAN_GRACE_S = 3600.0
 ANSWER_GRACE_S = 5.0
 
 
@@ -32,7 +35,8 @@ class Upkeep:
         self._settings = settings
         self._lock = threading.Lock()  # one at a time copies records out
         self._last_seen_s: dict[str, float] = {}
-        self._present: set[str] = set()
+        self._reconciled: dict[str, tuple[int, float]] = {}  # node id -> process id of its actor, when
+        self._orphans: dict[str, dict[str, float]] = {}  # node id -> shard id -> seen first
         threading.Thread(target=self._run, name="upkeep", daemon=True).start()
 
     def copy_to_another_node(self, sequence: int) -> None:
@@ -79,41 +83,48 @@ class Upkeep:
         """Sends a node the records that it lacks; the sequence number that it has reached."""
         deadline = time.monotonic() + timeout_s
         with self._lock:
-            reached: int = self._on(info, "records_end", timeout_s=deadline - time.monotonic())
-            while reached < self._catalog.sequence:
-                entries = self._catalog.records(reached)
-                reached = self._on(info, "append_records", entries, timeout_s=deadline - time.monotonic())
-            self._catalog.copied(info.node_id, reached)
-            return reached
+            tail: Tail = self._on(info, "records_tail", timeout_s=deadline - time.monotonic())
+            if not self._catalog.contains(tail):
+                raise Unavailable(
+                    f"node {info.node_id} holds records up to {tail.sequence} that this catalog does not have: its "
+                    "journal is an older copy of itself; restore the newest one, nothing can be committed until then"
+                )
+            while tail.sequence < self._catalog.sequence:
+                entries = self._catalog.records(tail.sequence)
+                tail = self._on(info, "append_records", entries, timeout_s=deadline - time.monotonic())
+            self._catalog.copied(info.node_id, tail.sequence)
+            return tail.sequence
 
     def _notice(self, nodes: Sequence[NodeInfo]) -> None:
-        """Nodes that came count again by new receipts; nodes that are silent for too long are given up."""
+        """What living nodes hold counts by their receipts; nodes that are silent for too long are given up."""
         now_s = time.monotonic()
         present = {info.node_id for info in nodes}
         for info in nodes:
-            if info.node_id not in self._present:
+            incarnation, reconciled_s = self._reconciled.get(info.node_id, (0, 0.0))
+            if info.pid != incarnation or now_s - reconciled_s > RECONCILE_PERIOD_S:
                 self._reconcile(info)
-        self._present = present
-        for node_id in present | self._catalog.holding_nodes():
-            self._last_seen_s.setdefault(node_id, now_s)
+                self._reconciled[info.node_id] = (info.pid, now_s)
         for node_id in present:
             self._last_seen_s[node_id] = now_s
-        for node_id, seen_s in list(self._last_seen_s.items()):
-            if now_s - seen_s > self._settings.lost_after_s:
+        for node_id in self._catalog.holding_nodes() | self._last_seen_s.keys():
+            if now_s - self._last_seen_s.setdefault(node_id, now_s) > self._settings.lost_after_s:
                 self._catalog.forget_node(node_id)
                 del self._last_seen_s[node_id]
+                self._reconciled.pop(node_id, None)
+                self._orphans.pop(node_id, None)
 
     def _reconcile(self, info: NodeInfo) -> None:
-        """A node that came or came back: what it really holds counts, by receipts; what it lost does not."""
-        self._catalog.admit_node(info.node_id)
+        """Asks a node what it really holds. A shard that no version has named for a long time is an orphan, left by a
+        put that died; one of a put that is under way is not."""
         inventory: list[ShardRef] = self._on(info, "inventory")
-        for shard_id in self._catalog.shards_of(info.node_id) - {ref.shard_id for ref in inventory}:
-            self._catalog.remove_replica(shard_id, info.node_id)
-        for ref in inventory:
-            try:
-                self._catalog.add_replica(self._on(info, "receipt", ref))
-            except NotFound:
-                continue  # of a put that is under way, or an orphan
+        orphans = self._catalog.reconcile(info.node_id, self._on(info, "receipts", inventory))
+        now_s = time.monotonic()
+        earlier = self._orphans.get(info.node_id, {})
+        self._orphans[info.node_id] = since = {shard_id: earlier.get(shard_id, now_s) for shard_id in orphans}
+        doomed = [shard_id for shard_id, since_s in since.items() if now_s - since_s > ORPHAN_GRACE_S]
+        if doomed:
+            log.info("Removing %d shards from node %s that no version names", len(doomed), info.node_id)
+            self._on(info, "delete", doomed)
 
     def _remove_unreferenced(self, nodes: Sequence[NodeInfo]) -> None:
         """Deletes the copies of shards that no version names any more."""
@@ -156,10 +167,11 @@ class Upkeep:
     def _carry_out(self, step: RepairStep, by_id: dict[str, NodeInfo]) -> None:
         log.info("Repairing: %s", step.reason)
         target, limit_s = by_id[step.target], self._settings.pull_deadline_s
-        peers = peers_for(target, [by_id[node_id] for node_id in step.sources])
+        peers = peers_for(target, [by_id[node_id] for node_id in step.sources])  # none: its own copy goes to disk
         arguments = (step.shard, peers, Durability.DISK, QosClass.REPAIR, limit_s)
         self._on(target, "pull", *arguments, timeout_s=limit_s + ANSWER_GRACE_S)
-        self._catalog.add_replica(self._on(target, "receipt", step.shard))
+        for receipt in self._on(target, "receipts", [step.shard]):
+            self._catalog.add_replica(receipt)
 
     def _on(self, info: NodeInfo, method: str, *arguments: Any, timeout_s: float | None = None) -> Any:
         reference = getattr(calls.node(info.ray_node_id), method).remote(*arguments)

@@ -94,7 +94,7 @@ class Client:
         with closing(reading.openers()) as openers:
             if reading.kind is Kind.ARROW:
                 return read_table(openers, columns)
-            return read_tensors(openers, columns) if reading.kind is Kind.TENSORS else read_bytes(next(openers))
+            return read_tensors(openers, columns) if reading.kind is Kind.TENSORS else read_bytes(openers)
 
     def reader(self, name: str, columns: Sequence[str] | None = None) -> pa.RecordBatchReader:
         """A table's batches as a stream of bounded memory; close the reader when done. Raises as `get` does."""

@@ -90,7 +90,7 @@ def unseal(
         kind = opener.frame.header.kind
         if kind is Kind.ARROW:
             return read_table([opener])
-        return read_tensors([opener]) if kind is Kind.TENSORS else read_bytes(opener)
+        return read_tensors([opener]) if kind is Kind.TENSORS else read_bytes([opener])
 
 
 def _too_large(where: str) -> UsageError:

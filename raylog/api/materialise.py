@@ -16,7 +16,7 @@ from raylog.api.sources.tensors import DTYPE_KEY
 from raylog.codec import arrow, files, tensors
 from raylog.codec.files import FileExtent
 from raylog.codec.open import ShardOpener
-from raylog.errors import UsageError
+from raylog.errors import DamagedData, UsageError
 from raylog.spec import Kind
 
 _WORDS = {Kind.ARROW: "a table", Kind.FILES: "files", Kind.TENSORS: "tensors"}
@@ -97,18 +97,24 @@ def _write_extents(partial: PartialFile, extents: Iterable[_Extent]) -> None:
         raise opener.damaged(f"expected {extent.size} bytes of {extent.path!r}, the shards hold {done}")
 
 
-def read_bytes(opener: ShardOpener) -> bytes:
-    """The bytes of the one file in a shard. Raises `UsageError` when there are several, or only a part of one."""
-    _expect(opener, Kind.FILES)
-    extents = files.read_extents(opener)
-    if len(extents) != 1 or extents[0].length != extents[0].size:
-        names = ", ".join(extent.path for extent in extents[:4])
-        raise UsageError(f"expected one whole file to return as bytes, got {len(extents)} ({names}): name a folder")
-    ((_, pieces),) = files.open_files(opener)
-    whole = io.BytesIO()  # piece by piece: joining them all would hold everything twice
-    for piece in pieces:
-        whole.write(piece)
-    return whole.getvalue()
+def read_bytes(openers: Iterable[ShardOpener]) -> bytes:
+    """The bytes of the one file in the shards. Raises `UsageError` when there are several, `DamagedData`."""
+    whole, size, path = bytearray(), 0, None
+    for opener in openers:
+        _expect(opener, Kind.FILES)
+        for extent, pieces in files.open_files(opener):
+            if path not in (None, extent.path):
+                raise UsageError(
+                    f"expected one file to return as bytes, got {path!r} and {extent.path!r}: name a folder"
+                )
+            if extent.offset != len(whole):
+                raise opener.damaged(f"expected {extent.path!r} to go on at {len(whole)}, not at {extent.offset}")
+            path, size = extent.path, extent.size
+            for piece in pieces:
+                whole += piece
+    if len(whole) != size:
+        raise DamagedData(f"expected {size} bytes of {path!r}, the shards hold {len(whole)}: use another copy")
+    return bytes(whole)
 
 
 def read_tensors(openers: Iterable[ShardOpener], names: Sequence[str] | None = None) -> dict[str, tensors.Array]:

@@ -13,6 +13,8 @@ from raylog.api.session import connect_ray
 from raylog.errors import NotPermitted, Unavailable
 from raylog.settings import Settings
 
+ACCESS_TIMEOUT_S = 5.0
+
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """A cluster as `raylog status` shows it. `problems` maps Ray node ids to why no node actor answers there."""
@@ -35,10 +37,13 @@ def up(address: str | None, settings: Settings, *, allow_open_ray: bool) -> list
             "no Ray cluster answers here: start one with 'RAY_AUTH_MODE=token ray start --head', then 'raylog up' "
             "(for this machine alone nothing has to be started: use raylog.connect())"
         )
-    if not allow_open_ray and ray_access.access(found) is not ray_access.Access.CLOSED:
+    access = ray_access.access(found, ACCESS_TIMEOUT_S)
+    if access is ray_access.Access.UNKNOWN and not allow_open_ray:
+        raise Unavailable(f"the Ray cluster at {found} did not say whether it asks for a token: try again in a moment")
+    if access is ray_access.Access.OPEN and not allow_open_ray:
         raise NotPermitted(
-            f"the Ray cluster at {found} serves anybody who reaches its port: start Ray with RAY_AUTH_MODE=token on "
-            "every machine ('ray get-auth-token --generate' makes the token), or accept it with 'raylog up --insecure-ray'"
+            f"the Ray cluster at {found} serves anybody who reaches its port: start Ray with RAY_AUTH_MODE=token "
+            "on every machine ('ray get-auth-token --generate' makes the token), or say --insecure-ray"
         )
     connect_ray(str(found))
     try:

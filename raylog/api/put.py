@@ -111,7 +111,7 @@ class Put:
         for info in targets:
             if info.node_id != session.local.node_id:
                 session.pull(info, ref, QosClass.CHECKPOINT, options.durability, sources=[session.local])
-        receipts = [session.receipt(info, ref) for info in targets]
+        receipts = [receipt for info in targets for receipt in session.receipts(info, [ref])]
         if session.local.node_id not in {info.node_id for info in targets}:
             session.delete_shards(session.local, [ref.shard_id])
         return receipts

@@ -188,10 +188,10 @@ class Session:
         """Takes shards that no version names away from a node."""
         self.on_node(info, "delete", list(shard_ids))
 
-    def receipt(self, info: NodeInfo, ref: ShardRef) -> bytes:
-        """A node's signed word that it holds the shard."""
-        receipt: bytes = self.on_node(info, "receipt", ref)
-        return receipt
+    def receipts(self, info: NodeInfo, refs: Sequence[ShardRef]) -> list[bytes]:
+        """A node's signed word for each of the shards that it holds."""
+        receipts: list[bytes] = self.on_node(info, "receipts", list(refs))
+        return receipts
 
     def read_keys(self, dek_ids: Sequence[str]) -> dict[str, bytes]:
         """Data keys by id, granted to this process alone. Raises `NotPermitted`, `NotFound` for destroyed ones."""

@@ -32,11 +32,12 @@ class Linear:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One thing to minimise: `cost @ x + constant`."""
+    """One thing to minimise: `cost @ x + constant`, to within the relative `gap`."""
 
     name: str
     cost: Vector
     constant: float = 0.0
+    gap: float = 1e-7
 
     def value(self, x: Vector) -> float:
         """What `x` costs."""

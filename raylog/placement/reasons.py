@@ -13,7 +13,7 @@ from raylog.placement.linear import Vector
 from raylog.placement.model import RESOURCES, Problem, Resource
 from raylog.placement.packing import Packing
 from raylog.placement.plan import Binding, Cause, Counterfactual, Placement, Price, Shortfall
-from raylog.placement.room import free_on, lacking, possible_nodes
+from raylog.placement.room import free_on, lacking, possible_groups, possible_nodes
 from raylog.placement.shapes import UNIT, Device, Shapes, Worker, amount, capacity, need
 from raylog.placement.words import resource_text, worker_text
 
@@ -49,11 +49,13 @@ def explain_packing(
     shortfall: list[Shortfall] = []
     counterfactuals: list[Counterfactual] = []
     binding: dict[str, Binding] = {}
+    is_short = any(packing.missing(job) for job in range(len(shapes.jobs)))
+    possible = [possible_groups(shapes, job) for job in range(len(shapes.jobs))] if is_short else []
     for job, group in enumerate(shapes.jobs):
         short = {name: group.workers_each - placed[name] for name in group.ids if placed[name] < group.workers_each}
         if not short:
             continue
-        stop = _stop(packing, job)
+        stop = _stop(packing, job, possible)
         limit = _binding(packing, job, stop)
         binding.setdefault(limit.text, limit)
         reasons = {workers: _reason(packing, job, stop, workers) for workers in set(short.values())}
@@ -93,7 +95,7 @@ class _Stop:
     asked: int = 0
 
 
-def _stop(packing: Packing, job: int) -> _Stop:
+def _stop(packing: Packing, job: int, possible: Sequence[Sequence[int]]) -> _Stop:
     shapes = packing.shapes
     worker = shapes.jobs[job].worker
     nodes = possible_nodes(shapes, job)
@@ -108,8 +110,8 @@ def _stop(packing: Packing, job: int) -> _Stop:
         if not lacks:  # there is room, and still nobody was placed
             return _Stop("spread", main, nodes)
         blocked.update(lacks.keys())
-    here = set(nodes)
-    others = [other for index, other in enumerate(shapes.jobs) if not here.isdisjoint(possible_nodes(shapes, index))]
+    here = set(possible_groups(shapes, job))
+    others = [other for index, other in enumerate(shapes.jobs) if not here.isdisjoint(possible[index])]
     there = {r: sum(capacity(shapes.nodes[shapes.group_of[node]], r) for node in nodes) for r in blocked}
     asked = {r: sum(need(other.worker, r) * other.workers for other in others) for r in blocked}
     often = max(blocked.values()) / 2  # of what stops the worker on many nodes, the most asked for is what is scarce

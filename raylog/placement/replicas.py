@@ -24,6 +24,7 @@ from raylog.units import format_bytes
 FailureDomain = Literal["node", "rack", "zone"]
 TIERS = {Durability.MEMORY: (TierKind.MEMORY,), Durability.DISK: (TierKind.SSD, TierKind.HDD)}
 COLUMNS_MAX = 20_000
+EVEN_GAP = 0.01  # a fill this close to the evenest will do
 FILL_STEPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # of the mean fill; further on a node's fill costs more
 SIZE_CLASS = 1.25  # shards of one class differ in size by less than this factor
 
@@ -168,13 +169,14 @@ def _solve(case: _Case, deadline_s: float) -> tuple[list[list[int]], Literal["op
         return _greedy(case), "greedy"
     linear, stages, tie_break = _formulate(case)
     answer = lexicographic(linear, stages, tie_break, (), deadline_s)
-    if answer.x is None or not answer.is_optimal:
+    if answer.x is None:
         return _greedy(case), "greedy" if answer.problem else "time limit"
     numbers = linear.column_numbers()
-    return [
+    counts = [
         [round(answer.x[numbers["put", group, node]]) for node in range(len(case.nodes))]
         for group in range(len(case.groups))
-    ], "optimal"
+    ]
+    return counts, "optimal" if answer.is_optimal else "time limit"
 
 
 def _kept(group: _Group, node: int, replicas: int) -> int | None:
@@ -241,17 +243,20 @@ def _domain_rows(builder: Builder, case: _Case, put: dict[tuple[int, int], int])
 def _stages(
     case: _Case, linear: Linear, put: dict[tuple[int, int], int], doubled: list[int], uneven: list[int]
 ) -> list[Stage]:
-    """Missing replicas outweigh doubled domains; moved bytes outweigh the evenness of the fill."""
+    """A missing replica outweighs a doubled domain; then bytes moved; then the evenness of the fill."""
     asked = sum(group.count for group in case.groups) * case.replicas
-    safe, even = np.zeros(len(linear.columns)), np.zeros(len(linear.columns))
-    largest = max(max(group.bytes_each for group in case.groups), 1)
+    safe, moved, even = (np.zeros(len(linear.columns)) for _ in range(3))
     for (g, n), column in put.items():
         safe[column] = -float(case.replicas + 1)
         if n not in case.groups[g].held and not case.nodes[n].is_local:
-            even[column] = max(case.groups[g].bytes_each / largest, 1e-3)
+            moved[column] = float(case.groups[g].bytes_each)
     safe[doubled] = 1.0
-    even[uneven] = 1e-4 / len(uneven) if uneven else 0.0
-    return [Stage(name="missing", cost=safe, constant=asked * float(case.replicas + 1)), Stage(name="even", cost=even)]
+    even[uneven] = 1.0
+    return [
+        Stage(name="missing and doubled", cost=safe, constant=asked * float(case.replicas + 1)),
+        Stage(name="moved", cost=moved),
+        Stage(name="uneven", cost=even, gap=EVEN_GAP),
+    ]
 
 
 def _tie_break(case: _Case, linear: Linear, put: dict[tuple[int, int], int]) -> Vector:
@@ -260,7 +265,7 @@ def _tie_break(case: _Case, linear: Linear, put: dict[tuple[int, int], int]) -> 
     asked = sum(group.count for group in case.groups) * case.replicas
     ranks = sorted(range(len(case.nodes)), key=lambda n: (round(case.nodes[n].weight, 2), n))
     for (_, n), column in put.items():
-        cost[column] = 1e-8 * (ranks.index(n) + 1) / (len(ranks) * asked)
+        cost[column] = 1e-3 * (ranks.index(n) + 1) / (len(ranks) * asked)
     return cost
 
 

@@ -6,14 +6,16 @@ from raylog.placement.packing import DeviceRoom, Packing
 from raylog.placement.shapes import UNIT, JobGroup, NodeGroup, Shapes, Worker
 
 
-def possible_nodes(shapes: Shapes, job: int) -> list[int]:
-    """Numbers of the nodes that, empty, take a worker of the group."""
+def possible_groups(shapes: Shapes, job: int) -> list[int]:
+    """Numbers of the groups of nodes that, empty, take a worker of the job group."""
     group = shapes.jobs[job]
-    found: list[int] = []
-    for number, node in enumerate(shapes.nodes):
-        if fit_node(group, node, number):
-            found.extend(range(node.first, node.first + node.count))
-    return found
+    return [number for number, node in enumerate(shapes.nodes) if fit_node(group, node, number)]
+
+
+def possible_nodes(shapes: Shapes, job: int) -> list[int]:
+    """Numbers of the nodes that, empty, take a worker of the job group."""
+    groups = (shapes.nodes[number] for number in possible_groups(shapes, job))
+    return [node for group in groups for node in range(group.first, group.first + group.count)]
 
 
 def fit_node(group: JobGroup, node: NodeGroup, number: int) -> int:

@@ -17,7 +17,7 @@ from raylog.placement.assign import assign
 from raylog.placement.check import violations
 from raylog.placement.formulate import Limit, Open, formulate, vector
 from raylog.placement.greedy import greedy
-from raylog.placement.linear import Linear, Stage, Vector
+from raylog.placement.linear import Builder, Linear, Stage, Vector
 from raylog.placement.model import Problem
 from raylog.placement.packing import Packing
 from raylog.placement.plan import Measure, Plan
@@ -28,7 +28,7 @@ from raylog.placement.shapes import Shapes, group
 __all__ = ["OBJECTIVES", "Plan", "load_solver", "minimise", "solve"]
 
 OBJECTIVES = {waste.NAME: waste}
-COLUMNS_MAX = 50_000  # beyond, the plan is the greedy one and says so
+PAIRS_MAX = 20_000  # shapes of jobs times shapes of nodes; beyond, the plan is the greedy one and says so
 EXACT_COLUMNS_MAX = 3_000  # of single nodes and devices, when rounding groups of them lost something
 _FEASIBLE = 2  # HiGHS's kSolutionStatusFeasible
 _TOLERANCE = 1e-6  # relative: what two plans' measures may differ by and count as equal
@@ -90,9 +90,10 @@ class _Search:
         self.objective = OBJECTIVES[objective]
         self.deadline_s = deadline_s
         self.shapes = group(problem)
-        self.linear = formulate(self.shapes)
-        self.stages = self.objective.stages(self.shapes, self.linear)
         self.packing = greedy(self.shapes)
+        self.is_too_large = len(self.shapes.jobs) * len(self.shapes.nodes) > PAIRS_MAX
+        self.linear = formulate(self.shapes) if not self.is_too_large else Builder().build()
+        self.stages = () if self.is_too_large else self.objective.stages(self.shapes, self.linear)
         self.values = self._measure(self.linear, self.stages, self.packing)
         self.bounds: tuple[float, ...] = ()
         self.is_out_of_time = False
@@ -100,14 +101,12 @@ class _Search:
 
     def run(self) -> None:
         """Solves the groups; then, if rounding them lost something and it is small enough, single nodes."""
+        if self.is_too_large:
+            pairs = f"{len(self.shapes.jobs)} shapes of jobs on {len(self.shapes.nodes)} shapes of nodes"
+            self.notes.append(f"this is the greedy plan, without a bound: {pairs} are too many for the solver")
+            return
         if not self.linear.columns:
             self.bounds = self.values  # no worker fits on any node
-            return
-        if len(self.linear.columns) > COLUMNS_MAX:
-            self.notes.append(
-                f"the solver was left out: {len(self.linear.columns)} variables are more than {COLUMNS_MAX}; "
-                "this is the greedy plan"
-            )
             return
         self._solve(self.shapes, self.linear, self.stages)
         if self._is_proven() or self.is_out_of_time or not self.shapes.is_grouped():
@@ -120,9 +119,9 @@ class _Search:
             self._solve(shapes, linear, self.objective.stages(shapes, linear))
 
     def _solve(self, shapes: Shapes, linear: Linear, stages: Sequence[Stage]) -> None:
-        reached = _none_missing(self.values[:-1]) and self.values[:-1]
+        reached = self.values[:-1] if _none_missing(self.values[:-1]) else ()
         tie_break = self.objective.tie_break(shapes, linear)
-        answer = lexicographic(linear, stages, tie_break, reached or (), self.deadline_s)
+        answer = lexicographic(linear, stages, tie_break, reached, self.deadline_s)
         self.is_out_of_time |= not answer.is_optimal and not answer.problem
         if answer.problem:
             self.notes.append(answer.problem)
@@ -131,7 +130,9 @@ class _Search:
             assert answer.x is not None
             packing = round_to_nodes(shapes, linear, answer.x, manner)
             values = self._measure(linear, stages, packing)
-            if _is_less(values, self.values):
+            # of plans that measure the same the solver's own goes first: it alone knows the tie-break
+            is_better = _is_less(values, self.values)
+            if is_better or (manner == MANNERS[0] and not _is_less(self.values, values)):
                 self.packing, self.values = packing, values
 
     def _measure(self, linear: Linear, stages: Sequence[Stage], packing: Packing) -> tuple[float, ...]:
@@ -139,7 +140,7 @@ class _Search:
         return tuple(stage.value(x) for stage in stages)
 
     def _is_proven(self) -> bool:
-        return len(self.bounds) == len(self.values) and not _is_less(self.bounds, self.values)
+        return not self.is_too_large and len(self.bounds) == len(self.values) and not _is_less(self.bounds, self.values)
 
     def status(self) -> Literal["optimal", "feasible", "time limit"]:
         """See `Plan`."""
@@ -167,7 +168,7 @@ class _Search:
     def prices(self) -> Duals | None:
         """Duals of the relaxed problem's whole shortfall; None if nothing is short or no time is left."""
         short = [stage for stage, value in zip(self.stages[:-1], self.values, strict=False) if value > _slack(value)]
-        if not short or not self.linear.columns or len(self.linear.columns) > COLUMNS_MAX:
+        if not short or not self.linear.columns:
             return None
         cost = np.sum([stage.cost for stage in self.stages[:-1]], axis=0)
         left_s = self.deadline_s - time.monotonic()
@@ -197,7 +198,7 @@ def lexicographic(
             continue
         is_last = index == len(stages) - 1
         cost = stage.cost + tie_break if is_last else stage.cost
-        answer = minimise(linear, cost, kept, deadline_s - time.monotonic())
+        answer = minimise(linear, cost, kept, deadline_s - time.monotonic(), gap=stage.gap)
         if answer.x is None:
             return Answer(x=x, bounds=tuple(bounds), is_optimal=False, problem=answer.problem)
         x = answer.x
@@ -216,6 +217,7 @@ def minimise(
     kept: Sequence[tuple[Vector, float]],
     time_limit_s: float,
     *,
+    gap: float = 0.0,
     is_relaxed: bool = False,
 ) -> Answer:
     """Least `cost @ x` over the program's `x` with `c @ x <= value` for each kept (c, value), by HiGHS.
@@ -236,7 +238,7 @@ def minimise(
     rows = sparse.csr_array((linear.factors, (linear.at_row, linear.at_column)), shape=shape) @ x <= linear.upper
     keep = [(c / _scale(c)) @ x <= value / _scale(c) + _TOLERANCE for c, value in kept]
     program = cvxpy.Problem(cvxpy.Minimize((cost / scale) @ x), [rows, *keep])
-    options = {"time_limit": time_limit_s, "threads": 1, "random_seed": 0, "mip_rel_gap": 1e-7, "output_flag": False}
+    options = {"time_limit": time_limit_s, "threads": 1, "random_seed": 0, "mip_rel_gap": gap, "output_flag": False}
     # what `program.solve` does, without its warning at a time limit: an answer cut short is no surprise here
     data, chain, inverse = program.get_problem_data(cvxpy.HIGHS)
     solution = chain.invert(chain.solve_via_data(program, data, solver_opts=options), inverse)

@@ -144,6 +144,11 @@ class MemoryTier:
         with self._lock:
             self._committed(shard_id).evictable = evictable
 
+    def is_evictable(self, shard_id: str) -> bool:
+        """Whether a committed shard may go when room is needed. Raises `NotFound`."""
+        with self._lock:
+            return self._committed(shard_id).evictable
+
     def replace_chunk(self, shard_id: str, number: int, sealed: memoryview) -> None:
         held, view = self._look(shard_id)
         held.frame.verify_chunk(number, sealed)

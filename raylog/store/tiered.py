@@ -85,6 +85,22 @@ class TieredStore:
             writer.commit()
         self.memory.set_evictable(shard_id, True)
 
+    def keep(self, shard_id: str, durability: Durability) -> None:
+        """Gives a copy that is here the promise of `durability`. Raises `NotFound`, `NoSpace`."""
+        if durability is Durability.DISK:
+            self.persist(shard_id)
+        elif self.memory is not None and not self.disk.holds(shard_id):
+            self.memory.set_evictable(shard_id, False)
+
+    def kept_on(self, shard_id: str) -> TierKind:
+        """The tier on which a copy stays until it is deleted. Raises `NotFound` where there is none, or only one that
+        may be evicted."""
+        if self.disk.holds(shard_id):
+            return self.disk.kind
+        if self.memory is None or not self.memory.holds(shard_id) or self.memory.is_evictable(shard_id):
+            raise NotFound(f"store {self.disk.directory}: shard {shard_id} is not kept here", shard_id=shard_id)
+        return TierKind.MEMORY
+
     def delete(self, shard_id: str) -> None:
         """Takes every copy away, the durable one first. Raises `NotFound` when there was none."""
         self._everywhere(shard_id, "delete")

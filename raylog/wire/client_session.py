@@ -255,8 +255,8 @@ class ClientSession:
                 if stream not in self._cargo:
                     return  # closed meanwhile
                 self._cargo[stream] = connection
+            sender = CargoSender(connection, effect.keys.from_puller, bounds.rekey_bytes, bounds.stream_timeout_s)
             try:
-                sender = CargoSender(connection, effect.keys.from_puller, bounds.rekey_bytes, bounds.stream_timeout_s)
                 send_all(connection, memoryview(preamble(stream)), bounds.stream_timeout_s)
                 sender.send(OPEN_RECORD)
                 self._runner.apply(partial(self._machine.stream_connected, stream))
@@ -265,11 +265,12 @@ class ClientSession:
                 )
                 while self._receive_chunk(stream, receiver):
                     pass
-                with suppress(Unavailable):  # a farewell: nothing depends on it
-                    sender.send(END_RECORD)
             finally:
                 with self._runner.lock:
-                    self._cargo.pop(stream, None)
+                    is_closed_by_us = self._cargo.pop(stream, None) is None
+                if is_closed_by_us:
+                    with suppress(Unavailable):  # a farewell: nothing depends on it
+                        sender.send(END_RECORD)
 
     def _receive_chunk(self, stream: bytes, receiver: CargoReceiver) -> bool:
         """Takes one record; False when it was the last."""

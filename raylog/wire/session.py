@@ -19,8 +19,8 @@ from raylog.wire.states import SESSION, SessionState, step
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parties:
-    """Who talks, as TLS proved it, and until when: `expires`, in seconds of the session's clock, is the earlier expiry of
-    both certificates. `random_bytes(n)` gives n secret fresh bytes."""
+    """Who talks, as TLS proved it, and until when: `expires` (seconds of the session's clock) is the earlier expiry
+    of both certificates. `random_bytes(n)` gives n secret fresh bytes."""
 
     me: Identity
     peer: Identity

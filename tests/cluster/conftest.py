@@ -1,7 +1,6 @@
 """A real Ray cluster on this machine for the tests of this folder: three raylets, token authentication, a dashboard."""
 
 import os
-import secrets
 import socket
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from three_nodes import Machine
 
 import raylog
 from raylog.actors import bootstrap
-from raylog.demo import QUICK_HEALTH_CHECKS
 from raylog.settings import Settings
 from raylog.units import MIB
 
@@ -31,20 +29,8 @@ def free_port() -> int:
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """Started once for the session; what a test breaks it mends, or another node is added."""
     folder = tmp_path_factory.mktemp("cluster")
-    token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
     patch = pytest.MonkeyPatch()
-    environment = {
-        **QUICK_HEALTH_CHECKS,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # jobs run this environment's Python
-    }
-    for name, value in environment.items():
-        patch.setenv(name, value)
-    patch.delenv("RAY_ADDRESS", raising=False)
+    patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # jobs run this Python
     port = free_port()
     cluster = Cluster()
     try:

@@ -38,8 +38,8 @@ def submit(machine: Machine, *words: str) -> tuple[int, dict[str, Any], str]:
 
 def dashboard(machine: Machine, path: str) -> Any:
     """What Ray's dashboard serves; it asks for the token."""
-    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text()
-    request = urllib.request.Request(f"{machine.dashboard}/{path}", headers={"Authorization": f"Bearer {token}"})
+    headers = {"Authorization": f"Bearer {os.environ['RAY_AUTH_TOKEN']}"}
+    request = urllib.request.Request(f"{machine.dashboard}/{path}", headers=headers)
     with urllib.request.urlopen(request, timeout=20) as answer:
         return json.loads(answer.read())
 

@@ -12,7 +12,7 @@ from raylog.store.device import device_kind
 @pytest.mark.parametrize(("flag", "kind"), [("1", TierKind.HDD), ("0", TierKind.SSD)])
 @pytest.mark.parametrize("is_partition", [False, True])
 def test_the_flag_decides(tmp_path: Path, flag: str, kind: TierKind, is_partition: bool) -> None:
-    device = os.stat(tmp_path).st_dev
+    device = tmp_path.stat().st_dev
     disk = tmp_path / "disk"
     entry = disk / "part1" if is_partition else disk
     entry.mkdir(parents=True)

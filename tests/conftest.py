@@ -1,0 +1,19 @@
+"""Settings that Ray reads once, when it is first imported, and so before any test module is: every Ray of these tests
+asks for a token, notices dead nodes quickly, and reports nothing home."""
+
+import os
+import secrets
+
+QUICK_HEALTH_CHECKS = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
+os.environ.update(
+    QUICK_HEALTH_CHECKS,
+    RAY_AUTH_MODE="token",
+    RAY_AUTH_TOKEN=secrets.token_hex(32),
+    RAY_USAGE_STATS_ENABLED="0",
+)
+os.environ.pop("RAY_ADDRESS", None)

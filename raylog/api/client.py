@@ -80,9 +80,10 @@ class Client:
         Raises `UsageError` and `SourceError` (the caller's mistakes), `Conflict` (another writer of this name was
         first), `NoSpace`, `Unavailable` (fewer nodes than replicas).
         """
+        checked = parse_name(name)
         options = PutOptions.parse(replicas=replicas, durability=durability, codec=codec, labels=labels)
         content = open_source(source, as_files=as_files)
-        return Put(self._session, parse_name(name), options, on_progress).run(content)
+        return Put(self._session, checked, options, on_progress).run(content)
 
     def get(self, name: str, columns: Sequence[str] | None = None) -> pa.Table | dict[str, Array] | bytes:
         """A version's content: a `pa.Table` (of `columns`, all for None), a dict of arrays, or the bytes of a single

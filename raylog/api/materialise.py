@@ -3,7 +3,6 @@
 Every function takes the shards of one version in their order, as openers, and opens each only when it gets there.
 """
 
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, groupby
 from pathlib import Path

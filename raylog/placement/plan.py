@@ -67,8 +67,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Placements and their reasons.
 
     `status`: "optimal" (proven), "feasible" (valid, `gap` says how far from the best it may be) or "time limit" (the
-    best valid plan when the time was over). `gap` is relative, of the first measure that is not proven; None without
-    a bound. `secondary` states what decides among plans of equal shortfall.
+    best valid plan when the time was over). `gap`: by what part of the demand of its priority the first shortfall that
+    is not proven may be too large (if all are: by what part of itself the secondary sum is); None without a bound.
+    `secondary` states what decides among plans of equal shortfall.
     """
 
     placements: tuple[Placement, ...]

@@ -29,6 +29,8 @@ __all__ = ["OBJECTIVES", "Plan", "load_solver", "minimise", "solve"]
 
 OBJECTIVES = {waste.NAME: waste}
 PAIRS_MAX = 20_000  # shapes of jobs times shapes of nodes; beyond, the plan is the greedy one and says so
+WHOLE_COLUMNS_MAX = 3_000  # beyond, the solver leaves integers out, and rounding makes them
+STAGE_TIME_SHARE = 0.5  # of the time left, for every stage but the last
 EXACT_COLUMNS_MAX = 3_000  # of single nodes and devices, when rounding groups of them lost something
 _FEASIBLE = 2  # HiGHS's kSolutionStatusFeasible
 _TOLERANCE = 1e-6  # relative: what two plans' measures may differ by and count as equal
@@ -136,7 +138,7 @@ class _Search:
                 self.packing, self.values = packing, values
 
     def _measure(self, linear: Linear, stages: Sequence[Stage], packing: Packing) -> tuple[float, ...]:
-        x = vector(linear, packing)
+        x = vector(linear, packing) if stages else np.zeros(0)
         return tuple(stage.value(x) for stage in stages)
 
     def _is_proven(self) -> bool:
@@ -150,9 +152,9 @@ class _Search:
 
     def gap(self) -> float | None:
         """See `Plan`."""
-        for value, bound in zip(self.values, self.bounds, strict=False):
+        for stage, value, bound in zip(self.stages, self.values, self.bounds, strict=False):
             if value > bound + _slack(value):
-                return (value - bound) / value
+                return (value - bound) / (stage.constant or value)
         return 0.0 if self._is_proven() else None
 
     def measures(self) -> tuple[Measure, ...]:
@@ -185,20 +187,30 @@ def lexicographic(
 ) -> Answer:
     """Minimises the stages one after the other, each while the earlier ones keep what they reached.
 
-    `reached`: values of the first stages that are known to be the least; they are not solved for. The tie-break joins
+    A large program is relaxed: its bounds hold, its `x` is not whole. `reached`: values of the first stages that are known to be the least; they are not solved for. The tie-break joins
     the last stage. `deadline_s` is of `time.monotonic`.
     """
     kept: list[tuple[Vector, float]] = []
     bounds: list[float] = []
     x: Vector | None = None
+    is_optimal = True
+    is_relaxed = len(linear.columns) > WHOLE_COLUMNS_MAX
     for index, stage in enumerate(stages):
         if index < len(reached):
             bounds.append(reached[index])
             kept.append((stage.cost, reached[index] - stage.constant))
             continue
         is_last = index == len(stages) - 1
-        cost = stage.cost + tie_break if is_last else stage.cost
-        answer = minimise(linear, cost, kept, deadline_s - time.monotonic(), gap=stage.gap)
+        left_s = deadline_s - time.monotonic()
+        answer = minimise(
+            linear,
+            stage.cost + tie_break if is_last else stage.cost,
+            kept,
+            left_s if is_last else left_s * STAGE_TIME_SHARE,
+            gap=stage.gap,
+            is_relaxed=is_relaxed,
+        )
+        is_optimal &= answer.is_optimal
         if answer.x is None:
             return Answer(x=x, bounds=tuple(bounds), is_optimal=False, problem=answer.problem)
         x = answer.x
@@ -206,9 +218,7 @@ def lexicographic(
         proven = stage.value(x) if is_last and answer.is_optimal else answer.bounds[0] + stage.constant
         bounds.append(max(proven, 0.0))
         kept.append((stage.cost, float(stage.cost @ x)))
-        if not answer.is_optimal:
-            return Answer(x=x, bounds=tuple(bounds), is_optimal=False)
-    return Answer(x=x, bounds=tuple(bounds), is_optimal=True)
+    return Answer(x=x, bounds=tuple(bounds), is_optimal=is_optimal)
 
 
 def minimise(

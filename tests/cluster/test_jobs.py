@@ -70,7 +70,7 @@ def test_a_job_that_fails_says_why_and_how(machine: Machine, client: raylog.Clie
     status, result, log = submit(machine, str(JOBS / "ship.py"), "jobs/never-put")
     assert status == 1, log
     assert result["error"] == "NotFound"
-    status, result, log = submit(machine, str(JOBS / "ingest.py"), "../outside", "/dev/null")
+    status, result, log = submit(machine, str(JOBS / "ingest.py"), "../outside", str(JOBS / "ingest.py"))
     assert status == 2, log
     assert "artifact name" in result["message"]
 

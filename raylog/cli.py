@@ -49,6 +49,7 @@ class Options:
 
     @classmethod
     def connect(cls, *, quiet: bool = False) -> "raylog.Client":
+        screen.claim_standard_output()
         with screen.waiting("connecting to raylog", enabled=not quiet):
             return raylog.connect(cls.address, settings=cls.settings())
 
@@ -201,6 +202,7 @@ def up(
             token = settings.join_token_path
             screen.out.print(f"prepared {settings.state}; other machines need {token} at the same place", markup=False)
         return
+    screen.claim_standard_output()
     with screen.waiting("starting raylog", enabled=not as_json):
         nodes = operate.up(Options.address, settings, allow_open_ray=insecure_ray)
     if as_json:
@@ -214,6 +216,7 @@ def down() -> None:
     """End raylog's actors on this cluster. What is stored stays on the disks."""
     from raylog.api import operate
 
+    screen.claim_standard_output()
     operate.down(Options.address)
     screen.out.print("raylog is down; stored data stays where it is, 'raylog up' brings it back")
 
@@ -223,6 +226,7 @@ def status(as_json: Json = False) -> None:
     """Show nodes, tiers, GPUs, transfers and what is wrong."""
     from raylog.api import operate
 
+    screen.claim_standard_output()
     found = operate.status(Options.address)
     if as_json:
         screen.print_json(found)
@@ -275,7 +279,8 @@ def demo(
     from raylog.demo import run_demo
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped by a supervisor: clean up as after Ctrl-C
-    report = run_demo(source, lambda step: None if as_json else screen.out.print(step + " …", markup=False))
+    with screen.others_silenced():  # Ray tells of the node that is killed on purpose
+        report = run_demo(source, lambda step: None if as_json else screen.out.print(step + " …", markup=False))
     if as_json:
         screen.print_json(report)
     else:
@@ -289,16 +294,13 @@ def main() -> None:
 
 def _guarded() -> int:
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        return int(stop.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        screen.err.print("raylog: stopped by Ctrl-C; nothing half-written is visible", markup=False)
-        return INTERRUPTED
+        status = app(standalone_mode=False)  # what `typer.Exit` carried, or nothing
     except MISUSED as error:
         error.show()  # type: ignore[attr-defined]  # Typer's own: usage, what was wrong, and a near match
         return UsageError.exit_status
     except RaylogError as error:
         screen.err.print(f"raylog: {error}", markup=False, style="red", soft_wrap=True)
         return error.exit_status
-    return 0
+    if status == INTERRUPTED:  # Typer turns Ctrl-C into this
+        screen.err.print("raylog: stopped by Ctrl-C; nothing half-written is visible", markup=False)
+    return status if isinstance(status, int) else 0

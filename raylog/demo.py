@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 import raylog
 from raylog.actors import bootstrap
 from raylog.actors.node import NodeInfo
-from raylog.errors import DamagedData, DeadlineExceeded
+from raylog.errors import DamagedData, DeadlineExceeded, RaylogError
 from raylog.settings import Settings
 from raylog.units import MIB
 
@@ -62,19 +62,19 @@ def standard_library() -> pa.Table:
 @contextlib.contextmanager
 def three_nodes(folder: Path) -> Iterator[Cluster]:
     """A Ray cluster of three raylets on this machine; every process and file of it is gone afterwards."""
-    before = {key: os.environ.get(key) for key in QUICK_HEALTH_CHECKS}
-    os.environ.update(QUICK_HEALTH_CHECKS)
+    settings = QUICK_HEALTH_CHECKS | {"RAY_TMPDIR": str(folder)}
+    before = {key: os.environ.get(key) for key in settings}
+    os.environ.update(settings)
     cluster = Cluster()
     try:
         for number in range(NODES):
             options: dict[str, Any] = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES}
             if number == 0:
-                options |= {"include_dashboard": False, "temp_dir": str(folder / "ray")}
+                options["include_dashboard"] = False
             cluster.add_node(**options)
         yield cluster
     finally:
-        with contextlib.suppress(Exception):
-            ray.shutdown()
+        ray.shutdown()
         cluster.shutdown()
         for key, value in before.items():
             os.environ.pop(key) if value is None else os.environ.__setitem__(key, value)
@@ -103,7 +103,7 @@ class Report:
 def run_demo(source: str | None, say: Callable[[str], None]) -> Report:
     """The whole demo; `say` is told each step. Raises `DamagedData` if a single byte comes back different."""
     started_s = time.monotonic()
-    folder = Path(tempfile.mkdtemp(prefix="raylog-demo-"))
+    folder = Path(tempfile.mkdtemp(prefix="raylog-"))
     settings = Settings(
         state=folder / "state",
         arena_bytes=64 * MIB,
@@ -120,7 +120,8 @@ def run_demo(source: str | None, say: Callable[[str], None]) -> Report:
                 with raylog.connect(cluster.address, settings=settings) as client:
                     report = _story(client, cluster, source, say)
             finally:
-                bootstrap.stop()
+                with contextlib.suppress(RaylogError):  # nothing to stop when it was interrupted early
+                    bootstrap.stop()
         report.seconds = time.monotonic() - started_s
         return report
     finally:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,13 +24,25 @@ if TYPE_CHECKING:  # the screen is needed before Ray is, and by commands that ne
     from raylog.demo import Report
     from raylog.monitor.rows import NodeRow
 
-out = Console(highlight=False)
+out = Console(file=sys.stdout, highlight=False)
 err = Console(stderr=True, highlight=False)
+
+
+def claim_standard_output() -> None:
+    """From here on standard output is this module's alone: what Ray prints there by itself goes to standard error."""
+    sys.stdout = sys.stderr
+
+
+@contextmanager
+def others_silenced() -> Iterator[None]:
+    """What others print to standard output is dropped meanwhile."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def print_json(value: Any) -> None:
     """One line of JSON on standard output, nothing else ever mixed with it."""
-    sys.stdout.write(msgspec.json.encode(value, enc_hook=str).decode() + "\n")
+    out.file.write(msgspec.json.encode(value, enc_hook=str).decode() + "\n")
 
 
 def print_table(columns: list[str], rows: list[list[object]], *, right: Set[str] = frozenset()) -> None:
@@ -150,7 +164,7 @@ def show_demo(report: Report) -> None:
     ]
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, text in lines:
-        table.add_row(name, text, style=None)
+        table.add_row(name, text)
     out.print(table)
     print_table(["shard", "replicas on nodes"], [
         [shard[:12], ", ".join(node[:12] for node in nodes)] for shard, nodes in report.replicas.items()

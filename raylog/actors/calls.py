@@ -19,6 +19,8 @@ def node_actor_name(ray_node_id: str) -> str:
 
 def find(name: str) -> Any:
     """A handle of the named actor; `Unavailable` when there is none."""
+    if not ray.is_initialized():  # asking would make Ray connect by itself, somewhere
+        raise Unavailable("this process is not connected to a Ray cluster: use raylog.connect()")
     try:
         return ray.get_actor(name, namespace=NAMESPACE)
     except ValueError as error:

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,10 @@ class Slot:
         return folder / f"{self.arena_path.name.rsplit('-', 1)[1]}.sock"
 
     def release(self) -> None:
+        """Lets the directory go, and the sockets' folder if no other node of this user has one in it."""
         os.close(self.lock_fd)
+        with suppress(OSError):
+            self.socket_path.parent.rmdir()
 
 
 def claim_slot(nodes_path: Path) -> Slot:

@@ -13,10 +13,11 @@ def greedy(shapes: Shapes) -> Packing:
     return packing
 
 
-def complete(packing: Packing) -> None:
-    """Places what still has no place, where there is room; moves nothing."""
+def complete(packing: Packing, priority: float | None = None) -> None:
+    """Places what still has no place (of one priority, or all), where there is room; moves nothing."""
     for job in job_order(packing.shapes):
-        fill(packing, job)
+        if priority is None or packing.shapes.jobs[job].priority == priority:
+            fill(packing, job)
 
 
 def job_order(shapes: Shapes) -> list[int]:

@@ -7,17 +7,20 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from raylog.placement.counterfactual import changes
 from raylog.placement.formulate import Limit
 from raylog.placement.linear import Vector
 from raylog.placement.model import RESOURCES, Problem, Resource
 from raylog.placement.packing import Packing
 from raylog.placement.plan import Binding, Cause, Counterfactual, Placement, Price, Shortfall
-from raylog.placement.room import free_on, lacking, possible_groups, possible_nodes
+from raylog.placement.room import devices_lacking, left, nodes_of, possible_groups
 from raylog.placement.shapes import UNIT, Device, Shapes, Worker, amount, capacity, need
 from raylog.placement.words import resource_text, worker_text
 
 PRICE_LEAST = 1e-9
+EXPLAINED_MAX = 100  # shapes of jobs that get counterfactuals
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ def explain_packing(
     shortfall: list[Shortfall] = []
     counterfactuals: list[Counterfactual] = []
     binding: dict[str, Binding] = {}
+    explained = 0
     is_short = any(packing.missing(job) for job in range(len(shapes.jobs)))
     possible = [possible_groups(shapes, job) for job in range(len(shapes.jobs))] if is_short else []
     for job, group in enumerate(shapes.jobs):
@@ -71,15 +75,21 @@ def explain_packing(
             for name, workers in short.items()
         ]
         name, workers = next(iter(short.items()))
-        counterfactuals += [Counterfactual(job=name, change=text) for text in changes(packing, job, name, workers)]
-    moved = _moves(problem, placements)
+        explained += 1
+        if explained <= EXPLAINED_MAX:
+            texts = changes(packing, job, possible[job], name, workers)
+            counterfactuals += [Counterfactual(job=name, change=text) for text in texts]
+    notes = _moves(problem, placements)
+    moves = len(notes)
+    if explained > EXPLAINED_MAX:
+        notes.append(f"counterfactuals are given for the first {EXPLAINED_MAX} of {explained} shapes of jobs cut short")
     return Reasons(
         shortfall=tuple(shortfall),
         binding=tuple(binding.values()) or (_fullest(packing),),
         prices=tuple(_prices(shapes, duals)) if duals else (),
         counterfactuals=tuple(counterfactuals),
-        moves=len(moved),
-        notes=tuple(moved),
+        moves=moves,
+        notes=tuple(notes),
     )
 
 
@@ -98,19 +108,16 @@ class _Stop:
 def _stop(packing: Packing, job: int, possible: Sequence[Sequence[int]]) -> _Stop:
     shapes = packing.shapes
     worker = shapes.jobs[job].worker
-    nodes = possible_nodes(shapes, job)
+    nodes = nodes_of(shapes, possible[job])
     if not nodes:
         return _Stop("no node fits", _scarcest_on_one_node(shapes, worker), nodes)
     main = max(shapes.totals, key=lambda resource: need(worker, resource) / shapes.totals[resource])
     if packing.quota_room(job) <= 0:
         return _Stop("quota", _quota_resource(packing, job) or main, nodes)
-    blocked: Counter[Resource] = Counter()
-    for node in nodes:
-        lacks = lacking(packing, worker, node, 1)
-        if not lacks:  # there is room, and still nobody was placed
-            return _Stop("spread", main, nodes)
-        blocked.update(lacks.keys())
-    here = set(possible_groups(shapes, job))
+    blocked = _blocked(packing, worker, nodes)
+    if not blocked:  # there is room, and still nobody was placed
+        return _Stop("spread", main, nodes)
+    here = set(possible[job])
     others = [other for index, other in enumerate(shapes.jobs) if not here.isdisjoint(possible[index])]
     there = {r: sum(capacity(shapes.nodes[shapes.group_of[node]], r) for node in nodes) for r in blocked}
     asked = {r: sum(need(other.worker, r) * other.workers for other in others) for r in blocked}
@@ -118,6 +125,17 @@ def _stop(packing: Packing, job: int, possible: Sequence[Sequence[int]]) -> _Sto
     resource = max((r for r in blocked if blocked[r] >= often), key=lambda r: asked[r] / max(there[r], 1))
     cause: Cause = "capacity" if asked[resource] > there[resource] else "fragments"
     return _Stop(cause, resource, nodes, there[resource], asked[resource])
+
+
+def _blocked(packing: Packing, worker: Worker, nodes: Sequence[int]) -> dict[Resource, int]:
+    """On how many of the nodes which resource does not suffice for one more worker; empty if some node has room."""
+    numbers = np.asarray(nodes)
+    lacks = {resource: left(packing, resource)[numbers] < need(worker, resource) for resource in packing.shapes.totals}
+    for index in np.flatnonzero(~np.any(list(lacks.values()), axis=0)):
+        if not devices_lacking(packing.devices[nodes[index]], worker, 1):
+            return {}
+        lacks["gpu"][index] = True  # the sum of shares would do, no device does
+    return {resource: int(count.sum()) for resource, count in lacks.items() if count.any()}
 
 
 def _reason(packing: Packing, job: int, stop: _Stop, workers: int) -> str:
@@ -139,7 +157,7 @@ def _reason(packing: Packing, job: int, stop: _Stop, workers: int) -> str:
         resource_text(value, resource, unit=False) for value in (each * workers, stop.there, stop.asked)
     )
     text = f"short by {missing}: capacity {there}, demand {asked} ({resource.removesuffix('_bytes')})"
-    free = sum(free_on(packing, node, resource) for node in stop.nodes)
+    free = int(left(packing, resource)[stop.nodes].sum())
     if free >= each:
         text += f"; {resource_text(free, resource)} are free, but no node has all that a worker takes: "
         text += worker_text(group.worker)
@@ -207,7 +225,7 @@ def _binding(packing: Packing, job: int, stop: _Stop) -> Binding:
         figures = f"{resource_text(used, resource)} of {resource_text(limit, resource)} used"
         text = f"the quota of tenant {group.tenant} binds: {figures}"
         return _limit("quota", group.tenant, amount(used, resource), amount(limit, resource), text)
-    used = stop.there - sum(free_on(packing, node, resource) for node in stop.nodes)
+    used = stop.there - int(left(packing, resource)[stop.nodes].sum())
     where = (
         "all nodes"
         if len(stop.nodes) == len(shapes.node_ids)
@@ -228,7 +246,7 @@ def _fullest(packing: Packing) -> Binding:
     shares: dict[Resource, float] = {}
     for resource in shapes.totals:
         there = sum(capacity(node, resource) * node.count for node in shapes.nodes)
-        free = sum(free_on(packing, node, resource) for node in range(len(shapes.node_ids)))
+        free = int(left(packing, resource).sum())
         shares[resource] = (there - free) / max(there, 1)
     if not shares:
         return _limit("none", "", 0.0, 0.0, "nothing binds; there is neither capacity nor demand")

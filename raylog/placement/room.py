@@ -1,21 +1,57 @@
 """How much a node lacks for further workers."""
 
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
 from raylog.placement.formulate import fit_one, sites_of
 from raylog.placement.model import Resource
 from raylog.placement.packing import DeviceRoom, Packing
-from raylog.placement.shapes import UNIT, JobGroup, NodeGroup, Shapes, Worker
+from raylog.placement.shapes import UNIT, Device, JobGroup, NodeGroup, Shapes, Worker
 
 
 def possible_groups(shapes: Shapes, job: int) -> list[int]:
     """Numbers of the groups of nodes that, empty, take a worker of the job group."""
-    group = shapes.jobs[job]
-    return [number for number, node in enumerate(shapes.nodes) if fit_node(group, node, number)]
+    worker = shapes.jobs[job].worker
+    return [
+        number
+        for number, node in enumerate(shapes.nodes)
+        if node.cpu >= worker.cpu
+        and node.memory_bytes >= worker.memory_bytes
+        and (not worker.gpu or _has_devices(worker, node.devices))
+    ]
 
 
-def possible_nodes(shapes: Shapes, job: int) -> list[int]:
-    """Numbers of the nodes that, empty, take a worker of the job group."""
-    groups = (shapes.nodes[number] for number in possible_groups(shapes, job))
-    return [node for group in groups for node in range(group.first, group.first + group.count)]
+@lru_cache(maxsize=10_000)
+def _has_devices(worker: Worker, devices: tuple[Device, ...]) -> bool:
+    counts = Counter(device.type for device in devices if worker.accepts(device))
+    return max(counts.values(), default=0) >= max(worker.devices, 1)
+
+
+def nodes_of(shapes: Shapes, groups: Sequence[int]) -> list[int]:
+    """Numbers of all nodes of some groups."""
+    return [
+        node for g in groups for node in range(shapes.nodes[g].first, shapes.nodes[g].first + shapes.nodes[g].count)
+    ]
+
+
+def nearest_nodes(packing: Packing, nodes: Sequence[int], most: int) -> list[int]:
+    """At most `most` of the nodes, those with the most free, summed over resources."""
+    if len(nodes) <= most:
+        return list(nodes)
+    numbers = np.asarray(nodes)
+    free = np.zeros(len(numbers))
+    for resource, total in packing.shapes.totals.items():
+        free += left(packing, resource)[numbers] / total
+    return [int(node) for node in numbers[np.argsort(-free, kind="stable")[:most]]]
+
+
+def left(packing: Packing, resource: Resource) -> npt.NDArray[np.int64]:
+    """What is left of a resource by node, in units or bytes (of GPUs: the sum of free shares)."""
+    return {"cpu": packing.cpu, "memory_bytes": packing.memory_bytes, "gpu": packing.gpu}[resource]
 
 
 def fit_node(group: JobGroup, node: NodeGroup, number: int) -> int:
@@ -24,12 +60,6 @@ def fit_node(group: JobGroup, node: NodeGroup, number: int) -> int:
         return fit_one(group, node, None)
     on_sites = sum(fit_one(group, node, site) for site in sites_of(group.worker, node, number))
     return min(on_sites, fit_one(group, node, None))
-
-
-def free_on(packing: Packing, node: int, resource: Resource) -> int:
-    """What is left of a resource on a node, in units or bytes (of GPUs: the sum of free shares)."""
-    left = {"cpu": packing.cpu, "memory_bytes": packing.memory_bytes, "gpu": packing.gpu}[resource]
-    return int(left[node])
 
 
 def lacking(packing: Packing, worker: Worker, node: int, workers: int) -> dict[Resource, int]:

@@ -18,23 +18,29 @@ MANNERS: tuple[Manner, ...] = ("first fit", "even")
 _WHOLE = 1e-6  # the solver's own tolerance of an integer
 
 
-def round_to_nodes(shapes: Shapes, linear: Linear, x: Vector, manner: Manner) -> Packing:
+def round_to_nodes(shapes: Shapes, linear: Linear, x: Vector, manner: Manner, *, is_exact: bool) -> Packing:
     """The solver's `x` as a packing.
 
     Of a group of nodes "first fit" fills one after the other, the largest workers first, "even" gives each node in use
-    an equal part before the rest is filled so: neither is always the better.
+    an equal part before the rest is filled so: neither is always the better. Jobs of a higher priority find room,
+    anywhere, before those of a lower one are looked at; an exact `x` fits as it is and is taken in one go.
     """
     packing = Packing(shapes)
-    wanted: list[dict[Place, int]] = [{} for _ in shapes.nodes]
+    wanted: dict[float, list[dict[Place, int]]] = {}
     opened = [0] * len(shapes.nodes)
     for number in np.flatnonzero(x > _WHOLE):
         column = linear.columns[number]
         if isinstance(column, Place):
-            wanted[column.node][column] = int(x[number] + _WHOLE)
+            priority = 0.0 if is_exact else shapes.jobs[column.job].priority
+            groups = wanted.setdefault(priority, [{} for _ in shapes.nodes])
+            groups[column.node][column] = int(x[number] + _WHOLE)
         elif isinstance(column, Open):
             opened[column.node] = min(int(np.ceil(x[number] - _WHOLE)), shapes.nodes[column.node].count)
-    for group, places in enumerate(wanted):
-        _fill_group(packing, group, places, opened[group], manner)
+    for priority in sorted(wanted, reverse=True):
+        for group, places in enumerate(wanted[priority]):
+            _fill_group(packing, group, places, opened[group], manner)
+        if not is_exact:
+            complete(packing, priority)
     complete(packing)
     return packing
 

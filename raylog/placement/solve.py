@@ -130,7 +130,7 @@ class _Search:
         self.bounds = max(self.bounds, answer.bounds)
         for manner in MANNERS if answer.x is not None else ():
             assert answer.x is not None
-            packing = round_to_nodes(shapes, linear, answer.x, manner)
+            packing = round_to_nodes(shapes, linear, answer.x, manner, is_exact=shapes is not self.shapes)
             values = self._measure(linear, stages, packing)
             # of plans that measure the same the solver's own goes first: it alone knows the tie-break
             is_better = _is_less(values, self.values)
@@ -187,8 +187,9 @@ def lexicographic(
 ) -> Answer:
     """Minimises the stages one after the other, each while the earlier ones keep what they reached.
 
-    A large program is relaxed: its bounds hold, its `x` is not whole. `reached`: values of the first stages that are known to be the least; they are not solved for. The tie-break joins
-    the last stage. `deadline_s` is of `time.monotonic`.
+    A large program is relaxed: its bounds hold, its `x` is not whole. `reached`: values of the first stages that are
+    known to be the least; they are not solved for. The tie-break joins the last stage. `deadline_s` is of
+    `time.monotonic`.
     """
     kept: list[tuple[Vector, float]] = []
     bounds: list[float] = []

@@ -133,7 +133,7 @@ class SourceSession(Session):
             return []
         stream.step("'lost'")
         for queued in stream.queue:
-            pass
+            self._forfeit(queued)
         return []
 
     # Messages.
@@ -203,7 +203,7 @@ class SourceSession(Session):
         if stream is None:
             if want.stream not in self._stream_ids:
                 raise PeerFault(f"chunks were asked for on cargo stream {want.stream.hex()}, which was not announced")
-            pass
+            self._forfeit(queued)
             return []
         if sum(len(one.queue) for one in self._streams.values()) >= self.bounds.ranges_queued_max:
             raise PeerFault(f"more than {self.bounds.ranges_queued_max} ranges were asked for and not yet sent")

@@ -1,0 +1,81 @@
+"""`raylog demo` as a newcomer runs it: it tells its story, ends within its minute, and leaves nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+RAYLOG = Path(sys.executable).with_name("raylog")
+DEMO_SECONDS_MAX = 60
+
+
+def leftovers(folder: Path) -> tuple[set[str], set[int]]:
+    """Files in /dev/shm and in the temporary folder, and processes whose command names it."""
+    files = {str(path) for place in (Path("/dev/shm"), folder) for path in place.iterdir()}
+    running = {
+        process.pid
+        for process in psutil.process_iter(["cmdline", "environ"])
+        if f"TMPDIR={folder}" in str(process.info["cmdline"])
+        or (process.info["environ"] or {}).get("TMPDIR") == str(folder)
+    }
+    return files, running
+
+
+@pytest.fixture
+def folder() -> Path:
+    """Short, since Ray's sockets lie below it."""
+    path = Path(f"/tmp/rld{os.getpid()}")
+    path.mkdir(mode=0o700)
+    yield path
+    path.rmdir()  # fails when anything is left in it
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"TMPDIR": str(folder)}
+    return subprocess.Popen(
+        [str(RAYLOG), "demo", "--json", *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_the_demo_with_a_users_own_data(folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "rows.csv"
+    source.write_text("a,b\n" + "".join(f"{n},word{n % 7}\n" for n in range(5000)))
+    before = leftovers(folder)
+    started_s = time.monotonic()
+    demo = start(folder, "--source", str(source))
+    output, errors = demo.communicate(timeout=2 * DEMO_SECONDS_MAX)
+    assert demo.returncode == 0, errors
+    assert time.monotonic() - started_s < DEMO_SECONDS_MAX
+    report = json.loads(output)
+    assert report["rows"] == 5000
+    assert all(len(nodes) == 2 for nodes in report["replicas"].values())
+    assert report["killed_node"] not in {node for nodes in report["replicas"].values() for node in nodes}
+    assert report["verified_chunks"] > 0
+    assert leftovers(folder) == before
+
+
+def test_ctrl_c_in_the_middle_leaves_nothing(folder: Path) -> None:
+    before = leftovers(folder)
+    demo = start(folder)
+    deadline = time.monotonic() + 30
+    while not any(path.name.startswith("raylog-") for path in folder.iterdir()):
+        assert time.monotonic() < deadline, "the demo did not begin"
+        time.sleep(0.05)
+    time.sleep(4)  # somewhere between starting Ray and putting
+    demo.send_signal(signal.SIGINT)
+    demo.communicate(timeout=60)
+    assert demo.returncode == 130
+    deadline = time.monotonic() + 20
+    while leftovers(folder) != before:
+        assert time.monotonic() < deadline, leftovers(folder)
+        time.sleep(0.2)

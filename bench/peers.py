@@ -34,8 +34,8 @@ def _send_all(sending: socket.socket, payload: memoryview) -> None:
 
 
 def _serve_socket(ready: Connection, path: str, certificates: str | None) -> None:
-    """Sends the file's bytes to whoever connects, once per connection, from memory."""
-    payload = memoryview(Path(path).read_bytes())
+    """Sends the file's bytes to whoever connects, once per connection, from the page cache."""
+    payload = memoryview(np.memmap(path, dtype=np.uint8, mode="r"))
     listener = socket.create_server(("127.0.0.1", 0))
     ready.send(listener.getsockname()[1])
     context = _context(certificates, server_side=True) if certificates else None
@@ -48,13 +48,13 @@ def _serve_socket(ready: Connection, path: str, certificates: str | None) -> Non
 
 
 @contextlib.contextmanager
-def socket_peer(path: Path, size: int, certificates: Path | None = None) -> Iterator[Mover]:
-    """Python TCP, reused buffers at both ends; with `certificates` inside mutual TLS 1.3."""
+def socket_peer(path: Path, target: memoryview, certificates: Path | None = None) -> Iterator[Mover]:
+    """Python TCP into `target`, reused buffers at both ends; with `certificates` inside mutual TLS 1.3."""
     mine, theirs = spawn.Pipe()
     server = spawn.Process(target=_serve_socket, args=(theirs, str(path), str(certificates) if certificates else None))
     server.start()
     port = mine.recv()
-    target = memoryview(bytearray(size))
+    size = len(target)
     context = _context(str(certificates), server_side=False) if certificates else None
 
     def move() -> float:
@@ -79,7 +79,7 @@ def socket_peer(path: Path, size: int, certificates: Path | None = None) -> Iter
 class _FlightServer(flight.FlightServerBase):  # type: ignore[misc]
     def __init__(self, path: str, **options: Any) -> None:
         super().__init__("grpc+tls://127.0.0.1:0" if options else "grpc://127.0.0.1:0", **options)
-        whole = pa.py_buffer(Path(path).read_bytes())
+        whole = pa.memory_map(path).read_buffer()
         pieces = [whole.slice(start, BUFFER_BYTES) for start in range(0, whole.size, BUFFER_BYTES)]
         arrays = [pa.FixedSizeBinaryArray.from_buffers(pa.binary(piece.size), 1, [None, piece]) for piece in pieces]
         self._batches = [

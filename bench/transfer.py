@@ -38,8 +38,8 @@ def two_nodes(folder: Path, size: int) -> Iterator[tuple[Cluster, raylog.Client,
     try:
         for number in range(2):
             head = {"include_dashboard": False} if number == 0 else {}
-            cluster.add_node(num_cpus=2, object_store_memory=max(3 * size, 100 * MIB), **head)
-        settings = Settings(state=folder / "state", arena_bytes=4 * size, shard_bytes=min(SHARD_BYTES, size))
+            cluster.add_node(num_cpus=2, object_store_memory=max(2 * size, 100 * MIB), **head)
+        settings = Settings(state=folder / "state", arena_bytes=2 * size, shard_bytes=min(SHARD_BYTES, size))
         with raylog.connect(cluster.address, settings=settings) as client:
             here = client.local_node()
             yield cluster, client, next(info for info in client.nodes() if info.node_id != here.node_id)
@@ -111,6 +111,7 @@ def end_to_end_gb_s(client: raylog.Client, path: Path, target: NodeInfo, size: i
 
 def run(size: int, repeats: int) -> dict[str, Any]:
     result: dict[str, Any] = {"bytes": size, "repeats": repeats}
+    target_memory = memoryview(bytearray(size))
     with tempfile.TemporaryDirectory() as temporary, certificates() as tls:
         folder = Path(temporary)
         with two_nodes(folder, size) as (_, client, target):
@@ -121,8 +122,8 @@ def run(size: int, repeats: int) -> dict[str, Any]:
                 with contextlib.ExitStack() as peers:
                     movers: dict[str, Callable[[], float]] = {
                         "raylog": raylog_mover(client, f"bench/{name}", target),
-                        "raw_tcp": peers.enter_context(socket_peer(path, size)),
-                        "ssl": peers.enter_context(socket_peer(path, size, tls)),
+                        "raw_tcp": peers.enter_context(socket_peer(path, target_memory)),
+                        "ssl": peers.enter_context(socket_peer(path, target_memory, tls)),
                         "flight": peers.enter_context(flight_peer(path, size)),
                         "flight_mtls": peers.enter_context(flight_peer(path, size, tls)),
                         "ray": ray_mover(payload, target),

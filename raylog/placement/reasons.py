@@ -132,7 +132,7 @@ def _blocked(packing: Packing, worker: Worker, nodes: Sequence[int]) -> dict[Res
     numbers = np.asarray(nodes)
     lacks = {resource: left(packing, resource)[numbers] < need(worker, resource) for resource in packing.shapes.totals}
     for index in np.flatnonzero(~np.any(list(lacks.values()), axis=0)):
-        if not devices_lacking(packing.devices[nodes[index]], worker, 1):
+        if not worker.gpu or not devices_lacking(packing.devices[numbers[index]], worker, 1):
             return {}
         lacks["gpu"][index] = True  # the sum of shares would do, no device does
     return {resource: int(count.sum()) for resource, count in lacks.items() if count.any()}

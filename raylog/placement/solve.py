@@ -25,7 +25,7 @@ from raylog.placement.reasons import Duals, explain_packing
 from raylog.placement.round import MANNERS, round_to_nodes
 from raylog.placement.shapes import Shapes, group
 
-__all__ = ["OBJECTIVES", "Plan", "load_solver", "minimise", "solve"]
+__all__ = ["OBJECTIVES", "Plan", "lexicographic", "load_solver", "minimise", "solve"]
 
 OBJECTIVES = {waste.NAME: waste}
 PAIRS_MAX = 20_000  # shapes of jobs times shapes of nodes; beyond, the plan is the greedy one and says so
@@ -39,7 +39,7 @@ _TOLERANCE = 1e-6  # relative: what two plans' measures may differ by and count 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What the solver says of one stage, or of several. `x` is None without any solution in time; `bounds[i]` is what
-    stage i cannot go below while the earlier ones keep their values; `limits` are the duals of the rows if relaxed."""
+    stage i cannot go below while the earlier ones keep their values; `duals` are those of the rows, if relaxed."""
 
     x: Vector | None
     bounds: tuple[float, ...]

@@ -2,8 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -21,15 +22,15 @@ class Cluster:
     def __init__(self) -> None:
         self.id = new_id()
         self._key = Ed25519PrivateKey.generate()
-        self._now_s = time.time()
-        self.ca_der = issue_authority(self._key, self.id, self._now_s - 1000, self._now_s + 10_000)
+        now_s = time.time()
+        self.ca_der = issue_authority(self._key, self.id, now_s - 1000, now_s + 10_000)
 
     def credentials(self, role: str = "node", *, node_id: str = "", lifetime_s: float = 3600.0) -> Credentials:
-        key = Ed25519PrivateKey.generate()
+        key, now_s = Ed25519PrivateKey.generate(), time.time()
         identity = Identity(role=role, id=node_id or new_id(), cluster_id=self.id)
         der = issue_certificate(
-            self._key, self.ca_der, key.public_key().public_bytes_raw(), identity, self._now_s - 900,
-            self._now_s + lifetime_s,
+            self._key, self.ca_der, key.public_key().public_bytes_raw(), identity, now_s - 900,
+            now_s + lifetime_s,
         )  # fmt: skip
         return Credentials(key, der, self.ca_der, self._key.public_key().public_bytes_raw())
 
@@ -118,3 +119,15 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 10.0
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.005)
+
+
+def leak_check() -> Iterator[None]:
+    """As a fixture: no thread and no descriptor outlives the test."""
+    threads, descriptors = set(threading.enumerate()), open_descriptors()
+    yield
+    wait_until(lambda: set(threading.enumerate()) <= threads, "threads are left")
+    wait_until(lambda: open_descriptors() <= descriptors, "descriptors are left")
+
+
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())

@@ -11,6 +11,7 @@ run, in turn with raylog, from warm memory into warm memory. Medians of five.
 import contextlib
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,17 +30,20 @@ from raylog.settings import Settings
 from raylog.units import GIB, MIB
 
 SHARD_BYTES = 256 * MIB
+LARGEST_SHARDS = 3.9375  # times 1 GiB: what one shard may hold
 
 
 @contextlib.contextmanager
-def two_nodes(folder: Path, size: int) -> Iterator[tuple[Cluster, raylog.Client, NodeInfo]]:
+def two_nodes(
+    folder: Path, size: int, *, arena_bytes: int, shard_bytes: int
+) -> Iterator[tuple[Cluster, raylog.Client, NodeInfo]]:
     """Two raylets with a raylog node each; the client is on the first, the other one is returned."""
     cluster = Cluster()
     try:
         for number in range(2):
             head = {"include_dashboard": False} if number == 0 else {}
-            cluster.add_node(num_cpus=2, object_store_memory=max(2 * size, 100 * MIB), **head)
-        settings = Settings(state=folder / "state", arena_bytes=2 * size, shard_bytes=min(SHARD_BYTES, size))
+            cluster.add_node(num_cpus=2, object_store_memory=max(2 * min(size, GIB), 100 * MIB), **head)
+        settings = Settings(state=folder / f"state-{size}", arena_bytes=arena_bytes, shard_bytes=shard_bytes)
         with raylog.connect(cluster.address, settings=settings) as client:
             here = client.local_node()
             yield cluster, client, next(info for info in client.nodes() if info.node_id != here.node_id)
@@ -109,12 +113,44 @@ def end_to_end_gb_s(client: raylog.Client, path: Path, target: NodeInfo, size: i
     return size / seconds / 1e9
 
 
+def largest_shard_rss_bytes(folder: Path, size: int) -> int:
+    """The most private memory of a node actor while one shard of `size` bytes is put, shipped and opened. The arena is
+    smaller than the shard, which streams through to disk."""
+    path = folder / "large"
+    with path.open("wb") as file:
+        piece = random_bytes(min(size, 64 * MIB))
+        for _ in range(size // len(piece)):
+            file.write(piece)
+    with two_nodes(folder, size, arena_bytes=256 * MIB, shard_bytes=size) as (_, client, target):
+        most = 0
+        stop = threading.Event()
+
+        def watch() -> None:
+            nonlocal most
+            while not stop.wait(0.5):
+                samples = client.telemetry()
+                most = max([most, *(sample.host.process_rss_anon_bytes or 0 for sample in samples)])
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            version = client.put("bench/large", path)
+            assert version.shards == 1, version
+            client.ship("bench/large", to=[target.node_id], deadline_s=600).result(600)
+            client.inspect("bench/large")
+        finally:
+            stop.set()
+            watcher.join()
+    path.unlink()
+    return most
+
+
 def run(size: int, repeats: int) -> dict[str, Any]:
     result: dict[str, Any] = {"bytes": size, "repeats": repeats}
     target_memory = memoryview(bytearray(size))
     with tempfile.TemporaryDirectory() as temporary, certificates() as tls:
         folder = Path(temporary)
-        with two_nodes(folder, size) as (_, client, target):
+        with two_nodes(folder, size, arena_bytes=2 * size, shard_bytes=min(SHARD_BYTES, size)) as (_, client, target):
             for name, payload in (("incompressible", random_bytes(size)), ("text", text_bytes(size))):
                 path = folder / name
                 path.write_bytes(payload)
@@ -130,9 +166,7 @@ def run(size: int, repeats: int) -> dict[str, Any]:
                     }
                     result[name] = measure(movers, size, repeats)
             result["text_end_to_end_gb_s"] = end_to_end_gb_s(client, folder / "text", target, size)
-            result["node_rss_anon_bytes"] = max(
-                sample.host.process_rss_anon_bytes or 0 for sample in client.telemetry()
-            )
+        result["rss_anon_largest_shard_bytes"] = largest_shard_rss_bytes(folder, int(LARGEST_SHARDS * size))
     return result
 
 

@@ -11,6 +11,7 @@ from raylog.units import GIB, MIB, parse_bytes, parse_seconds
 
 STATE_DEFAULT = Path("~/.raylog")
 CONFIG_NAME = "raylog.toml"
+SHARD_SPARE_BYTES = 64 * MIB  # of a shard's 4 GiB: for the preamble and a last batch that is longer than planned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ class Settings:
     def __post_init__(self) -> None:
         checks = {
             "chunk_bytes": (4096, CHUNK_CONTENT_BYTES_MAX),
-            "shard_bytes": (self.chunk_bytes, SHARD_CONTENT_BYTES_MAX),
+            "shard_bytes": (self.chunk_bytes, SHARD_CONTENT_BYTES_MAX - SHARD_SPARE_BYTES),
             "streams": (1, 16),
             "port_first": (0, 65535),
             "port_last": (self.port_first, 65535),

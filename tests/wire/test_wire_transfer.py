@@ -84,6 +84,16 @@ def test_a_shard_arrives_whole(node: Credentials, me: Credentials, streams: int,
     assert counters.refused == {}
 
 
+def test_a_pull_that_ends_well_is_not_warned_about(
+    node: Credentials, me: Credentials, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serve(node, MemorySource(SHARD)) as server:
+        for _ in range(5):
+            pull(SHARD.frame.ref(), at(server, node), MemorySink(SHARD), me, deadline_s=20)
+        wait_until(lambda: server.counters().sessions_open == 0, "a session stays")
+    assert caplog.text == ""
+
+
 def test_more_than_the_window_passes_and_progress_is_told(node: Credentials, me: Credentials) -> None:
     sink, told = MemorySink(LARGE), []
     with serve(node, MemorySource(LARGE)) as server:

@@ -8,8 +8,8 @@ import socket
 import struct
 import time
 
+from raylog.buffers import BufferPool
 from raylog.errors import PeerFault, Unavailable
-from raylog.wire.bounds import SEALED_CHUNK_BYTES_MAX
 from raylog.wire.record import (
     PREAMBLE_BYTES,
     RECORD_BYTES_MAX,
@@ -25,6 +25,7 @@ PROOF_BYTES = PREAMBLE_BYTES + SEALED_HEAD_BYTES
 OPEN_RECORD = Head(RecordType.OPEN)
 END_RECORD = Head(RecordType.END)
 
+_BUFFERS = BufferPool(idle_max=16)  # 4 MiB each, in use by one stream at a time; sealed bytes only
 _TIMEVAL = struct.Struct("@ll")
 
 
@@ -90,13 +91,20 @@ def send_all(connection: socket.socket, view: memoryview, timeout_s: float) -> N
             raise Unavailable(f"the cargo connection did not take a record within {timeout_s:g} s")
 
 
+def send_bare(connection: socket.socket, sealer: RecordSealer, head: Head, timeout_s: float) -> None:
+    """Sends a record without a body; raises `Unavailable`."""
+    buffer = memoryview(bytearray(SEALED_HEAD_BYTES))
+    sealer.seal_into(head, b"", buffer)
+    send_all(connection, buffer, timeout_s)
+
+
 class CargoSender:
     """Seals records into one buffer and sends them."""
 
     def __init__(self, connection: socket.socket, key: bytes, rekey_bytes: int, timeout_s: float) -> None:
         self._connection, self._timeout_s = connection, timeout_s
         self._sealer = RecordSealer(key, rekey_bytes)
-        self._buffer = memoryview(bytearray(RECORD_BYTES_MAX))
+        self._buffer = _BUFFERS.take(RECORD_BYTES_MAX)
 
     def send(self, head: Head, body: memoryview | bytes = b"") -> None:
         """Raises `Unavailable`; the stream is then over."""
@@ -110,12 +118,14 @@ class CargoReceiver:
     def __init__(self, connection: socket.socket, key: bytes, rekey_bytes: int, timeout_s: float) -> None:
         self._connection, self._timeout_s = connection, timeout_s
         self._opener = RecordOpener(key, rekey_bytes)
-        self._buffer = memoryview(bytearray(RECORD_BYTES_MAX))
+        self._buffer = _BUFFERS.take(RECORD_BYTES_MAX)
         self._body = self._buffer[:0]
-        self._scratch = memoryview(bytearray(SEALED_CHUNK_BYTES_MAX))  # no page of it is touched before it is used
+        self._scratch: memoryview | None = None
 
     def scratch(self, length: int) -> memoryview:
         """A reused buffer to open a body into that has no place of its own."""
+        if self._scratch is None:
+            self._scratch = _BUFFERS.take(RECORD_BYTES_MAX)
         return self._scratch[:length]
 
     def next_head(self) -> Head:

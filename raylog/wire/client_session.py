@@ -11,12 +11,12 @@ from functools import partial
 
 from raylog import __version__
 from raylog.codec.frame import Frame
-from raylog.errors import Cancelled, DamagedData, PeerFault, RaylogError, Unavailable
+from raylog.errors import Cancelled, DamagedData, NotPermitted, PeerFault, RaylogError, Unavailable
 from raylog.security.credentials import Credentials
 from raylog.security.identity import Identity
 from raylog.spec import QosClass, ShardRef
 from raylog.wire.bounds import Bounds
-from raylog.wire.cargo import END_RECORD, OPEN_RECORD, CargoReceiver, CargoSender, send_all, tune
+from raylog.wire.cargo import END_RECORD, OPEN_RECORD, CargoReceiver, send_all, send_bare, tune
 from raylog.wire.effects import (
     Close,
     CloseStream,
@@ -31,7 +31,7 @@ from raylog.wire.effects import (
 from raylog.wire.endpoints import ShardSink, ShardWriter
 from raylog.wire.messages import ByeReason
 from raylog.wire.puller import PullerSession
-from raylog.wire.record import Head, RecordType, preamble
+from raylog.wire.record import Head, RecordSealer, RecordType, preamble
 from raylog.wire.runner import SessionRunner
 from raylog.wire.session import Parties
 from raylog.wire.tls import Refusal, TlsChannel
@@ -84,20 +84,25 @@ class ClientSession:
     ) -> "ClientSession":
         """Connects, shakes hands and makes sure that it is the node `node_id` that answers.
 
-        Raises `Unavailable` (nobody there), `DeadlineExceeded`, `PeerFault` (somebody else, or not of this cluster).
+        Raises `Unavailable` (nobody there), `DeadlineExceeded`, `PeerFault` (somebody else, or not of this cluster),
+        `NotPermitted` (our own certificate has expired).
         """
         where = f"node {node_id} at {host}:{port}"
         step_s = min(timeout_s, bounds.greeting_timeout_s)
+        if credentials.not_after_s <= time.time():
+            raise NotPermitted(
+                f"{where}: our own certificate ({credentials.identity}) has expired: renew it, or join again"
+            )
         try:
             connection = socket.create_connection((host, port), timeout=step_s)
         except OSError as error:
             raise Unavailable(f"{where}: cannot connect within {step_s:.1f} s: {error}; is raylog up there?") from None
+        channel = TlsChannel(connection, credentials, server_side=False, where=where)
         try:
-            channel = TlsChannel(connection, credentials, server_side=False, where=where)
             certificate = channel.handshake(step_s)
             _check_is_node(certificate.identity, node_id, where)
         except BaseException:
-            connection.close()
+            channel.close()
             raise
         not_after_s = min(credentials.not_after_s, certificate.not_after_s)
         parties = Parties(
@@ -208,9 +213,11 @@ class ClientSession:
         match effect:
             case CreateShard(pull, frame):
                 self._transfers[pull].frame = frame
+                self._changed.notify_all()
             case Complete(pull) | Fail(pull):
                 if (transfer := self._transfers.get(pull)) is not None:
                     transfer.outcome = effect
+                    self._changed.notify_all()
             case ConnectStream(stream):
                 self._cargo[stream] = None
                 self._spawn(partial(self._carry_cargo, effect), "raylog-wire-cargo")
@@ -219,7 +226,6 @@ class ClientSession:
                     _wake(connection)
             case Close(error):
                 self._error = error
-        self._changed.notify_all()
 
     def _spawn(self, target: Callable[[], None], name: str) -> None:
         thread = threading.Thread(target=target, name=name, daemon=True)
@@ -255,10 +261,10 @@ class ClientSession:
                 if stream not in self._cargo:
                     return  # closed meanwhile
                 self._cargo[stream] = connection
-            sender = CargoSender(connection, effect.keys.from_puller, bounds.rekey_bytes, bounds.stream_timeout_s)
+            sealer = RecordSealer(effect.keys.from_puller, bounds.rekey_bytes)
             try:
                 send_all(connection, memoryview(preamble(stream)), bounds.stream_timeout_s)
-                sender.send(OPEN_RECORD)
+                send_bare(connection, sealer, OPEN_RECORD, bounds.stream_timeout_s)
                 self._runner.apply(partial(self._machine.stream_connected, stream))
                 receiver = CargoReceiver(
                     connection, effect.keys.from_source, bounds.rekey_bytes, bounds.progress_timeout_s
@@ -270,7 +276,7 @@ class ClientSession:
                     is_closed_by_us = self._cargo.pop(stream, None) is None
                 if is_closed_by_us:
                     with suppress(Unavailable):  # a farewell: nothing depends on it
-                        sender.send(END_RECORD)
+                        send_bare(connection, sealer, END_RECORD, bounds.stream_timeout_s)
 
     def _receive_chunk(self, stream: bytes, receiver: CargoReceiver) -> bool:
         """Takes one record; False when it was the last."""
@@ -313,7 +319,8 @@ class ClientSession:
         finally:
             with self._changed:
                 transfer.busy -= 1
-                self._changed.notify_all()
+                if transfer.outcome is not None:
+                    self._changed.notify_all()
         with self._runner.lock:
             transfer.received_bytes += transfer_bytes
             transfer.received_chunks += bool(transfer_bytes)

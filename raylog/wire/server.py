@@ -206,8 +206,14 @@ class WireServer:
 
     def _serve_control(self, connection: socket.socket, where: str) -> None:
         credentials = self._credentials()
+        channel = TlsChannel(connection, credentials, server_side=True, where=where)
         try:
-            channel = TlsChannel(connection, credentials, server_side=True, where=where)
+            self._serve_channel(channel, credentials, where)
+        finally:
+            channel.close()
+
+    def _serve_channel(self, channel: TlsChannel, credentials: Credentials, where: str) -> None:
+        try:
             certificate = channel.handshake(self._bounds.greeting_timeout_s)
         finally:
             self._handshakes.release()
@@ -226,14 +232,12 @@ class WireServer:
             bye = messages.Bye(reason=ByeReason.SHUTDOWN, message=str(error))
             with suppress(OSError):
                 channel.send(messages.encode(bye))
-            channel.close()
             raise
         try:
             session.run()
         finally:
             with self._lock:
                 self._sessions.discard(session)
-            channel.close()
         if session.error is not None:
             log.warning("session with %s at %s ended: %s", parties.peer, where, session.error)
 

@@ -5,6 +5,7 @@ on memory under a lock, so any thread may send while one receives, and every wai
 """
 
 import enum
+import os
 import select
 import socket
 import ssl
@@ -46,8 +47,13 @@ class TlsChannel:
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
         self._tls_lock, self._send_lock = threading.Lock(), threading.Lock()
         self._has_ended = False
+        self._waker: int | None = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._waker_lock = threading.Lock()
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
+        self._poll_all = select.poll()
+        for descriptor in (connection.fileno(), self._waker):
+            self._poll_all.register(descriptor, select.POLLIN)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def handshake(self, timeout_s: float) -> Certificate:
@@ -97,12 +103,13 @@ class TlsChannel:
             self._flush()
 
     def receive(self, timeout_s: float) -> bytes | None:
-        """What has come within `timeout_s`: None for nothing yet, empty when the other end has closed. Raises
-        `OSError` for a cut, `NotPermitted` when the peer refuses our certificate, `PeerFault` for what is no TLS."""
+        """What has come within `timeout_s`: None for nothing yet (or `wake`), empty when the other end has closed.
+        Raises `OSError` for a cut, `NotPermitted` when the peer refuses our certificate, `PeerFault` for no TLS."""
         plain = self._decrypt(b"")
         if plain or self._has_ended:
             return plain
-        if not self._poll.poll(max(0.0, timeout_s) * 1000):
+        ready = [descriptor for descriptor, _ in self._poll_all.poll(max(0.0, timeout_s) * 1000)]
+        if self._connection.fileno() not in ready:
             return None
         data = self._connection.recv(_RECEIVE_BYTES)
         if not data:
@@ -133,12 +140,17 @@ class TlsChannel:
             self._connection.sendall(data)
 
     def wake(self) -> None:
-        """Makes a waiting `receive` return."""
-        with suppress(OSError):  # it is gone already
-            self._connection.shutdown(socket.SHUT_RD)
+        """Makes `receive` return, now and from then on; from any thread, also after `close`."""
+        with self._waker_lock:
+            if self._waker is not None:
+                os.eventfd_write(self._waker, 1)
 
     def close(self) -> None:
         """Lets the last bytes out (closing at once with bytes unread would take them back), then closes."""
+        with self._waker_lock:
+            if self._waker is not None:
+                os.close(self._waker)
+                self._waker = None
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_WR)
             deadline = time.monotonic() + _LINGER_S

@@ -84,7 +84,7 @@ def test_a_record_cut_anywhere(pair: tuple[socket.socket, socket.socket], length
 def test_a_record_that_stops_half_way(pair: tuple[socket.socket, socket.socket], length: int) -> None:
     receiver = CargoReceiver(pair[1], KEY, FAR, TIMEOUT_S)
     pair[0].sendall(whole_record()[:length])
-    with pytest.raises(PeerFault, match="stopped|did not come"):
+    with pytest.raises(PeerFault, match=r"stopped|did not come"):
         receiver.receive_body(receiver.next_head())
 
 
@@ -99,7 +99,7 @@ def test_a_record_that_trickles(pair: tuple[socket.socket, socket.socket]) -> No
 
     thread = threading.Thread(target=trickle)
     thread.start()
-    with pytest.raises(PeerFault, match="stopped|did not come whole"):
+    with pytest.raises(PeerFault, match=r"stopped|did not come whole"):
         receiver.next_head()
     stop.set()
     thread.join()

@@ -9,6 +9,8 @@ run, in turn with raylog, from warm memory into warm memory. Medians of five.
 """
 
 import contextlib
+import os
+import secrets
 import statistics
 import tempfile
 import threading
@@ -16,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))  # read when Ray is imported
 
 import ray
 from common import REPEATS, parser, report, text_bytes
@@ -46,8 +50,9 @@ def two_nodes(
         settings = Settings(state=folder / f"state-{size}", arena_bytes=arena_bytes, shard_bytes=shard_bytes)
         with raylog.connect(cluster.address, settings=settings) as client:
             here = client.local_node()
+            bootstrap.wait_for_nodes(60)
             yield cluster, client, next(info for info in client.nodes() if info.node_id != here.node_id)
-        bootstrap.stop()
+            bootstrap.stop()
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -12,11 +12,16 @@ from raylog.jobs import run
 
 def main(arguments: argparse.Namespace) -> dict[str, object]:
     with raylog.connect() as client:
+        name = arguments.name
         if arguments.source:
-            client.put(arguments.name, arguments.source, replicas=arguments.replicas)
+            name = str(client.put(name, arguments.source, replicas=arguments.replicas))
         targets = "all" if arguments.to == ["all"] else arguments.to
-        shipment = client.ship(arguments.name, to=targets, deadline_s=arguments.deadline_s)
-        return {"shipped": shipment.result(arguments.deadline_s)}
+        report = client.ship(name, to=targets, deadline_s=arguments.deadline_s).result(arguments.deadline_s)
+        return {
+            "shipped": report,
+            "replicas": client.replicas(name),
+            "bytes_per_s": report.moved_bytes / report.seconds,
+        }
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

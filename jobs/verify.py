@@ -14,9 +14,8 @@ from raylog.jobs import run
 def main(arguments: argparse.Namespace) -> dict[str, object]:
     with raylog.connect() as client:
         report = client.verify(arguments.name)
-    if report.repaired < report.damaged:
-        raise DamagedData(f"{arguments.name}: {report.damaged - report.repaired} of {report.damaged} damaged chunks "
-                          "could not be repaired from any replica: restore them from a backup")  # fmt: skip
+    if report.problems:
+        raise DamagedData(f"{arguments.name}: {'; '.join(report.problems)}", report=report)
     return {"verified": report}
 
 

@@ -17,6 +17,7 @@ from raylog.errors import (
     RaylogError,
     SourceError,
     Unavailable,
+    Unsatisfiable,
     UsageError,
 )
 from raylog.spec import Version
@@ -41,6 +42,7 @@ __all__ = [
     "RaylogError",
     "SourceError",
     "Unavailable",
+    "Unsatisfiable",
     "UsageError",
     "Version",
     "connect",

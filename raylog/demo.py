@@ -1,6 +1,6 @@
 """`raylog demo`: three Ray nodes on this machine, real data, a node killed, everything read back and made whole again.
 
-It uses nothing but the public client and Ray; whatever it starts or writes is gone when it ends, however it ends.
+Whatever it starts or writes is gone when it ends, however it ends.
 """
 
 import contextlib
@@ -22,13 +22,14 @@ from ray.cluster_utils import Cluster
 import raylog
 from raylog.actors import bootstrap
 from raylog.actors.node import NodeInfo
-from raylog.errors import DamagedData, DeadlineExceeded, RaylogError
+from raylog.errors import DamagedData, DeadlineExceeded
 from raylog.settings import Settings
 from raylog.units import MIB
 
 NAME = "demo/stdlib"
 NODES = 3
 OBJECT_STORE_BYTES = 80 * MIB
+START_TIMEOUT_S = 60.0
 SHIP_TIMEOUT_S = 60.0
 HEAL_TIMEOUT_S = 40.0
 T = TypeVar("T")
@@ -115,13 +116,12 @@ def run_demo(source: str | None, say: Callable[[str], None]) -> Report:
     )
     try:
         say(f"starting {NODES} Ray nodes on this machine")
-        with three_nodes(folder) as cluster:
+        with three_nodes(folder) as cluster, raylog.connect(cluster.address, settings=settings) as client:
             try:
-                with raylog.connect(cluster.address, settings=settings) as client:
-                    report = _story(client, cluster, source, say)
+                bootstrap.wait_for_nodes(START_TIMEOUT_S)
+                report = _story(client, cluster, source, say)
             finally:
-                with contextlib.suppress(RaylogError):  # nothing to stop when it was interrupted early
-                    bootstrap.stop()
+                bootstrap.stop()
         report.seconds = time.monotonic() - started_s
         return report
     finally:

@@ -63,6 +63,10 @@ class Unavailable(RaylogError):
     is_retryable = True
 
 
+class Unsatisfiable(RaylogError):
+    """The nodes that there are cannot give what was asked for; asking again changes nothing."""
+
+
 class DeadlineExceeded(Unavailable):
     """A wait reached its deadline."""
 

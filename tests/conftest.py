@@ -3,6 +3,9 @@ asks for a token, notices dead nodes quickly, and reports nothing home."""
 
 import os
 import secrets
+from pathlib import Path
+
+import pytest
 
 QUICK_HEALTH_CHECKS = {
     "RAY_health_check_initial_delay_ms": "1000",
@@ -17,3 +20,10 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
 )
 os.environ.pop("RAY_ADDRESS", None)
+
+NEEDS_RAY = {"cluster", "test_demo.py", "test_source_ray.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts Ray comes last: the rest is quicker to fail, and shares its process with none of Ray's threads."""
+    items.sort(key=lambda item: not NEEDS_RAY.isdisjoint(Path(item.path).parts))

@@ -1,6 +1,8 @@
 """Starting and stopping raylog's actors on a Ray cluster that this process is connected to."""
 
 import time
+from contextlib import suppress
+from typing import Any
 
 import ray
 
@@ -17,6 +19,8 @@ from raylog.security.providers.file import FileKeyring
 from raylog.settings import Settings
 from raylog.spec import new_id
 
+HEAD_RESOURCE = "node:__internal_head__"
+START_TIMEOUT_S = 60.0
 HEAD_ACTORS = {
     "keys": KeysActor,
     "catalog": CatalogActor,
@@ -31,44 +35,61 @@ def prepare(settings: Settings) -> None:
     if settings.keyring_path.exists():
         FileKeyring.load(settings.keyring_path)
         return
-    if (settings.catalog_path / "journal.sqlite").exists():
+    if (settings.catalog_path / "journal.sqlite").exists() or settings.join_token_path.exists():
         raise Unavailable(
-            f"{settings.catalog_path} holds a catalog, but its keyring {settings.keyring_path} is missing: restore the "
-            "keyring from its backup (a new one could open nothing that is stored)"
+            f"{settings.state} belongs to a cluster, but the keyring {settings.keyring_path} is missing: on the head "
+            "restore it from its backup (a new one could open nothing that is stored); no other machine is the head"
         )
     keyring = FileKeyring.create(settings.keyring_path, new_id())
     authority = Authority.create(settings.authority_path, keyring)
     authority.make_join_token().save(settings.join_token_path)
 
 
-def start(settings: Settings, timeout_s: float = 60.0) -> Settings:
-    """Starts what is missing and waits until every Ray node has a node actor. Returns the cluster's settings, which are
-    those of the first start while it runs."""
+def running_settings() -> Settings | None:
+    """The settings of the raylog that runs on this Ray cluster; None where none does."""
     try:
         running: Settings = calls.call("launch", "settings")
     except Unavailable:
-        prepare(settings)
-        head = ray.get_runtime_context().get_node_id()
-        for name, actor in HEAD_ACTORS.items():
-            ray.remote(actor).options(**detached(name, head)).remote(settings)
-        running = settings
-    _wait_for_nodes(timeout_s)
+        return None
     return running
 
 
-def _wait_for_nodes(timeout_s: float) -> None:
-    """Until each living Ray node has a node actor that answers and whose samples the monitor has."""
+def is_head() -> bool:
+    """Whether this process is on the Ray cluster's head, where raylog's state lies."""
+    here = ray.get_runtime_context().get_node_id()
+    return any(node["NodeID"] == here and HEAD_RESOURCE in node["Resources"] for node in ray.nodes())
+
+
+def start(settings: Settings) -> Settings:
+    """Starts what is missing on the head and returns the cluster's settings, which are those of the first start while
+    it runs. What keeps an actor from starting is raised, each actor's in turn.
+
+    Raises `Unavailable` on any other machine than the head.
+    """
+    if not is_head():
+        raise Unavailable("raylog is not up on this Ray cluster: run 'raylog up' on its head, where the state is kept")
+    settings = running_settings() or settings
+    prepare(settings)
+    head = ray.get_runtime_context().get_node_id()
+    for name, actor in HEAD_ACTORS.items():
+        handle: Any = ray.remote(actor).options(**detached(name, head)).remote(settings)
+        calls.wait(handle.ready.remote(), START_TIMEOUT_S, f"starting {name}")
+    return settings
+
+
+def wait_for_nodes(timeout_s: float, only: str | None = None) -> None:
+    """Until each living Ray node (or the one named `only`) has a node actor that answers and whose samples the monitor
+    has. Raises `Unavailable` that says which are missing and why."""
     deadline = time.monotonic() + timeout_s
     while True:
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        problem = ""
+        wanted = {only} if only else {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         try:
             nodes: list[NodeInfo] = calls.call("launch", "nodes", timeout_s=10)
             sampled = {sample.node_id for sample in calls.call("monitor", "samples", timeout_s=10)}
-            if alive <= {info.ray_node_id for info in nodes if info.node_id in sampled}:
+            if wanted <= {info.ray_node_id for info in nodes if info.node_id in sampled}:
                 return
             problems = calls.call("launch", "problems", timeout_s=10)
-            problem = "; ".join(f"{key[:12]}: {text}" for key, text in problems.items() if key in alive)
+            problem = "; ".join(f"{key[:12]}: {text}" for key, text in problems.items() if key in wanted)
         except RaylogError as error:
             problem = str(error)
         if time.monotonic() > deadline:
@@ -77,10 +98,10 @@ def _wait_for_nodes(timeout_s: float) -> None:
 
 
 def stop(timeout_s: float = 30.0) -> None:
-    """Ends every actor of raylog in this cluster; what is stored stays."""
-    calls.call("launch", "stop", timeout_s=timeout_s)
-    for name in ("launch", "monitor", "placement", "catalog", "keys"):
-        try:
-            ray.kill(calls.find(name))
-        except Unavailable:
-            continue
+    """Ends every actor of raylog in this cluster; what is stored stays. Raises `Unavailable` when it is not up."""
+    try:
+        calls.call("launch", "stop", timeout_s=timeout_s)
+    finally:
+        for name in ("launch", "monitor", "placement", "catalog", "keys"):
+            with suppress(Unavailable):
+                ray.kill(calls.find(name))

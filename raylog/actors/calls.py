@@ -44,10 +44,10 @@ def wait(reference: Any, timeout_s: float, what: str) -> Any:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, RaylogError):
             raise error.cause from None
-        raise
-    except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError) as error:
+        raise Unavailable(f"{what} failed on its node: {type(error.cause).__name__}: {error.cause}") from error
+    except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise Unavailable(f"{what}: the actor is gone or restarting ({reason})") from error
+        raise Unavailable(f"{what}: the actor is gone or restarting ({type(error).__name__}: {reason})") from error
 
 
 def wait_all(references: Sequence[Any], timeout_s: float, what: str) -> list[Any]:

@@ -34,18 +34,23 @@ class CatalogActor:
         self._catalog.begin_epoch(claim_epoch(authority.cluster_id, self._catalog.epoch_seen()))
         self._upkeep = Upkeep(self._catalog, settings)
 
+    def ready(self) -> None:
+        """Answers once the actor is up; what kept it from starting is raised to whoever asks."""
+
     def begin(self, name: str) -> Pending:
         return self._catalog.begin(name, TENANT_DEFAULT)
 
     def commit(self, signed_manifest: bytes, receipts: Sequence[bytes], base: int) -> Version:
         """Acknowledged when the record is on this disk and, where there is another node, on one of theirs. A caller
         that did not hear the answer asks again and gets the same one."""
+        self._upkeep.check_not_outdated()
         version = self._catalog.commit(signed_manifest, receipts, base)
         self._upkeep.copy_to_another_node(self._catalog.sequence)
         return version
 
     def delete(self, signed_request: bytes) -> list[Version]:
         """`signed_request` is one of catalog/requests.py: a Ray call alone proves nothing."""
+        self._upkeep.check_not_outdated()
         request, by = verify_delete(signed_request, self._trust.cluster_id, self._trust.identify, time.time())
         reference = parse_reference(request.reference)
         newest = self._catalog.versions(reference.name)[-1].number

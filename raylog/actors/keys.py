@@ -18,6 +18,9 @@ class KeysActor:
         self._authority = Authority.load(settings.authority_path, keyring)
         self._granter = Granter(EnvelopeStore(settings.envelopes_path, keyring), self._authority)
 
+    def ready(self) -> None:
+        """Answers once the actor is up; what kept it from starting is raised to whoever asks."""
+
     def admit(self, request: bytes) -> bytes:
         """A join request in, a certificate out (security/join.py)."""
         return self._authority.admit(request, time.time())

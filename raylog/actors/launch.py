@@ -51,6 +51,9 @@ class LaunchActor:
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
         self._thread.start()
 
+    def ready(self) -> None:
+        """Answers once the actor is up; what kept it from starting is raised to whoever asks."""
+
     def settings(self) -> Settings:
         return self._settings
 

@@ -21,7 +21,8 @@ RENEWAL_PERIOD_S = 60.0
 class Membership:
     """Holds the current credentials; `credentials()` gives them to whoever opens a connection or signs."""
 
-    def __init__(self, credentials: Credentials, kept_in: Path | None) -> None:
+    def __init__(self, settings: Settings, credentials: Credentials, kept_in: Path | None) -> None:
+        self._settings = settings
         self.credentials = CurrentCredentials(credentials)
         self._kept_in = kept_in
         self._closed = threading.Event()
@@ -38,12 +39,12 @@ class Membership:
         if credentials.needs_renewal(time.time()):
             credentials = _join(settings, "node", node_id, credentials)
             credentials.save(kept_in)
-        return cls(credentials, kept_in)
+        return cls(settings, credentials, kept_in)
 
     @classmethod
     def of_client(cls, settings: Settings) -> "Membership":
         """A client is a new identity each time, and its key dies with the process."""
-        return cls(_join(settings, "client", new_id(), None), None)
+        return cls(settings, _join(settings, "client", new_id(), None), None)
 
     @property
     def cluster_id(self) -> str:
@@ -62,15 +63,21 @@ class Membership:
             if not credentials.needs_renewal(time.time()):
                 continue
             try:
-                pending = request_renewal(credentials, time.time())
-                answer = calls.call("keys", "admit", pending.request, timeout_s=JOIN_TIMEOUT_S)
-                renewed = pending.accept(answer, time.time())
-            except RaylogError as error:
+                self._renew(credentials)
+            except (RaylogError, OSError) as error:
                 log.warning("the certificate of %s was not renewed, trying again: %s", credentials.identity, error)
-                continue
-            if self._kept_in:
-                renewed.save(self._kept_in)
-            self.credentials.replace(renewed)
+
+    def _renew(self, credentials: Credentials) -> None:
+        """By the certificate that still holds; by the join token, under the same key, once it has expired."""
+        now_s = time.time()
+        if now_s > credentials.not_after_s:
+            renewed = _join(self._settings, credentials.identity.role, credentials.identity.id, credentials)
+        else:
+            pending = request_renewal(credentials, now_s)
+            renewed = pending.accept(calls.call("keys", "admit", pending.request, timeout_s=JOIN_TIMEOUT_S), now_s)
+        self.credentials.replace(renewed)
+        if self._kept_in:
+            renewed.save(self._kept_in)
 
 
 def _join(settings: Settings, role: str, holder_id: str, earlier: Credentials | None) -> Credentials:

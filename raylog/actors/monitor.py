@@ -40,6 +40,9 @@ class MonitorActor:
         self._exporter = Exporter()
         threading.Thread(target=self._run, name="sampler", daemon=True).start()
 
+    def ready(self) -> None:
+        """Answers once the actor is up; what kept it from starting is raised to whoever asks."""
+
     def status(self) -> ClusterStatus:
         with self._lock:
             now_s = time.time()

@@ -39,6 +39,7 @@ log = logging.getLogger("raylog.node")
 
 ARENA_SHARE_OF_SHM = 4  # of what /dev/shm leaves, the part that an arena takes by default
 ARENA_BYTES_DEFAULT_MAX = 4 * GIB
+ARENA_BYTES_MIN = 8 * MIB
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,12 +132,23 @@ class NodeActor:
 
     def receipts(self, refs: Sequence[ShardRef]) -> list[bytes]:
         """Signed: this node holds a verified copy of each shard that stays until it is deleted. Shards of which
-        there is none, or only a copy that may be evicted, are left out. Raises `DamagedData` for another frame."""
+        there is none, or only a copy that may be evicted, are left out; so are those with a damaged frame."""
         found = []
         for ref in refs:
-            with suppress(NotFound):
+            try:
                 found.append(self._receipt(ref))
+            except NotFound:
+                continue
+            except DamagedData as error:
+                self._put_aside(ref.shard_id, error)
         return found
+
+    def _put_aside(self, shard_id: str, error: DamagedData) -> None:
+        """A shard whose frame is damaged cannot be repaired chunk by chunk: out of sight, so that it is pulled anew."""
+        log.warning("shard %s is taken out of sight: %s", shard_id, error)
+        self._meter.damaged()
+        with suppress(NotFound):
+            self._store.quarantine(shard_id)
 
     def _receipt(self, ref: ShardRef) -> bytes:
         tier = self._store.kept_on(ref.shard_id)
@@ -159,7 +171,14 @@ class NodeActor:
         damaged: set[int] = set()
         chunks_read = 0
         for tier in self._store.tiers:
-            with suppress(NotFound), tier.open(ref.shard_id) as reader:
+            try:
+                opened = tier.open(ref.shard_id)
+            except NotFound:
+                continue
+            except DamagedData as error:
+                self._put_aside(ref.shard_id, error)
+                return ChunkReport(chunks_read=ref.chunks, damaged=list(range(ref.chunks)))
+            with opened as reader:
                 for number in range(len(reader.frame.chunks)):
                     chunks_read += 1
                     try:
@@ -218,6 +237,11 @@ class NodeActor:
                         reserve_bytes=self._settings.disk_reserve_bytes)  # fmt: skip
         path = self._slot.arena_path
         capacity_bytes = self._settings.arena_bytes or default_arena_bytes(path.parent)
+        if capacity_bytes < ARENA_BYTES_MIN:
+            log.warning(
+                "no memory tier: /dev/shm leaves %d bytes, at least %d are needed", capacity_bytes, ARENA_BYTES_MIN
+            )
+            return TieredStore(None, disk)
         return TieredStore(MemoryTier(path, capacity_bytes), disk)
 
     def _tier_sample(self, tier: Tier) -> TierSample:

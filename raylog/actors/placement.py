@@ -33,6 +33,9 @@ class PlacementActor:
         self._settings = settings
         threading.Thread(target=load_solver, name="solver", daemon=True).start()  # seconds, once
 
+    def ready(self) -> None:
+        """Answers once the actor is up; what kept it from starting is raised to whoever asks."""
+
     def replica_targets(
         self, shards: Sequence[ShardRef], replicas: int, local_node_id: str, durability: Durability
     ) -> ReplicaPlan:

@@ -9,7 +9,15 @@ from contextlib import contextmanager
 import msgspec
 
 from raylog.codec.frame import Frame
-from raylog.errors import DamagedData, DeadlineExceeded, NoSpace, NotFound, PeerFault, Unavailable
+from raylog.errors import (
+    DamagedData,
+    DeadlineExceeded,
+    NoSpace,
+    NotFound,
+    NotPermitted,
+    PeerFault,
+    Unavailable,
+)
 from raylog.monitor.meter import TransferMeter
 from raylog.security.certs import Credentials
 from raylog.settings import Settings
@@ -64,9 +72,15 @@ class Puller:
         return Outcome(moved_bytes=moved_bytes, seconds=time.monotonic() - started_s)
 
     def repair(self, ref: ShardRef, numbers: Sequence[int], sources: Sequence[PeerAddress], deadline_s: float) -> int:
-        """Replaces damaged chunks in every copy here by other nodes' bytes; how many. Raises as `pull`."""
-        with self._store.open(ref.shard_id) as reader:
-            frame = reader.frame
+        """Replaces damaged chunks in every copy here by other nodes' bytes, or the whole shard where it was put aside;
+        how many chunks. Raises as `pull`."""
+        try:
+            with self._store.open(ref.shard_id) as reader:
+                frame = reader.frame
+        except NotFound:
+            self.pull(ref, sources, Durability.DISK, QosClass.REPAIR, deadline_s)
+            self._meter.repaired(len(numbers))
+            return len(numbers)
         if frame.digest != ref.frame_digest:
             raise DamagedData(f"shard {ref.shard_id}: its frame here is not the manifest's", shard_id=ref.shard_id)
         sink = RepairSink(self._store, frame, numbers)
@@ -92,17 +106,16 @@ class Puller:
         qos: QosClass,
         deadline: float,
     ) -> int:
-        """Asks source after source; bytes moved by all of them together."""
+        """Asks source after source; the bytes that the one moved which gave the rest."""
         failures: list[str] = []
-        moved_bytes = 0
         for source in sources:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                break
+                raise DeadlineExceeded(f"shard {ref.shard_id}: not here by the deadline ({'; '.join(failures)})")
             try:
                 report = pull(ref, source, sink, self._credentials(), deadline_s=left_s, qos=qos,
                               streams=self._settings.streams)  # fmt: skip
-            except (Unavailable, PeerFault, NotFound, DamagedData) as error:
+            except (Unavailable, PeerFault, NotFound, NotPermitted, DamagedData) as error:
                 if isinstance(error, NoSpace):
                     raise
                 log.info("shard %s: node %s did not give it: %s", ref.shard_id, source.node_id, error)
@@ -111,7 +124,7 @@ class Puller:
                 continue
             self._meter.received(source.node_id, report.bytes, report.chunks)
             self._meter.pulled()
-            return moved_bytes + report.bytes
+            return report.bytes
         said = "; ".join(failures) or "no node holds it"
         raise Unavailable(f"shard {ref.shard_id} could not be had from {len(sources)} node(s): {said}")
 
@@ -126,8 +139,11 @@ class Puller:
             log.warning("shard %s is taken out of sight: %s", ref.shard_id, error)
             self._store.quarantine(ref.shard_id)
             return False
-        if durability is not None:
-            self._store.keep(ref.shard_id, durability)
+        try:
+            if durability is not None:
+                self._store.keep(ref.shard_id, durability)
+        except NotFound:  # a cached copy, evicted meanwhile
+            return False
         return True
 
     @contextmanager

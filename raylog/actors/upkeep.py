@@ -4,8 +4,9 @@ restores replicas, removes shards that nothing names. Plans come from pure code;
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -14,7 +15,7 @@ from raylog.actors import calls
 from raylog.actors.node import NodeInfo, peers_for
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.record import Tail
-from raylog.errors import RaylogError, Unavailable
+from raylog.errors import DeadlineExceeded, RaylogError, Unavailable
 from raylog.monitor.samples import NodeSample
 from raylog.settings import Settings
 from raylog.spec import Durability, QosClass, ShardRef, TierKind
@@ -23,7 +24,6 @@ from raylog.store.repair import RepairNode, RepairStep, plan_repair
 log = logging.getLogger("raylog.upkeep")
 REPAIRS_AT_ONCE = 2
 RECONCILE_PERIOD_S = 600.0
-ORPHAN_GRACE_S = 3600.0
 ANSWER_GRACE_S = 5.0
 
 
@@ -34,9 +34,9 @@ class Upkeep:
         self._catalog = catalog
         self._settings = settings
         self._lock = threading.Lock()  # one at a time copies records out
-        self._last_seen_s: dict[str, float] = {}
+        self._absent_since_s: dict[str, float] = {}
         self._reconciled: dict[str, tuple[int, float]] = {}  # node id -> process id of its actor, when
-        self._orphans: dict[str, dict[str, float]] = {}  # node id -> shard id -> seen first
+        self._outdated = ""  # why this catalog must not go on
         threading.Thread(target=self._run, name="upkeep", daemon=True).start()
 
     def copy_to_another_node(self, sequence: int) -> None:
@@ -67,11 +67,27 @@ class Upkeep:
 
     def _step(self) -> None:
         nodes: list[NodeInfo] = calls.call("launch", "nodes", timeout_s=self._settings.call_deadline_s)
-        self._notice(nodes)
         for info in self._others(nodes):
-            self._copy_to(info, self._settings.call_deadline_s)
+            with self._tolerated(f"copying records to node {info.node_id}"):
+                self._copy_to(info, self._settings.call_deadline_s)
+        self.check_not_outdated()
+        self._notice(nodes)
         self._remove_unreferenced(nodes)
         self._restore(nodes)
+
+    def check_not_outdated(self) -> None:
+        """Raises `Unavailable` once a node has shown records that this catalog lacks: nothing may be committed or
+        removed on an older state than the cluster's."""
+        if self._outdated:
+            raise Unavailable(self._outdated)
+
+    @contextmanager
+    def _tolerated(self, what: str) -> Iterator[None]:
+        """One node's trouble does not stop what is done for the others."""
+        try:
+            yield
+        except RaylogError as error:
+            log.warning("%s: %s", what, error)
 
     def _others(self, nodes: Sequence[NodeInfo] | None = None) -> list[NodeInfo]:
         """The living nodes that are not the catalog's own."""
@@ -82,49 +98,49 @@ class Upkeep:
     def _copy_to(self, info: NodeInfo, timeout_s: float) -> int:
         """Sends a node the records that it lacks; the sequence number that it has reached."""
         deadline = time.monotonic() + timeout_s
-        with self._lock:
+        if not self._lock.acquire(timeout=timeout_s):
+            raise DeadlineExceeded(f"records for node {info.node_id}: another copy took more than {timeout_s:.0f} s")
+        try:
             tail: Tail = self._on(info, "records_tail", timeout_s=deadline - time.monotonic())
             if not self._catalog.contains(tail):
-                raise Unavailable(
+                self._outdated = (
                     f"node {info.node_id} holds records up to {tail.sequence} that this catalog does not have: its "
-                    "journal is an older copy of itself; restore the newest one, nothing can be committed until then"
+                    "journal is an older or another one; restore the newest, nothing is committed or removed until then"
                 )
+                raise Unavailable(self._outdated)
             while tail.sequence < self._catalog.sequence:
                 entries = self._catalog.records(tail.sequence)
                 tail = self._on(info, "append_records", entries, timeout_s=deadline - time.monotonic())
             self._catalog.copied(info.node_id, tail.sequence)
             return tail.sequence
+        finally:
+            self._lock.release()
 
     def _notice(self, nodes: Sequence[NodeInfo]) -> None:
-        """What living nodes hold counts by their receipts; nodes that are silent for too long are given up."""
+        """What living nodes hold counts by their receipts; nodes that stay silent are given up."""
         now_s = time.monotonic()
-        present = {info.node_id for info in nodes}
         for info in nodes:
             incarnation, reconciled_s = self._reconciled.get(info.node_id, (0, 0.0))
             if info.pid != incarnation or now_s - reconciled_s > RECONCILE_PERIOD_S:
-                self._reconcile(info)
-                self._reconciled[info.node_id] = (info.pid, now_s)
-        for node_id in present:
-            self._last_seen_s[node_id] = now_s
-        for node_id in self._catalog.holding_nodes() | self._last_seen_s.keys():
-            if now_s - self._last_seen_s.setdefault(node_id, now_s) > self._settings.lost_after_s:
+                with self._tolerated(f"reconciling node {info.node_id}"):
+                    self._reconcile(info)
+                    self._reconciled[info.node_id] = (info.pid, now_s)
+        present = {info.node_id for info in nodes}
+        for node_id in self._catalog.holding_nodes() - present:
+            if now_s - self._absent_since_s.setdefault(node_id, now_s) > self._settings.lost_after_s:
                 self._catalog.forget_node(node_id)
-                del self._last_seen_s[node_id]
                 self._reconciled.pop(node_id, None)
-                self._orphans.pop(node_id, None)
+        self._absent_since_s = {
+            node_id: since_s for node_id, since_s in self._absent_since_s.items() if node_id not in present
+        }
 
     def _reconcile(self, info: NodeInfo) -> None:
-        """Asks a node what it really holds. A shard that no version has named for a long time is an orphan, left by a
-        put that died; one of a put that is under way is not."""
+        """Asks a node what it really holds. Shards that no version names are left alone: they may be of a put that is
+        under way."""
         inventory: list[ShardRef] = self._on(info, "inventory")
-        orphans = self._catalog.reconcile(info.node_id, self._on(info, "receipts", inventory))
-        now_s = time.monotonic()
-        earlier = self._orphans.get(info.node_id, {})
-        self._orphans[info.node_id] = since = {shard_id: earlier.get(shard_id, now_s) for shard_id in orphans}
-        doomed = [shard_id for shard_id, since_s in since.items() if now_s - since_s > ORPHAN_GRACE_S]
-        if doomed:
-            log.info("Removing %d shards from node %s that no version names", len(doomed), info.node_id)
-            self._on(info, "delete", doomed)
+        unnamed = self._catalog.reconcile(info.node_id, self._on(info, "receipts", inventory))
+        if unnamed:
+            log.info("Node %s holds %d shards that no version names (yet)", info.node_id, len(unnamed))
 
     def _remove_unreferenced(self, nodes: Sequence[NodeInfo]) -> None:
         """Deletes the copies of shards that no version names any more."""
@@ -132,8 +148,9 @@ class Upkeep:
         for standing in self._catalog.unreferenced_shards():
             for node_id in (*standing.nodes, *standing.other_nodes):
                 if node_id in by_id:
-                    self._on(by_id[node_id], "delete", [standing.shard.shard_id])
-                    self._catalog.remove_replica(standing.shard.shard_id, node_id)
+                    with self._tolerated(f"removing shard {standing.shard.shard_id} from node {node_id}"):
+                        self._on(by_id[node_id], "delete", [standing.shard.shard_id])
+                        self._catalog.remove_replica(standing.shard.shard_id, node_id)
 
     def _restore(self, nodes: Sequence[NodeInfo]) -> None:
         """One round of repairs; what it leaves comes in the next."""

@@ -78,7 +78,7 @@ class Client:
         content bytes, total 0 while unknown. Atomic: after an error nothing of it is visible or left behind.
 
         Raises `UsageError` and `SourceError` (the caller's mistakes), `Conflict` (another writer of this name was
-        first), `NoSpace`, `Unavailable` (fewer nodes than replicas).
+        first), `NoSpace`, `Unsatisfiable` (fewer fit nodes than replicas), `Unavailable`.
         """
         checked = parse_name(name)
         options = PutOptions.parse(replicas=replicas, durability=durability, codec=codec, labels=labels)

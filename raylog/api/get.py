@@ -14,7 +14,7 @@ from raylog.catalog.manifest import Manifest, ShardEntry
 from raylog.codec.keys import GroupKey
 from raylog.codec.open import ShardOpener
 from raylog.errors import DamagedData, NotFound
-from raylog.spec import Kind, QosClass, Reference
+from raylog.spec import Durability, Kind, QosClass, Reference
 from raylog.wire.local_client import LocalShard
 
 
@@ -83,8 +83,8 @@ class Reading:
         session, ref = self._session, entry.shard
         try:
             shard = session.store.open(ref.shard_id)
-        except NotFound:
-            session.pull(session.local, ref, QosClass.READ, None)
+        except (NotFound, DamagedData) as error:  # damaged: its frame; the node puts it aside and pulls it anew
+            session.pull(session.local, ref, QosClass.READ, Durability.DISK if isinstance(error, DamagedData) else None)
             shard = session.store.open(ref.shard_id)
         if shard.frame.digest != ref.frame_digest:
             shard.close()

@@ -10,10 +10,10 @@ from raylog.actors.monitor import ClusterStatus
 from raylog.actors.node import NodeInfo
 from raylog.api import ray_access
 from raylog.api.session import connect_ray
-from raylog.errors import NotPermitted, Unavailable
+from raylog.errors import Unavailable
 from raylog.settings import Settings
 
-ACCESS_TIMEOUT_S = 5.0
+NODES_TIMEOUT_S = 60.0
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,17 +37,12 @@ def up(address: str | None, settings: Settings, *, allow_open_ray: bool) -> list
             "no Ray cluster answers here: start one with 'RAY_AUTH_MODE=token ray start --head', then 'raylog up' "
             "(for this machine alone nothing has to be started: use raylog.connect())"
         )
-    access = ray_access.access(found, ACCESS_TIMEOUT_S)
-    if access is ray_access.Access.UNKNOWN and not allow_open_ray:
-        raise Unavailable(f"the Ray cluster at {found} did not say whether it asks for a token: try again in a moment")
-    if access is ray_access.Access.OPEN and not allow_open_ray:
-        raise NotPermitted(
-            f"the Ray cluster at {found} serves anybody who reaches its port: start Ray with RAY_AUTH_MODE=token "
-            "on every machine ('ray get-auth-token --generate' makes the token), or say --insecure-ray"
-        )
+    if not allow_open_ray:
+        ray_access.refuse_open(str(found))
     connect_ray(str(found))
     try:
         bootstrap.start(settings)
+        bootstrap.wait_for_nodes(NODES_TIMEOUT_S)
         nodes: list[NodeInfo] = calls.call("launch", "nodes")
         return nodes
     finally:

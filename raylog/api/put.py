@@ -10,12 +10,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
+from raylog.actors import calls
 from raylog.api.seal_content import Sealed, SealPlan, seal_content
 from raylog.api.session import Session
 from raylog.api.sources.content import Content
+from raylog.catalog.encoding import digest_of, encode
 from raylog.catalog.manifest import Manifest, ShardEntry, sign_manifest
 from raylog.codec.keys import GroupKey
-from raylog.errors import RaylogError, UsageError
+from raylog.errors import NotFound, RaylogError, UsageError
 from raylog.spec import Codec, Durability, QosClass, ShardRef, Version, new_id, parse_codec
 from raylog.wire.local_client import LocalStaging
 
@@ -77,32 +79,41 @@ class Put:
         except BaseException:
             self._discard()
             raise
+        signed, digest = self._sign(content, plan)
         try:
-            return self._commit(content, plan, order.base)
-        except RaylogError as error:
-            if not error.is_retryable:  # else it may have been committed: its shards are the catalog's to judge
+            version: Version = self._session.retried("catalog", "commit", signed, self._receipts, order.base)
+        except RaylogError:
+            committed = self._find(digest)  # the answer may have been lost; raises when the catalog does not say
+            if committed is None:
                 self._discard()
-            raise
+                raise
+            return committed
+        return version
 
     def _seal_and_replicate(self, content: Content, plan: SealPlan) -> None:
         executor = ThreadPoolExecutor(REPLICATIONS_AT_ONCE, thread_name_prefix="replicate")
         under_way: deque[Future[list[bytes]]] = deque()
         try:
-            for sealed in seal_content(content, plan, self._session.store.stage):
+            expected_bytes = min(plan.shard_bytes, content.bytes or plan.shard_bytes)
+            for sealed in seal_content(content, plan, lambda: self._session.store.stage(expected_bytes)):
                 ref = self._adopt(sealed)
                 self._entries.append(ShardEntry.whole(ref, (plan.key.dek_id,)))
-                under_way.append(executor.submit(self._replicate, ref))
+                under_way.append(executor.submit(self._replicate_surely, ref))
                 if len(under_way) > REPLICATIONS_AT_ONCE:  # bounds what is sealed ahead of its replicas
                     self._receipts += under_way.popleft().result()
                 self._report(content)
             for future in under_way:
                 self._receipts += future.result()
         finally:
-            executor.shutdown(wait=True, cancel_futures=True)
+            executor.shutdown(wait=False, cancel_futures=True)
 
     def _adopt(self, sealed: Sealed[LocalStaging]) -> ShardRef:
         with sealed.place as staging:
             return staging.adopt(sealed.frame.digest, self._options.durability)
+
+    def _replicate_surely(self, ref: ShardRef) -> list[bytes]:
+        """A target that fails or leaves in between is made up for: the placement actor is asked again."""
+        return calls.retried(lambda left_s: self._replicate(ref), self._session.settings.call_deadline_s)
 
     def _replicate(self, ref: ShardRef) -> list[bytes]:
         """Brings a shard to the nodes that the placement actor chooses; their receipts."""
@@ -116,7 +127,16 @@ class Put:
             session.delete_shards(session.local, [ref.shard_id])
         return receipts
 
-    def _commit(self, content: Content, plan: SealPlan, base: int) -> Version:
+    def _find(self, digest: str) -> Version | None:
+        """The version of this put, if it was committed."""
+        try:
+            versions: list[Version] = self._session.retried("catalog", "versions", self._name)
+        except NotFound:
+            return None
+        return next((version for version in versions if version.digest == digest), None)
+
+    def _sign(self, content: Content, plan: SealPlan) -> tuple[bytes, str]:
+        """The signed manifest, and the digest (hex) that its version will have."""
         credentials = self._session.credentials()
         manifest = Manifest(
             cluster_id=credentials.identity.cluster_id,
@@ -133,8 +153,7 @@ class Put:
             shards=tuple(self._entries),
         )
         signed = sign_manifest(manifest, credentials.certificate_der, credentials.sign)
-        version: Version = self._session.retried("catalog", "commit", signed, self._receipts, base)
-        return version
+        return signed, digest_of(encode(manifest)).hex()
 
     def _discard(self) -> None:
         """Takes away what lies on nodes already; a node that does not answer is cleaned by its next inventory."""

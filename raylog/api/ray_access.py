@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from raylog.errors import UsageError
+from raylog.errors import NotPermitted, Unavailable, UsageError
 
 PROBE_TIMEOUT_S = 1.0
+ACCESS_TIMEOUT_S = 5.0
 _ALIVE_CALL = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # the cheapest of the calls that Ray guards by its token
 
 
@@ -85,6 +86,21 @@ def access(address: ClusterAddress, timeout_s: float = PROBE_TIMEOUT_S) -> Acces
         except grpc.RpcError as error:
             return Access.CLOSED if error.code() is grpc.StatusCode.UNAUTHENTICATED else Access.UNKNOWN
     return Access.OPEN
+
+
+def refuse_open(address: str) -> None:
+    """Raises `NotPermitted` when the cluster serves anybody who reaches its port: whoever can submit code to Ray is
+    this user on every machine. `Unavailable` when it does not say."""
+    found = access(_parsed(address, "argument"), ACCESS_TIMEOUT_S)
+    if found is Access.UNKNOWN:
+        raise Unavailable(
+            f"the Ray cluster at {address} did not say whether it asks for a token: try again in a moment"
+        )
+    if found is Access.OPEN:
+        raise NotPermitted(
+            f"the Ray cluster at {address} serves anybody who reaches its port: start Ray with RAY_AUTH_MODE=token on "
+            "every machine ('ray get-auth-token --generate' makes the token), or accept it: 'raylog up --insecure-ray'"
+        )
 
 
 def token(environment: Mapping[str, str], home: Path) -> Token | None:

@@ -2,8 +2,11 @@
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +19,7 @@ from raylog.actors.pull import Outcome
 from raylog.api import ray_access
 from raylog.catalog.manifest import Manifest, open_manifest
 from raylog.catalog.requests import DeleteRequest, sign_delete
-from raylog.errors import NotFound, NotPermitted, Unavailable
+from raylog.errors import NotFound, NotPermitted, Unavailable, Unsatisfiable, UsageError
 from raylog.placement.replicas import ReplicaPlan
 from raylog.security.credentials import Credentials
 from raylog.security.grants import ReadScope, WriteScope, open_grant, request_grant
@@ -28,23 +31,36 @@ from raylog.wire.local_client import LocalClient
 EMBEDDED_STORE_BYTES = 80 * MIB  # Ray's own least; raylog does not use it
 
 
-def connect_ray(address: str | None) -> bool:
-    """Connects this process to Ray: the one it is connected to already, else `address`, else `$RAY_ADDRESS`, else the
-    cluster that runs on this machine, else a new one in this process. Returns whether that last one was started.
+@dataclass(frozen=True, slots=True)
+class RayConnection:
+    """What `connect_ray` found or did: `is_ours` when this call connected the process, `is_started` when it also
+    started the cluster."""
 
-    A dead address is found out by a TCP probe first: Ray itself would wait for minutes. Raises `Unavailable`.
+    is_ours: bool
+    is_started: bool
+
+
+def connect_ray(address: str | None) -> RayConnection:
+    """Connects this process to Ray: the one it is connected to already, else `address`, else `$RAY_ADDRESS`, else the
+    cluster that runs on this machine, else a new one in this process.
+
+    A dead address is found out by a TCP probe first: Ray itself would wait for minutes. Raises `Unavailable`, and
+    `UsageError` when the process is connected to another cluster than `address`.
     """
     if ray.is_initialized():
-        return False
+        joined = ray.get_runtime_context().gcs_address
+        if address not in (None, "auto", "local", joined):
+            raise UsageError(f"this process is connected to the Ray cluster at {joined}, not {address}: ray.shutdown()")
+        return RayConnection(is_ours=False, is_started=False)
     found = ray_access.cluster_address(address, os.environ)
     if found is not None and ray_access.answers(found):
         _init(address=str(found))
-        return False
+        return RayConnection(is_ours=True, is_started=False)
     if found is not None and found.origin in ("argument", "RAY_ADDRESS"):
         raise Unavailable(f"no Ray cluster answers at {found} ({found.origin}): check it, or 'ray start --head' there")
     _init(address="local", include_dashboard=False, object_store_memory=EMBEDDED_STORE_BYTES)
     _guard_ray_token()
-    return True
+    return RayConnection(is_ours=True, is_started=True)
 
 
 def _guard_ray_token() -> None:
@@ -58,37 +74,70 @@ def _init(**options: Any) -> None:
     ray.init(namespace=calls.NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
 
 
+NODE_TIMEOUT_S = 60.0
 ANSWER_GRACE_S = 5.0  # a node ends by the deadline it was given; its answer travels a little longer
+
+
+def _disconnect(connection: RayConnection) -> None:
+    try:
+        if connection.is_started and ray.is_initialized():
+            with suppress(Unavailable):  # it was never up
+                bootstrap.stop()
+    finally:
+        if connection.is_ours:
+            ray.shutdown()
 
 
 class Session:
     """One process's membership of a cluster: actors by name, a client certificate, the local node's store."""
 
-    def __init__(self, settings: Settings, *, owns_ray: bool) -> None:
+    def __init__(self, settings: Settings, ray_connection: RayConnection) -> None:
         self.settings = settings
-        self._owns_ray = owns_ray
+        self._ray = ray_connection
+        self._lock = threading.Lock()
+        bootstrap.wait_for_nodes(NODE_TIMEOUT_S, only=ray.get_runtime_context().get_node_id())
+        self._local = self._local_node()
+        self._store = LocalClient(Path(self._local.socket_path))
         self._membership = Membership.of_client(settings)
-        self.local = self._local_node()
-        self.store = LocalClient(Path(self.local.socket_path))
 
     @classmethod
     def open(cls, address: str | None, settings: Settings) -> Self:
-        """Connects, starting what is missing. What was started is taken down again when this fails."""
-        owns_ray = connect_ray(address)
+        """Connects. On this process's own Ray, or on the head of one that asks for a token, raylog is started if it
+        does not run; anywhere else that is for 'raylog up'. What was begun is taken down again when this fails."""
+        connection = connect_ray(address)
         try:
-            return cls(bootstrap.start(settings), owns_ray=owns_ray)
+            running = bootstrap.running_settings()
+            if running is None and not connection.is_started:
+                ray_access.refuse_open(ray.get_runtime_context().gcs_address)
+            return cls(running or bootstrap.start(settings), connection)
         except BaseException:
-            if owns_ray:
-                ray.shutdown()
+            _disconnect(connection)
             raise
 
     def close(self) -> None:
-        """Lets go of the node; ends raylog and Ray if this process started them."""
-        self.store.close()
+        """Lets go of the node and of Ray; ends raylog and Ray if this process started them."""
+        self._store.close()
         self._membership.close()
-        if self._owns_ray:
-            bootstrap.stop()
-            ray.shutdown()
+        _disconnect(self._ray)
+
+    @property
+    def local(self) -> NodeInfo:
+        """The node that this process is on; found again after its actor was restarted."""
+        self._reconnect()
+        return self._local
+
+    @property
+    def store(self) -> LocalClient:
+        """The connection to that node's store, made anew after its actor was restarted."""
+        self._reconnect()
+        return self._store
+
+    def _reconnect(self) -> None:
+        with self._lock:
+            if self._store.is_connected:
+                return
+            self._local = self._local_node()
+            self._store = LocalClient(Path(self._local.socket_path))
 
     def credentials(self) -> Credentials:
         return self._membership.credentials()
@@ -175,14 +224,17 @@ class Session:
 
     def replica_targets(self, ref: ShardRef, replicas: int, durability: Durability) -> list[NodeInfo]:
         """The nodes on which the placement actor wants the replicas of a shard that this process sealed. Raises
-        `Unavailable` with its reason when there are fewer than asked for."""
+        `Unsatisfiable` with its reason when there are fewer than asked for."""
         plan: ReplicaPlan = self.retried(
             "placement", "replica_targets", [ref], replicas, self.local.node_id, durability
         )
         if plan.shortfall:
-            raise Unavailable(f"{plan.shortfall[0].reason}: add nodes or room, or ask for fewer replicas")
+            raise Unsatisfiable(f"{plan.shortfall[0].reason}: add nodes or room, or ask for fewer replicas")
         by_id = {info.node_id: info for info in self.nodes()}
-        return [by_id[node_id] for node_id in plan.targets[ref.shard_id] if node_id in by_id]
+        chosen = plan.targets[ref.shard_id]
+        if not by_id.keys() >= set(chosen):
+            raise Unavailable(f"a node that was chosen for shard {ref.shard_id} has left since: put again")
+        return [by_id[node_id] for node_id in chosen]
 
     def delete_shards(self, info: NodeInfo, shard_ids: Sequence[str]) -> None:
         """Takes shards that no version names away from a node."""

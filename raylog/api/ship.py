@@ -98,9 +98,9 @@ class Shipment:
                 futures = [executor.submit(self._pull, target, shard) for target, shard in work]
                 for future in as_completed(futures):
                     future.result()
-        except RaylogError as error:
+        except BaseException as error:  # noqa: BLE001 - the thread's edge: `result` raises it, whatever it is
             self._cancelled.set()
-            self._error = error
+            self._error = error if isinstance(error, RaylogError) else Unavailable(f"the shipment failed: {error!r}")
         finally:
             self._seconds = time.monotonic() - self._started_s
             self._finished.set()

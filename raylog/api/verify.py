@@ -1,5 +1,6 @@
 """`verify`: every copy of a version is read and checked where it lies, and what is damaged is replaced."""
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -13,8 +14,8 @@ COPIES_AT_ONCE = 4
 
 
 class ScrubReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a scrub found. A chunk is counted once per copy; `repaired` equals `damaged` when all is well again, and
-    `problems` says why it is not."""
+    """What a scrub found. A chunk is counted once per copy. `problems` names what is not well even now: chunks that
+    could not be repaired, shards with fewer whole copies than were promised."""
 
     replicas: int
     chunks_read: int
@@ -26,15 +27,23 @@ class ScrubReport(msgspec.Struct, frozen=True, kw_only=True):
 def verify_version(session: Session, reference: Reference) -> ScrubReport:
     """Reads every chunk of every living copy of a version, copies that are only cache included."""
     manifest = session.manifest(reference)
-    work = [(info, ref) for ref in manifest.distinct_shards().values() for info in session.nodes()]
+    refs = manifest.distinct_shards()
+    work = [(info, ref) for ref in refs.values() for info in session.nodes()]
     with ThreadPoolExecutor(COPIES_AT_ONCE, thread_name_prefix="verify") as executor:
-        reports = [report for report in executor.map(lambda item: _scrub(session, *item), work) if report]
+        found = list(zip(work, executor.map(lambda item: _scrub(session, *item), work), strict=True))
+    reports = [report for _, report in found if report]
+    whole = Counter(ref.shard_id for (_, ref), report in found if report and not report.problems)
+    short = [
+        f"shard {shard_id} has {whole[shard_id]} whole copies on living nodes, {manifest.replicas} were promised"
+        for shard_id in refs
+        if whole[shard_id] < manifest.replicas
+    ]
     return ScrubReport(
         replicas=len(reports),
         chunks_read=sum(report.chunks_read for report in reports),
         damaged=sum(report.damaged for report in reports),
         repaired=sum(report.repaired for report in reports),
-        problems=[problem for report in reports for problem in report.problems],
+        problems=[*(problem for report in reports for problem in report.problems), *short],
     )
 
 

@@ -64,7 +64,7 @@ def pull(
         raise UsageError(f"expected a deadline above 0 s, got {deadline_s}")
     began = time.monotonic()
     with ClientSession.connect(
-        source.node_id, source.host, source.control_port, credentials, bounds, streams, deadline_s
+        source.node_id, source.host, source.control_port, credentials, bounds, streams, deadline_s, cancel
     ) as session:
         moved_bytes, chunks, retried = session.pull(ref, sink, began + deadline_s, qos, on_progress, cancel)
     return PullReport(bytes=moved_bytes, chunks=chunks, seconds=time.monotonic() - began, retried=retried)

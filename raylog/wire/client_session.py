@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from raylog import __version__
@@ -17,6 +17,7 @@ from raylog.security.identity import Identity
 from raylog.spec import QosClass, ShardRef
 from raylog.wire.bounds import Bounds
 from raylog.wire.cargo import END_RECORD, OPEN_RECORD, CargoReceiver, send_all, send_bare, tune
+from raylog.wire.dial import dial
 from raylog.wire.effects import (
     Close,
     CloseStream,
@@ -48,6 +49,7 @@ class _Transfer:
     """One pull, between the thread that waits for it and those that receive. The runner's lock guards it."""
 
     number: int = -1
+    total_bytes: int = 0
     frame: Frame | None = None
     writer: ShardWriter | None = None
     outcome: Complete | Fail | None = None
@@ -55,6 +57,14 @@ class _Transfer:
     received_chunks: int = 0
     resumed_bytes: int = 0  # were verified here before
     busy: int = 0  # cargo threads that write to `writer` now
+
+
+@dataclass(slots=True, eq=False)
+class _Line:
+    """A cargo stream that the machine has not closed. The runner's lock guards it."""
+
+    closed: threading.Event = field(default_factory=threading.Event)
+    connection: socket.socket | None = None
 
 
 class ClientSession:
@@ -66,7 +76,7 @@ class ClientSession:
         self._runner = SessionRunner(self._machine, channel, self._carry_out)
         self._changed = threading.Condition(self._runner.lock)
         self._transfers: dict[int, _Transfer] = {}
-        self._cargo: dict[bytes, socket.socket | None] = {}  # None: still connecting
+        self._lines: dict[bytes, _Line] = {}
         self._threads: list[threading.Thread] = []
         self._error: RaylogError | None = None
         self._spawn(self._control, "raylog-wire-control")
@@ -81,25 +91,20 @@ class ClientSession:
         bounds: Bounds,
         streams: int,
         timeout_s: float,
+        cancel: threading.Event | None = None,
     ) -> "ClientSession":
         """Connects, shakes hands and makes sure that it is the node `node_id` that answers.
 
         Raises `Unavailable` (nobody there), `DeadlineExceeded`, `PeerFault` (somebody else, or not of this cluster),
-        `NotPermitted` (our own certificate has expired).
+        `NotPermitted` (our own certificate has expired), `Cancelled`.
         """
-        where = f"node {node_id} at {host}:{port}"
-        step_s = min(timeout_s, bounds.greeting_timeout_s)
+        where, step_s = f"node {node_id} at {host}:{port}", min(timeout_s, bounds.greeting_timeout_s)
         if credentials.not_after_s <= time.time():
-            raise NotPermitted(
-                f"{where}: our own certificate ({credentials.identity}) has expired: renew it, or join again"
-            )
-        try:
-            connection = socket.create_connection((host, port), timeout=step_s)
-        except OSError as error:
-            raise Unavailable(f"{where}: cannot connect within {step_s:.1f} s: {error}; is raylog up there?") from None
+            raise NotPermitted(f"{where}: our own certificate ({credentials.identity}) has expired: join again")
+        connection = dial(host, port, time.monotonic() + step_s, cancel, where)
         channel = TlsChannel(connection, credentials, server_side=False, where=where)
         try:
-            certificate = channel.handshake(step_s)
+            certificate = channel.handshake(step_s, cancel)
             _check_is_node(certificate.identity, node_id, where)
         except BaseException:
             channel.close()
@@ -137,7 +142,7 @@ class ClientSession:
                     self._create(transfer, sink, transfer.frame)
                 self._await_news(transfer)
                 if on_progress is not None and transfer.writer is not None:
-                    on_progress(transfer.resumed_bytes + transfer.received_bytes, _chunk_bytes(transfer))
+                    on_progress(transfer.resumed_bytes + transfer.received_bytes, transfer.total_bytes)
                 if cancel is not None and cancel.is_set():
                     raise Cancelled(f"shard {ref.shard_id}: the pull was cancelled; pull again to resume")
                 if time.monotonic() >= deadline:
@@ -188,7 +193,8 @@ class ClientSession:
         missing_bytes = sum(
             frame.chunks[n].sealed_bytes for first, count in missing for n in range(first, first + count)
         )
-        transfer.resumed_bytes = _chunk_bytes(transfer) - missing_bytes
+        transfer.total_bytes = sum(entry.sealed_bytes for entry in frame.chunks)
+        transfer.resumed_bytes = transfer.total_bytes - missing_bytes
         self._runner.apply(partial(self._machine.shard_created, transfer.number, missing))
 
     def _await_idle(self, transfer: _Transfer) -> None:
@@ -219,11 +225,11 @@ class ClientSession:
                     transfer.outcome = effect
                     self._changed.notify_all()
             case ConnectStream(stream):
-                self._cargo[stream] = None
-                self._spawn(partial(self._carry_cargo, effect), "raylog-wire-cargo")
+                self._lines[stream] = line = _Line()
+                self._spawn(partial(self._carry_cargo, effect, line), "raylog-wire-cargo")
             case CloseStream(stream):
-                if (connection := self._cargo.pop(stream, None)) is not None:
-                    _wake(connection)
+                if (closing := self._lines.pop(stream, None)) is not None:
+                    _close(closing)
             case Close(error):
                 self._error = error
 
@@ -244,39 +250,41 @@ class ClientSession:
 
     # Cargo threads.
 
-    def _carry_cargo(self, effect: ConnectStream) -> None:
+    def _carry_cargo(self, effect: ConnectStream, line: _Line) -> None:
         why = "its thread ended"
         try:
-            self._receive_stream(effect)
+            self._receive_stream(effect, line)
         except (RaylogError, OSError) as error:
             why = str(error)
         finally:
             self._runner.apply(partial(self._machine.stream_lost, effect.stream, why))
 
-    def _receive_stream(self, effect: ConnectStream) -> None:
-        bounds, stream = self._bounds, effect.stream
-        with socket.create_connection((self._host, effect.port), timeout=bounds.stream_timeout_s) as connection:
-            tune(connection, bounds.progress_timeout_s)
+    def _receive_stream(self, effect: ConnectStream, line: _Line) -> None:
+        timeout_s = self._bounds.stream_timeout_s
+        where = f"cargo port {effect.port} of {self._host}"
+        with dial(self._host, effect.port, time.monotonic() + timeout_s, line.closed, where) as connection:
+            tune(connection, self._bounds.progress_timeout_s)
             with self._runner.lock:
-                if stream not in self._cargo:
-                    return  # closed meanwhile
-                self._cargo[stream] = connection
-            sealer = RecordSealer(effect.keys.from_puller, bounds.rekey_bytes)
+                line.connection = connection
+            sealer = RecordSealer(effect.keys.from_puller, self._bounds.rekey_bytes)
             try:
-                send_all(connection, memoryview(preamble(stream)), bounds.stream_timeout_s)
-                send_bare(connection, sealer, OPEN_RECORD, bounds.stream_timeout_s)
-                self._runner.apply(partial(self._machine.stream_connected, stream))
-                receiver = CargoReceiver(
-                    connection, effect.keys.from_source, bounds.rekey_bytes, bounds.progress_timeout_s
-                )
-                while self._receive_chunk(stream, receiver):
-                    pass
+                send_all(connection, memoryview(preamble(effect.stream)), timeout_s)
+                send_bare(connection, sealer, OPEN_RECORD, timeout_s)
+                self._runner.apply(partial(self._machine.stream_connected, effect.stream))
+                self._receive_chunks(effect, connection, line)
             finally:
                 with self._runner.lock:
-                    is_closed_by_us = self._cargo.pop(stream, None) is None
-                if is_closed_by_us:
+                    self._lines.pop(effect.stream, None)
+                    line.connection = None
+                if line.closed.is_set():
                     with suppress(Unavailable):  # a farewell: nothing depends on it
-                        send_bare(connection, sealer, END_RECORD, bounds.stream_timeout_s)
+                        send_bare(connection, sealer, END_RECORD, timeout_s)
+
+    def _receive_chunks(self, effect: ConnectStream, connection: socket.socket, line: _Line) -> None:
+        bounds = self._bounds
+        receiver = CargoReceiver(connection, effect.keys.from_source, bounds.rekey_bytes, bounds.progress_timeout_s)
+        while not line.closed.is_set() and self._receive_chunk(effect.stream, receiver):
+            pass
 
     def _receive_chunk(self, stream: bytes, receiver: CargoReceiver) -> bool:
         """Takes one record; False when it was the last."""
@@ -307,23 +315,23 @@ class ClientSession:
             receiver.open_body_into(receiver.scratch(head.body_bytes))
             self._runner.apply(event)
             return
+        received_bytes = 0
         try:
             _fill(writer, receiver, head)
-            transfer_bytes = head.body_bytes
+            received_bytes = head.body_bytes
         except PeerFault:
             raise  # the record does not open: the stream is over
         except DamagedData:
-            event, transfer_bytes = partial(self._machine.chunk_damaged, stream, head.pull, head.chunk), 0
+            event = partial(self._machine.chunk_damaged, stream, head.pull, head.chunk)
         except RaylogError as error:
-            event, transfer_bytes = partial(self._machine.fail, head.pull, error), 0
+            event = partial(self._machine.fail, head.pull, error)
         finally:
             with self._changed:
+                transfer.received_bytes += received_bytes
+                transfer.received_chunks += bool(received_bytes)
                 transfer.busy -= 1
                 if transfer.outcome is not None:
                     self._changed.notify_all()
-        with self._runner.lock:
-            transfer.received_bytes += transfer_bytes
-            transfer.received_chunks += bool(transfer_bytes)
         self._runner.apply(event)
 
 
@@ -340,11 +348,6 @@ def _fill(writer: ShardWriter, receiver: CargoReceiver, head: Head) -> None:
     writer.commit_chunk(head.chunk)
 
 
-def _chunk_bytes(transfer: _Transfer) -> int:
-    assert transfer.frame is not None
-    return sum(entry.sealed_bytes for entry in transfer.frame.chunks)
-
-
 def _check_is_node(identity: Identity, node_id: str, where: str) -> None:
     if (identity.role, identity.id) != ("node", node_id):
         raise PeerFault(
@@ -354,7 +357,9 @@ def _check_is_node(identity: Identity, node_id: str, where: str) -> None:
         )
 
 
-def _wake(connection: socket.socket) -> None:
-    """Ends the receiving on a connection under the thread that waits on it; that thread closes it."""
-    with suppress(OSError):  # it is cut already
-        connection.shutdown(socket.SHUT_RD)
+def _close(line: _Line) -> None:
+    """Ends the connecting or receiving of the line's thread, which then closes the connection."""
+    line.closed.set()
+    if line.connection is not None:
+        with suppress(OSError):  # it is cut already
+            line.connection.shutdown(socket.SHUT_RD)

@@ -7,13 +7,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 
 from raylog import __version__
 from raylog.errors import PeerFault, RaylogError, Unavailable, UsageError
 from raylog.security.credentials import Credentials
+from raylog.security.identity import Certificate
 from raylog.wire import messages
 from raylog.wire.bounds import Bounds
 from raylog.wire.cargo import receive_proof
@@ -192,6 +193,8 @@ class WireServer:
             serve(connection, where)
         except RaylogError as error:
             self._refuse(where, getattr(error, "refusal", Refusal.CARGO), str(error))
+        except OSError as error:
+            self._refuse(where, Refusal.CUT, str(error))
         finally:
             with self._lock:
                 self._connections.pop(connection, None)
@@ -205,18 +208,19 @@ class WireServer:
     # Control.
 
     def _serve_control(self, connection: socket.socket, where: str) -> None:
-        credentials = self._credentials()
-        channel = TlsChannel(connection, credentials, server_side=True, where=where)
-        try:
-            self._serve_channel(channel, credentials, where)
-        finally:
-            channel.close()
-
-    def _serve_channel(self, channel: TlsChannel, credentials: Credentials, where: str) -> None:
-        try:
+        with ExitStack() as stack:
+            slot = stack.enter_context(ExitStack())
+            slot.callback(self._handshakes.release)
+            credentials = self._credentials()
+            channel = TlsChannel(connection, credentials, server_side=True, where=where)
+            stack.callback(channel.close)
             certificate = channel.handshake(self._bounds.greeting_timeout_s)
-        finally:
-            self._handshakes.release()
+            slot.close()
+            self._serve_session(channel, credentials, certificate, where)
+
+    def _serve_session(
+        self, channel: TlsChannel, credentials: Credentials, certificate: Certificate, where: str
+    ) -> None:
         not_after_s = min(credentials.not_after_s, certificate.not_after_s)
         parties = Parties(
             me=credentials.identity,

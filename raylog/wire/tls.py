@@ -16,9 +16,10 @@ from contextlib import suppress
 from raylog.errors import DeadlineExceeded, NotPermitted, PeerFault, RaylogError, Unavailable
 from raylog.security.credentials import Credentials
 from raylog.security.identity import Certificate
+from raylog.wire.dial import wait_ready
 
 _RECEIVE_BYTES = 64 << 10
-_LINGER_S = 1.0
+_LINGER_S = 0.5
 
 
 class Refusal(enum.StrEnum):
@@ -56,18 +57,19 @@ class TlsChannel:
             self._poll_all.register(descriptor, select.POLLIN)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def handshake(self, timeout_s: float) -> Certificate:
+    def handshake(self, timeout_s: float, cancel: threading.Event | None = None) -> Certificate:
         """Shakes hands, and says who is there. What is refused, and by whom, stands in the error, as `refusal` too.
 
         Raises `PeerFault` when the peer is not one of this cluster, `NotPermitted` when it does not take us for one
-        (a server learns that here, a client of TLS 1.3 only by its first `receive`), `DeadlineExceeded`, `Unavailable`.
+        (a server learns that here, a client of TLS 1.3 only by its first `receive`), `DeadlineExceeded`, `Unavailable`,
+        `Cancelled` once `cancel` is set.
         """
         deadline = time.monotonic() + timeout_s
         self._connection.settimeout(timeout_s)  # from here on the bound of a single send
         try:
             while not self._is_done():
                 self._flush()
-                self._await_bytes(deadline)
+                self._await_bytes(deadline, cancel)
             self._flush()
         except ssl.SSLError as error:
             with suppress(OSError):
@@ -87,9 +89,11 @@ class TlsChannel:
             return False
         return True
 
-    def _await_bytes(self, deadline: float) -> None:
-        if not self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise DeadlineExceeded(f"{self._where}: no TLS handshake in time", refusal=Refusal.TIMEOUT)
+    def _await_bytes(self, deadline: float, cancel: threading.Event | None) -> None:
+        try:
+            wait_ready(self._poll, deadline, cancel, f"{self._where}: TLS handshake")
+        except DeadlineExceeded as error:
+            raise DeadlineExceeded(str(error), refusal=Refusal.TIMEOUT) from None
         data = self._connection.recv(_RECEIVE_BYTES)
         if not data:
             raise Unavailable(f"{self._where}: cut during the handshake", refusal=Refusal.CUT)

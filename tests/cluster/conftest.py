@@ -56,5 +56,6 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 @pytest.fixture(scope="session")
 def client(machine: Machine) -> Iterator[raylog.Client]:
     with raylog.connect(machine.cluster.address, settings=machine.settings) as connected:
+        bootstrap.wait_for_nodes(60)
         yield connected
-    bootstrap.stop()
+        bootstrap.stop()

@@ -39,6 +39,11 @@ def others(client: raylog.Client) -> list[NodeInfo]:
     return [info for info in client.nodes() if info.node_id != client.local_node().node_id]
 
 
+def came_back(client: raylog.Client, before: NodeInfo) -> bool:
+    """The same node in another process."""
+    return any(info.node_id == before.node_id and info.pid != before.pid for info in client.nodes())
+
+
 def kill(info: NodeInfo) -> None:
     os.kill(info.pid, signal.SIGKILL)
 
@@ -72,7 +77,7 @@ def test_a_receiver_killed_while_it_receives(client: raylog.Client, noise: bytes
         shipment.result(70)
     except RaylogError as error:
         assert error.is_retryable, error
-    wait_until(lambda: target.node_id in {info.node_id for info in client.nodes()}, 30, "the node came back as itself")
+    wait_until(lambda: came_back(client, target), 30, "the node came back as itself")
     report = client.ship("faults/receive", to=[target.node_id], deadline_s=60).result(60)
     assert report.nodes == [target.node_id]
     assert client.get("faults/receive") == noise
@@ -88,6 +93,7 @@ def test_a_sender_killed_while_it_sends(client: raylog.Client, noise: bytes) -> 
     kill(sender)
     assert shipment.result(70).nodes == [target.node_id]
     assert client.get("faults/send") == noise
+    wait_until(lambda: came_back(client, sender), 30, "the sender came back as itself")
 
 
 def test_the_catalog_killed_between_replicas_and_commit(client: raylog.Client) -> None:

@@ -392,7 +392,7 @@ def silence(connection: socket.socket) -> None:
     ("serve", "kind", "words"),
     [
         (http, PeerFault, "expected TLS"),
-        (silence, Unavailable, "no TLS handshake in time"),
+        (silence, Unavailable, "TLS handshake: no answer in time"),
         (lambda connection: None, Unavailable, "cut during the handshake"),
         (serving_tls(tls_1_2(context(NODE, server_side=True))), PeerFault, "expected TLS 1.3"),
         (serving_tls(context(Cluster().credentials(), server_side=True)), PeerFault, "not of this cluster's authority"),

@@ -323,6 +323,27 @@ def test_nobody_listens(node: Credentials, me: Credentials) -> None:
         pull(SHARD.frame.ref(), address, MemorySink(SHARD), me, deadline_s=5)
 
 
+def test_a_cancel_is_seen_while_nobody_answers(me: Credentials) -> None:
+    """A listener whose backlog is full: connecting waits, and so does the first byte of a handshake before that."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        address = PeerAddress(node_id=new_id(), host="127.0.0.1", control_port=listener.getsockname()[1])
+        fillers = []
+        for is_full in (False, True):
+            cancel = threading.Event()
+            threading.Timer(0.1, cancel.set).start()
+            began = time.monotonic()
+            with pytest.raises(Cancelled, match="cannot connect" if is_full else "TLS handshake"):
+                pull(SHARD.frame.ref(), address, MemorySink(SHARD), me, deadline_s=20, cancel=cancel)
+            assert time.monotonic() - began < 1.1
+            for _ in range(4):
+                filler = socket.socket()
+                filler.setblocking(False)
+                filler.connect_ex(listener.getsockname())
+                fillers.append(filler)
+        for filler in fillers:
+            filler.close()
+
+
 def test_a_server_that_goes_down_says_so(node: Credentials, me: Credentials) -> None:
     released = threading.Event()
 

@@ -19,8 +19,7 @@ def node_actor_name(ray_node_id: str) -> str:
 
 def find(name: str) -> Any:
     """A handle of the named actor; `Unavailable` when there is none."""
-    if not ray.is_initialized():  # asking would make Ray connect by itself, somewhere
-        raise Unavailable("this process is not connected to a Ray cluster: use raylog.connect()")
+    _check_connected()
     try:
         return ray.get_actor(name, namespace=NAMESPACE)
     except ValueError as error:
@@ -37,6 +36,7 @@ def wait(reference: Any, timeout_s: float, what: str) -> Any:
 
     Raises `DeadlineExceeded` after `timeout_s`, `Unavailable` when the actor or its node is gone.
     """
+    _check_connected()
     try:
         return ray.get(reference, timeout=max(timeout_s, 0.001))
     except ray.exceptions.GetTimeoutError as error:
@@ -48,6 +48,12 @@ def wait(reference: Any, timeout_s: float, what: str) -> Any:
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise Unavailable(f"{what}: the actor is gone or restarting ({type(error).__name__}: {reason})") from error
+
+
+def _check_connected() -> None:
+    """Ray would connect by itself, somewhere, when it is asked while it is not connected."""
+    if not ray.is_initialized():
+        raise Unavailable("this process is not connected to a Ray cluster: use raylog.connect()")
 
 
 def wait_all(references: Sequence[Any], timeout_s: float, what: str) -> list[Any]:

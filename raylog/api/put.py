@@ -2,6 +2,7 @@
 shard is sealed, and one commit makes all of it visible at once."""
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from raylog.api.sources.content import Content
 from raylog.catalog.encoding import digest_of, encode
 from raylog.catalog.manifest import Manifest, ShardEntry, sign_manifest
 from raylog.codec.keys import GroupKey
-from raylog.errors import NotFound, RaylogError, UsageError
+from raylog.errors import NotFound, RaylogError, Unsatisfiable, UsageError
 from raylog.spec import Codec, Durability, QosClass, ShardRef, Version, new_id, parse_codec
 from raylog.wire.local_client import LocalStaging
 
@@ -58,6 +59,7 @@ class Put:
         self._on_progress = on_progress
         self._entries: list[ShardEntry] = []
         self._receipts: list[bytes] = []
+        self._ended = threading.Event()
 
     def run(self, content: Content) -> Version:
         """Seals `content` and commits it as the name's next version. After an error, Ctrl-C included, nothing of it is
@@ -105,7 +107,8 @@ class Put:
             for future in under_way:
                 self._receipts += future.result()
         finally:
-            executor.shutdown(wait=False, cancel_futures=True)
+            self._ended.set()
+            executor.shutdown(wait=True, cancel_futures=True)  # no replica is made after `_discard`
 
     def _adopt(self, sealed: Sealed[LocalStaging]) -> ShardRef:
         with sealed.place as staging:
@@ -113,7 +116,13 @@ class Put:
 
     def _replicate_surely(self, ref: ShardRef) -> list[bytes]:
         """A target that fails or leaves in between is made up for: the placement actor is asked again."""
-        return calls.retried(lambda left_s: self._replicate(ref), self._session.settings.call_deadline_s)
+
+        def attempt(left_s: float) -> list[bytes]:
+            if self._ended.is_set():
+                raise Unsatisfiable(f"{self._name}: the put ended before shard {ref.shard_id} was replicated")
+            return self._replicate(ref)
+
+        return calls.retried(attempt, self._session.settings.call_deadline_s)
 
     def _replicate(self, ref: ShardRef) -> list[bytes]:
         """Brings a shard to the nodes that the placement actor chooses; their receipts."""

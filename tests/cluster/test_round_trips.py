@@ -86,7 +86,7 @@ SOURCES: dict[str, Callable[[Path, pa.Table], Any]] = {
 }
 
 
-@pytest.mark.filterwarnings("default::DeprecationWarning:ray")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 @pytest.mark.parametrize("kind", SOURCES)
 def test_every_source_of_a_table(client: raylog.Client, small: pa.Table, tmp_path: Path, kind: str) -> None:
     client.put(f"tests/sources/{kind}", SOURCES[kind](tmp_path, small))

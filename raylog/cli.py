@@ -156,7 +156,11 @@ def ship(
     deadline_s = parse_seconds(deadline)
     with Options.connect(quiet=as_json) as client, screen.Bar(f"ship {name}", enabled=not as_json) as bar:
         shipment = client.ship(name, to=to or "all", deadline_s=deadline_s, on_progress=bar)
-        report = shipment.result(deadline_s)
+        try:
+            report = shipment.result(deadline_s)
+        except BaseException:
+            shipment.cancel()  # pulls that are under way end, no other begins
+            raise
     if as_json:
         screen.print_json(report)
     else:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -16,15 +17,16 @@ DEMO_SECONDS_MAX = 60
 
 
 def leftovers(folder: Path) -> tuple[set[str], set[int]]:
-    """Files in /dev/shm and in the temporary folder, and processes whose command names it."""
-    files = {str(path) for place in (Path("/dev/shm"), folder) for path in place.iterdir()}
-    running = {
-        process.pid
-        for process in psutil.process_iter(["cmdline", "environ"])
-        if f"TMPDIR={folder}" in str(process.info["cmdline"])
-        or (process.info["environ"] or {}).get("TMPDIR") == str(folder)
-    }
-    return files, running
+    """Files in the temporary folder, arenas in /dev/shm that no living process has open, processes that run there."""
+    files = {str(path) for path in folder.iterdir()}
+    arenas = {str(path) for path in Path("/dev/shm").glob("raylog-*")}
+    running = set()
+    for process in psutil.process_iter(["environ"]):
+        if (process.info["environ"] or {}).get("TMPDIR") == str(folder):
+            running.add(process.pid)
+        with suppress(psutil.Error):
+            arenas -= {file.path for file in process.open_files()}
+    return files | arenas, running
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylog.actors import calls
-from raylog.actors.node import NodeActor, NodeInfo
+from raylog.actors.node import CONTROL, CONTROL_THREADS, NodeActor, NodeInfo
 from raylog.errors import DeadlineExceeded, RaylogError
 from raylog.settings import Settings
 
@@ -82,8 +82,8 @@ class LaunchActor:
         while not self._stopping.is_set():
             try:
                 self._reconcile()
-            except (RaylogError, ray.exceptions.RayError, OSError) as error:
-                log.warning("reconciling failed, trying again: %s", error)
+            except Exception:
+                log.exception("reconciling failed, trying again")
             self._stopping.wait(self._settings.reconcile_period_s)
 
     def _reconcile(self) -> None:
@@ -105,7 +105,7 @@ class LaunchActor:
         log.info("starting the node actor of %s at %s", ray_node_id, host)
         member.started_s = time.monotonic()
         member.handle = (
-            ray.remote(NodeActor)
+            cast(Any, ray.remote)(concurrency_groups={CONTROL: CONTROL_THREADS})(NodeActor)
             .options(**detached(calls.node_actor_name(ray_node_id), ray_node_id))
             .remote(ray_node_id, host, dict(node.get("Labels") or {}), self._settings)
         )

@@ -4,14 +4,14 @@ where Ray's own Prometheus discovery finds them."""
 import logging
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import msgspec
-import ray
 from ray.util.metrics import Counter, Gauge
 
 from raylog.actors import calls
-from raylog.errors import RaylogError
+from raylog.errors import RaylogError, Unavailable
 from raylog.monitor.aggregate import Aggregate
 from raylog.monitor.counters import CounterIncrements
 from raylog.monitor.metrics import METRICS, readings
@@ -58,13 +58,18 @@ class MonitorActor:
             started_s = time.monotonic()
             try:
                 self._collect()
-            except (RaylogError, ray.exceptions.RayError) as error:
+            except RaylogError as error:
                 log.warning("no samples this time: %s", error)
+            except Exception:
+                log.exception("sampling failed, trying again")
             time.sleep(max(0.05, self._settings.sample_period_s - (time.monotonic() - started_s)))
 
     def _collect(self) -> None:
         nodes = calls.call("launch", "nodes", timeout_s=SAMPLE_TIMEOUT_S)
-        references = [calls.node(info.ray_node_id).sample.remote() for info in nodes]
+        references = []
+        for info in nodes:
+            with suppress(Unavailable):  # it left just now
+                references.append(calls.node(info.ray_node_id).sample.remote())
         for answer in calls.wait_all(references, SAMPLE_TIMEOUT_S, "node.sample"):
             if isinstance(answer, NodeSample):
                 with self._lock:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import msgspec
+import ray
 
 from raylog import __version__
 from raylog.actors.membership import Membership
@@ -37,6 +38,8 @@ from raylog.wire.server import WireServer
 
 log = logging.getLogger("raylog.node")
 
+CONTROL = "control"  # calls that answer at once have threads of their own, however many pulls and scrubs go on
+CONTROL_THREADS = 8
 ARENA_SHARE_OF_SHM = 4  # of what /dev/shm leaves, the part that an arena takes by default
 ARENA_BYTES_DEFAULT_MAX = 4 * GIB
 ARENA_BYTES_MIN = 8 * MIB
@@ -113,9 +116,11 @@ class NodeActor:
         )
         log.info("node %s serves at %s:%d from %s", self._info.node_id, host, self._info.control_port, self._slot.path)
 
+    @ray.method(concurrency_group=CONTROL)
     def describe(self) -> NodeInfo:
         return self._info
 
+    @ray.method(concurrency_group=CONTROL)
     def sample(self) -> NodeSample:
         return self._sampler.sample([self._tier_sample(tier) for tier in self._store.tiers])
 
@@ -130,6 +135,7 @@ class NodeActor:
         """Makes a shard present here (pull.py)."""
         return self._puller.pull(ref, sources, durability, qos, deadline_s)
 
+    @ray.method(concurrency_group=CONTROL)
     def receipts(self, refs: Sequence[ShardRef]) -> list[bytes]:
         """Signed: this node holds a verified copy of each shard that stays until it is deleted. Shards of which
         there is none, or only a copy that may be evicted, are left out; so are those with a damaged frame."""
@@ -192,11 +198,13 @@ class NodeActor:
         """Replaces damaged chunks by other nodes' bytes; how many."""
         return self._puller.repair(ref, numbers, sources, deadline_s)
 
+    @ray.method(concurrency_group=CONTROL)
     def append_records(self, entries: Sequence[Entry]) -> Tail:
         """Copies of the catalog's records; where the copy ends, once that is on this disk. Raises
         `NotPermitted` for a catalog that was superseded, `DamagedData` for a gap or a forged record."""
         return self._records.append(entries)
 
+    @ray.method(concurrency_group=CONTROL)
     def records_tail(self) -> Tail:
         """Where the copy of the catalog's records ends."""
         return self._records.tail
@@ -221,6 +229,7 @@ class NodeActor:
             with suppress(NotFound):
                 memory.delete(shard_id)
 
+    @ray.method(concurrency_group=CONTROL)
     def close(self) -> None:
         """Lets go of everything on this machine but what is stored."""
         self._membership.close()

@@ -31,7 +31,10 @@ class Slot:
         file = self.path / "node-id"
         if not file.exists():
             temporary = self.path / "node-id.new"
-            temporary.write_text(new_id())
+            with temporary.open("w") as handle:
+                handle.write(new_id())
+                handle.flush()
+                os.fsync(handle.fileno())
             temporary.replace(file)
         return parse_id(file.read_text().strip(), f"node id in {file}")
 

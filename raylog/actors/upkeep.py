@@ -61,8 +61,10 @@ class Upkeep:
             started_s = time.monotonic()
             try:
                 self._step()
-            except (RaylogError, ray.exceptions.RayError) as error:
+            except RaylogError as error:
                 log.warning("upkeep goes on in a moment: %s", error)
+            except Exception:
+                log.exception("upkeep failed, trying again")
             time.sleep(max(0.1, self._settings.reconcile_period_s - (time.monotonic() - started_s)))
 
     def _step(self) -> None:

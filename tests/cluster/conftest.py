@@ -1,7 +1,6 @@
 """A real Ray cluster on this machine for the tests of this folder: three raylets, token authentication, a dashboard."""
 
 import os
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,23 +18,16 @@ from raylog.units import MIB
 NODES = 3
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """Started once for the session; what a test breaks it mends, or another node is added."""
     folder = tmp_path_factory.mktemp("cluster")
     patch = pytest.MonkeyPatch()
     patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # jobs run this Python
-    port = free_port()
     cluster = Cluster()
     try:
         for number in range(NODES):
-            head = {"include_dashboard": True, "dashboard_port": port} if number == 0 else {}
+            head = {"include_dashboard": True, "dashboard_port": 0} if number == 0 else {}
             cluster.add_node(num_cpus=2, object_store_memory=80 * MIB, **head)
         settings = Settings(
             state=folder / "state",
@@ -46,7 +38,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
             reconcile_period_s=0.5,
             lost_after_s=2.0,
         )
-        yield Machine(cluster, settings, f"http://127.0.0.1:{port}")
+        yield Machine(cluster, settings, f"http://{cluster.head_node.webui_url}")
     finally:
         ray.shutdown()
         cluster.shutdown()

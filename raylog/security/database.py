@@ -77,8 +77,12 @@ class Database:
             except BaseException:
                 self._connection.rollback()
                 raise
-            with _errors(self.path):
-                self._connection.commit()
+            try:
+                with _errors(self.path):
+                    self._connection.commit()
+            except BaseException:  # else the next transaction would pass for a nested one, and never be committed
+                self._connection.rollback()
+                raise
 
     def execute(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         """All rows of one statement. Raises `NoSpace`, `DamagedData` or `Unavailable`, naming the file."""

@@ -104,3 +104,18 @@ def test_a_reader_that_holds_the_log_back_is_told(database: Database) -> None:
         database.forget_deleted()
     reader.close()
     database.forget_deleted()
+
+
+def test_a_commit_that_fails_leaves_no_transaction_open(database: Database) -> None:
+    """A deferred constraint fails at the commit itself, as a disk that is full then does."""
+    database.execute("PRAGMA foreign_keys = ON")
+    database.execute("CREATE TABLE parents (id INTEGER PRIMARY KEY)")
+    database.execute("CREATE TABLE children (id INTEGER REFERENCES parents DEFERRABLE INITIALLY DEFERRED)")
+    with pytest.raises(Unavailable, match="nothing was changed"), database.transaction():
+        database.execute("INSERT INTO items VALUES (1)")
+        database.execute("INSERT INTO children VALUES (7)")
+    with database.transaction():
+        database.execute("INSERT INTO items VALUES (2)")
+    other = opened(database.path)
+    assert [row for (row,) in other.execute("SELECT value FROM items")] == [2], "durable, and alone"
+    other.close()

@@ -26,7 +26,7 @@ from raylog.errors import DamagedData, DeadlineExceeded
 from raylog.settings import Settings
 from raylog.units import MIB
 
-NAME = "demo/stdlib"
+NAME = "demo/data"
 AGAIN = "demo/again"
 NODES = 3
 OBJECT_STORE_BYTES = 80 * MIB

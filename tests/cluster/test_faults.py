@@ -212,6 +212,8 @@ def test_a_lost_node_is_made_up_for(machine: Machine, client: raylog.Client) -> 
     raylet = next(node for node in machine.cluster.list_all_nodes() if node.node_id == victim.ray_node_id)
     machine.cluster.remove_node(raylet, allow_graceful=False)
     kill_quietly(victim)
+    for path in (victim.arena_path, victim.socket_path):  # a dead machine's memory goes with it
+        Path(path).unlink(missing_ok=True)
     wait_until(lambda: victim.node_id not in {info.node_id for info in client.nodes()}, 20, "the loss is noticed")
     wait_until(
         lambda: all(len(set(n) - {victim.node_id}) == 2 for n in client.replicas("faults/lost").values()), 40, "healed"

@@ -1,12 +1,9 @@
-"""What the benchmarks share: payloads, timing by medians, JSON out."""
+"""What the benchmarks share: payloads, arguments, JSON out."""
 
 import argparse
 import json
-import statistics
 import sys
 import sysconfig
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +24,6 @@ def text_bytes(size: int) -> bytes:
                 break
         turn += 1
     return b"".join(parts)[:size]
-
-
-def median_s(run: Callable[[], Any], repeats: int = REPEATS, warm_up: int = 1) -> float:
-    """Median of the wall seconds of `run`."""
-    for _ in range(warm_up):
-        run()
-    times = []
-    for _ in range(repeats):
-        started_s = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started_s)
-    return statistics.median(times)
 
 
 def parser(description: str) -> argparse.ArgumentParser:

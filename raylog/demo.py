@@ -148,6 +148,9 @@ def _story(client: raylog.Client, cluster: Cluster, source: str | None, say: Cal
         raise DamagedData(f"{NAME}: what came back after the loss of node {victim.node_id} is not what was put")
     say("everything was read back, bit for bit; waiting until two replicas stand again")
     _, healed_seconds = _timed(lambda: _wait_until_healed(client, victim.node_id))
+    scrubbed = client.verify(NAME)
+    if scrubbed.damaged or scrubbed.problems:
+        raise DamagedData(f"{NAME}: {scrubbed.damaged} chunks were found damaged: {'; '.join(scrubbed.problems)}")
     return Report(
         version=str(version),
         rows=version.rows,
@@ -160,7 +163,7 @@ def _story(client: raylog.Client, cluster: Cluster, source: str | None, say: Cal
         killed_node=victim.node_id,
         read_seconds=read_seconds,
         healed_seconds=healed_seconds,
-        verified_chunks=client.verify(NAME).chunks_read,
+        verified_chunks=scrubbed.chunks_read,
         replicas=client.replicas(NAME),
     )
 

@@ -32,9 +32,11 @@ from raylog.store.memory import MemoryTier
 from raylog.store.tier import Tier
 from raylog.store.tiered import TieredStore
 from raylog.units import GIB, MIB
-from raylog.wire.client import PeerAddress
+from raylog.wire.fetcher import Source
 from raylog.wire.local import LocalServer
+from raylog.wire.relay import Relay
 from raylog.wire.server import WireServer
+from raylog.wire.sessions import PeerAddress
 
 log = logging.getLogger("raylog.node")
 
@@ -62,13 +64,14 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str]
 
 
-def peers_for(target: NodeInfo, sources: Sequence[NodeInfo]) -> list[PeerAddress]:
-    """Where `target` finds the sources, itself left out."""
-    return [
-        PeerAddress(node_id=info.node_id, host=info.host, control_port=info.control_port)
-        for info in sources
-        if info.node_id != target.node_id
-    ]
+def address_of(info: NodeInfo) -> PeerAddress:
+    """Where a node's wire is reached."""
+    return PeerAddress(node_id=info.node_id, host=info.host, control_port=info.control_port)
+
+
+def sources_for(target: NodeInfo, holders: Sequence[NodeInfo]) -> list[Source]:
+    """Nodes that hold a shard, as sources for `target`, itself left out."""
+    return [Source(peer=address_of(info)) for info in holders if info.node_id != target.node_id]
 
 
 class ChunkReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,15 +92,17 @@ class NodeActor:
         self._store = self._open_store()
         self._meter = TransferMeter()
         self._sampler = NodeSampler(self._slot.node_id(), self._meter, [self._slot.path])
+        relay = Relay(self._store.open)
         self._wire = WireServer(
             self._membership.credentials,
             self._store,
             bind_host=settings.bind or host,
             port_range=(settings.port_first, settings.port_last),
             on_sent=self._meter.sent,
+            relay=relay,
         )
         self._local = LocalServer(self._slot.socket_path, self._store)
-        self._puller = Puller(self._store, self._membership.credentials, settings, self._meter)
+        self._puller = Puller(self._store, self._membership.credentials, settings, self._meter, relay)
         self._records = RecordCopy(
             self._slot.path / "records", self._membership.cluster_id, self._membership.verify_cluster
         )
@@ -127,7 +132,7 @@ class NodeActor:
     def pull(
         self,
         ref: ShardRef,
-        sources: Sequence[PeerAddress],
+        sources: Sequence[Source],
         durability: Durability | None,
         qos: QosClass,
         deadline_s: float,
@@ -194,7 +199,7 @@ class NodeActor:
         self._meter.damaged(len(damaged))
         return ChunkReport(chunks_read=chunks_read, damaged=sorted(damaged)) if chunks_read else None
 
-    def repair(self, ref: ShardRef, numbers: Sequence[int], sources: Sequence[PeerAddress], deadline_s: float) -> int:
+    def repair(self, ref: ShardRef, numbers: Sequence[int], sources: Sequence[Source], deadline_s: float) -> int:
         """Replaces damaged chunks by other nodes' bytes; how many."""
         return self._puller.repair(ref, numbers, sources, deadline_s)
 
@@ -234,6 +239,7 @@ class NodeActor:
         """Lets go of everything on this machine but what is stored."""
         self._membership.close()
         self._local.close()
+        self._puller.close()
         self._wire.close()
         self._sampler.close()
         self._store.close()

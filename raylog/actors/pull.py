@@ -1,4 +1,5 @@
-"""How a node gets a shard: one pull at a time per shard, source after source until one has given it whole."""
+"""How a node gets a shard: one pull at a time per shard, from all sources that it is told at once; what has come is
+offered to others while the rest is still on its way."""
 
 import logging
 import threading
@@ -9,32 +10,28 @@ from contextlib import contextmanager
 import msgspec
 
 from raylog.codec.frame import Frame
-from raylog.errors import (
-    DamagedData,
-    DeadlineExceeded,
-    NoSpace,
-    NotFound,
-    NotPermitted,
-    PeerFault,
-    Unavailable,
-)
+from raylog.errors import DamagedData, DeadlineExceeded, NotFound, RaylogError, Unavailable
 from raylog.monitor.meter import TransferMeter
 from raylog.security.certs import Credentials
 from raylog.settings import Settings
 from raylog.spec import Durability, QosClass, ShardRef
 from raylog.store.tier import ShardWriter
 from raylog.store.tiered import TieredStore
-from raylog.wire.client import PeerAddress, pull
 from raylog.wire.endpoints import ShardSink
+from raylog.wire.fetcher import Fetcher, Source
+from raylog.wire.relay import Relay
+from raylog.wire.sessions import Sessions
 
 log = logging.getLogger("raylog.pull")
 PULLS_AT_ONCE = 4
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What a pull did: sealed bytes that crossed the network (0 when the shard was here), and the seconds it took."""
+    """What a pull did: sealed bytes that crossed the network (0 when the shard was here), those that came twice, and
+    the seconds it took."""
 
     moved_bytes: int
+    twice_bytes: int
     seconds: float
 
 
@@ -42,36 +39,45 @@ class Puller:
     """The node's incoming transfers. Thread-safe; at most `PULLS_AT_ONCE` run, others wait within their deadline."""
 
     def __init__(
-        self, store: TieredStore, credentials: Callable[[], Credentials], settings: Settings, meter: TransferMeter
+        self,
+        store: TieredStore,
+        credentials: Callable[[], Credentials],
+        settings: Settings,
+        meter: TransferMeter,
+        relay: Relay,
     ) -> None:
-        self._store, self._credentials, self._settings, self._meter = store, credentials, settings, meter
+        self._store, self._meter, self._relay = store, meter, relay
+        self._sessions = Sessions(credentials, streams=settings.streams)
         self._slots = threading.BoundedSemaphore(PULLS_AT_ONCE)
         self._shard_locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
+    def close(self) -> None:
+        """Ends the sessions with other nodes; pulls under way fail."""
+        self._sessions.close()
+
     def pull(
         self,
         ref: ShardRef,
-        sources: Sequence[PeerAddress],
+        sources: Sequence[Source],
         durability: Durability | None,
         qos: QosClass,
         deadline_s: float,
     ) -> Outcome:
         """Makes the shard present here as `durability` promises; None: as cache, that may be evicted.
 
-        What one source has given is kept when it fails, the next is asked for the rest. Raises `Unavailable`,
-        `NotFound` or `DamagedData` with what every source said, `NoSpace`, `DeadlineExceeded`.
+        What has come is kept when the pull fails. Raises `Unavailable`, `NotFound` or `DamagedData` with what every
+        source said, `NoSpace`, `DeadlineExceeded`.
         """
         started_s = time.monotonic()
         deadline = started_s + deadline_s
         with self._alone(ref.shard_id, deadline):
             if self._is_here(ref, durability):
-                return Outcome(moved_bytes=0, seconds=time.monotonic() - started_s)
+                return Outcome(moved_bytes=0, twice_bytes=0, seconds=time.monotonic() - started_s)
             with self._slot(deadline):
-                moved_bytes = self._from_any(ref, sources, durability, qos, deadline)
-        return Outcome(moved_bytes=moved_bytes, seconds=time.monotonic() - started_s)
+                return self._fetch(ref, sources, StoreSink(self._store, durability), qos, deadline, is_relayed=True)
 
-    def repair(self, ref: ShardRef, numbers: Sequence[int], sources: Sequence[PeerAddress], deadline_s: float) -> int:
+    def repair(self, ref: ShardRef, numbers: Sequence[int], sources: Sequence[Source], deadline_s: float) -> int:
         """Replaces damaged chunks in every copy here by other nodes' bytes, or the whole shard where it was put aside;
         how many chunks. Raises as `pull`."""
         try:
@@ -84,49 +90,36 @@ class Puller:
         if frame.digest != ref.frame_digest:
             raise DamagedData(f"shard {ref.shard_id}: its frame here is not the manifest's", shard_id=ref.shard_id)
         sink = RepairSink(self._store, frame, numbers)
-        self._each(ref, sources, sink, QosClass.REPAIR, time.monotonic() + deadline_s)
+        self._fetch(ref, sources, sink, QosClass.REPAIR, time.monotonic() + deadline_s, is_relayed=False)
         self._meter.repaired(sink.replaced)
         return sink.replaced
 
-    def _from_any(
+    def _fetch(
         self,
         ref: ShardRef,
-        sources: Sequence[PeerAddress],
-        durability: Durability | None,
-        qos: QosClass,
-        deadline: float,
-    ) -> int:
-        return self._each(ref, sources, StoreSink(self._store, durability), qos, deadline)
-
-    def _each(
-        self,
-        ref: ShardRef,
-        sources: Sequence[PeerAddress],
+        sources: Sequence[Source],
         sink: ShardSink,
         qos: QosClass,
         deadline: float,
-    ) -> int:
-        """Asks source after source; the bytes that the one moved which gave the rest."""
-        failures: list[str] = []
-        for source in sources:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise DeadlineExceeded(f"shard {ref.shard_id}: not here by the deadline ({'; '.join(failures)})")
-            try:
-                report = pull(ref, source, sink, self._credentials(), deadline_s=left_s, qos=qos,
-                              streams=self._settings.streams)  # fmt: skip
-            except (Unavailable, PeerFault, NotFound, NotPermitted, DamagedData) as error:
-                if isinstance(error, NoSpace):
-                    raise
-                log.info("shard %s: node %s did not give it: %s", ref.shard_id, source.node_id, error)
-                failures.append(f"{source.node_id[:12]}: {error}")
-                self._meter.pull_failed()
-                continue
-            self._meter.received(source.node_id, report.bytes, report.chunks)
-            self._meter.pulled()
-            return report.bytes
-        said = "; ".join(failures) or "no node holds it"
-        raise Unavailable(f"shard {ref.shard_id} could not be had from {len(sources)} node(s): {said}")
+        *,
+        is_relayed: bool,
+    ) -> Outcome:
+        if not sources:
+            raise Unavailable(f"shard {ref.shard_id}: no other living node holds it", shard_id=ref.shard_id)
+        onlooker = self._relay.incoming(ref.shard_id) if is_relayed else None
+        try:
+            report = Fetcher(ref, sources, sink, self._sessions, qos=qos, deadline=deadline, onlooker=onlooker).run()
+        except RaylogError as error:
+            log.info("shard %s was not had: %s", ref.shard_id, error)
+            self._meter.pull_failed()
+            raise
+        finally:
+            if onlooker is not None:
+                onlooker.close()
+        for node_id, (sealed_bytes, chunks) in report.by_source.items():
+            self._meter.received(node_id, sealed_bytes, chunks)
+        self._meter.pulled()
+        return Outcome(moved_bytes=report.bytes, twice_bytes=report.twice_bytes, seconds=report.seconds)
 
     def _is_here(self, ref: ShardRef, durability: Durability | None) -> bool:
         try:
@@ -213,6 +206,9 @@ class RepairSink:
             if number in self._missing:
                 self._missing.remove(number)
                 self.replaced += 1
+
+    def stored_chunk(self, number: int, /) -> memoryview:
+        raise AssertionError("a repair is not passed on")
 
     def commit(self) -> None:
         """Each chunk was durable when it was written."""

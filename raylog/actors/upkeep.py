@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from raylog.actors import calls
-from raylog.actors.node import NodeInfo, peers_for
+from raylog.actors.node import NodeInfo, sources_for
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.record import Tail
 from raylog.errors import DeadlineExceeded, RaylogError, Unavailable
@@ -186,7 +186,7 @@ class Upkeep:
     def _carry_out(self, step: RepairStep, by_id: dict[str, NodeInfo]) -> None:
         log.info("Repairing: %s", step.reason)
         target, limit_s = by_id[step.target], self._settings.pull_deadline_s
-        peers = peers_for(target, [by_id[node_id] for node_id in step.sources])  # none: its own copy goes to disk
+        peers = sources_for(target, [by_id[node_id] for node_id in step.sources])  # none: its own copy goes to disk
         arguments = (step.shard, peers, Durability.DISK, QosClass.REPAIR, limit_s)
         self._on(target, "pull", *arguments, timeout_s=limit_s + ANSWER_GRACE_S)
         for receipt in self._on(target, "receipts", [step.shard]):

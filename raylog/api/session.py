@@ -14,7 +14,7 @@ import ray
 
 from raylog.actors import bootstrap, calls
 from raylog.actors.membership import Membership
-from raylog.actors.node import NodeInfo, peers_for
+from raylog.actors.node import NodeInfo, sources_for
 from raylog.actors.pull import Outcome
 from raylog.api import ray_access
 from raylog.catalog.manifest import Manifest, open_manifest
@@ -207,7 +207,7 @@ class Session:
     ) -> Outcome:
         """Has `target` pull a shard from `sources`, by default from whoever holds a replica."""
         limit_s = timeout_s or self.settings.pull_deadline_s
-        peers = peers_for(target, self.holders(ref.shard_id) if sources is None else sources)
+        peers = sources_for(target, self.holders(ref.shard_id) if sources is None else sources)
         outcome: Outcome = self.on_node(
             target, "pull", ref, peers, durability, qos, limit_s, timeout_s=limit_s + ANSWER_GRACE_S
         )
@@ -216,7 +216,7 @@ class Session:
     def repair(self, target: NodeInfo, ref: ShardRef, numbers: Sequence[int]) -> int:
         """Has `target` replace damaged chunks from other replicas; how many it replaced."""
         limit_s = self.settings.pull_deadline_s
-        peers = peers_for(target, self.holders(ref.shard_id))
+        peers = sources_for(target, self.holders(ref.shard_id))
         replaced: int = self.on_node(
             target, "repair", ref, list(numbers), peers, limit_s, timeout_s=limit_s + ANSWER_GRACE_S
         )

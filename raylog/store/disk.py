@@ -90,11 +90,12 @@ class DiskTier:
                 frame,
                 path,
                 Descriptor(descriptor),
+                self._buffers,
                 publish=partial(self._publish, frame, path),
                 ended=partial(self._end_writing, shard_id),
             )
             if resumed is not None:
-                writer.find_chunks(self._buffers)
+                writer.find_chunks()
             return writer
         except BaseException:
             self._end_writing(shard_id)

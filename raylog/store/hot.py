@@ -37,6 +37,9 @@ class HotWriter:
         self._hot.commit_chunk(number)
         self._disk.write_verified(number, self._hot.stored_chunk(number))
 
+    def stored_chunk(self, number: int) -> memoryview:
+        return self._hot.stored_chunk(number)
+
     def commit(self) -> None:
         self._disk.commit()
         try:

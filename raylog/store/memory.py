@@ -283,7 +283,6 @@ class MemoryWriter:
         self._held.progress.found(number)
 
     def stored_chunk(self, number: int) -> memoryview:
-        """A chunk that is verified here, read-only."""
         assert not self._held.progress.is_missing(number)
         return self._place_of(number).toreadonly()
 

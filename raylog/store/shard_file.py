@@ -72,16 +72,18 @@ class DiskWriter:
         frame: Frame,
         path: Path,
         file: Descriptor,
+        buffers: BufferPool,
         *,
         publish: Callable[[], None],
         ended: Callable[[], None],
     ) -> None:
         self.frame = frame
         self._tier, self._path, self._publish, self._ended = tier, path, publish, ended
+        self._buffers = buffers
         self._file: Descriptor | None = file
         self._progress = Progress(len(frame.chunks))
 
-    def find_chunks(self, buffers: BufferPool) -> None:
+    def find_chunks(self) -> None:
         """Looks which chunks an earlier writer left: those whose bytes match the frame."""
         file = self._open_file()
         for number, entry in enumerate(self.frame.chunks):
@@ -89,7 +91,7 @@ class DiskWriter:
                 with storage_errors(self._tier, f"read chunk {number} of {self._path.name}"):
                     if not any(os.pread(file.number, _PEEK_BYTES, entry.offset)):
                         continue  # reserved and never written: not worth reading whole
-                    buffer = buffers.take(entry.sealed_bytes)
+                    buffer = self._buffers.take(entry.sealed_bytes)
                     read_exactly(file.number, buffer, entry.offset, str(self._path))
                 self.frame.verify_chunk(number, buffer)
             except DamagedData:
@@ -116,6 +118,14 @@ class DiskWriter:
 
     def commit_chunk(self, number: int) -> None:
         raise UsageError(f"shard {self.frame.header.shard_id}: a disk tier lends no chunk_buffer; use write_chunk")
+
+    def stored_chunk(self, number: int) -> memoryview:
+        file, entry = self._open_file(), self.frame.chunks[number]
+        buffer = self._buffers.take(entry.sealed_bytes)
+        with storage_errors(self._tier, f"read chunk {number} of {self._path.name}"):
+            read_exactly(file.number, buffer, entry.offset, str(self._path))
+        self.frame.verify_chunk(number, buffer)
+        return buffer.toreadonly()
 
     def commit(self) -> None:
         if not self._progress.is_complete():

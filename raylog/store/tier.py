@@ -54,6 +54,11 @@ class ShardWriter(Protocol):
         """Verifies what was put into `chunk_buffer(number)`; raises `DamagedData` and the chunk stays missing."""
         ...
 
+    def stored_chunk(self, number: int) -> memoryview:
+        """A chunk that is verified here, read-only, to pass it on before the shard is whole: from memory as it lies
+        there, from a disk verified again. Raises `UsageError` once the writing has ended, `DamagedData`."""
+        ...
+
     def commit(self) -> None:
         """Makes the shard visible, all or nothing; a disk tier has fsynced file and directory before it returns.
 

@@ -1,17 +1,19 @@
-"""The puller's shell: a session with one source, its threads and sockets, and the sinks that its pulls fill."""
+"""The puller's shell of one session with one source: its threads and sockets. What it receives goes to `Receiver`s."""
 
+import itertools
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, Protocol
 
 from raylog import __version__
 from raylog.codec.frame import Frame
-from raylog.errors import Cancelled, DamagedData, NotPermitted, PeerFault, RaylogError, Unavailable
+from raylog.errors import DamagedData, NotPermitted, PeerFault, RaylogError, Unavailable
 from raylog.security.credentials import Credentials
 from raylog.security.identity import Identity
 from raylog.spec import QosClass, ShardRef
@@ -27,9 +29,10 @@ from raylog.wire.effects import (
     DropChunk,
     Effect,
     Fail,
+    Offered,
     TakeChunk,
 )
-from raylog.wire.endpoints import ShardSink, ShardWriter
+from raylog.wire.endpoints import ShardWriter
 from raylog.wire.messages import ByeReason
 from raylog.wire.puller import PullerSession
 from raylog.wire.record import Head, RecordSealer, RecordType, preamble
@@ -37,32 +40,58 @@ from raylog.wire.runner import SessionRunner
 from raylog.wire.session import Parties
 from raylog.wire.tls import Refusal, TlsChannel
 
-WAIT_S_MAX = 0.1  # how late a cancelled pull sees it
 CLOSE_TIMEOUT_S = 10.0
-Progress = Callable[[int, int], None]
-"""Called with verified and total sealed bytes of the shard's chunks, in the thread that pulls, a few times a second."""
 Event = Callable[[float], list[Effect]]
+Range = tuple[int, int]
 
 
-@dataclass(slots=True, eq=False)
-class _Transfer:
-    """One pull, between the thread that waits for it and those that receive. The runner's lock guards it."""
+class Receiver(Protocol):
+    """Whoever pulls a shard over a session.
 
-    number: int = -1
-    total_bytes: int = 0
-    frame: Frame | None = None
-    writer: ShardWriter | None = None
-    outcome: Complete | Fail | None = None
-    received_bytes: int = 0
-    received_chunks: int = 0
-    resumed_bytes: int = 0  # were verified here before
-    busy: int = 0  # cargo threads that write to `writer` now
+    `opened`, `framed`, `offered` and `failed` are called under the session's lock: they take note and do not call back.
+    The others are called by the threads of cargo streams, several at once.
+    """
+
+    def opened(self, session: "ClientSession", pull: int) -> None:
+        """Before anything else."""
+        ...
+
+    def framed(self, frame: Frame) -> None: ...
+
+    def offered(self, ranges: Sequence[Range]) -> None: ...
+
+    def failed(self, error: RaylogError) -> None: ...
+
+    def finished(self, asked_again: int) -> None:
+        """`leave` was heard; so many chunks had to be asked for again, since a stream was lost."""
+        ...
+
+    def take(self) -> ShardWriter | None:
+        """Where a chunk that comes now goes, until `put_down`; None: nowhere any more."""
+        ...
+
+    def put_down(self) -> None: ...
+
+    def stored(self, chunk: int, sealed_bytes: int) -> None:
+        """Verified and in its place."""
+        ...
+
+    def damaged(self, chunk: int, error: DamagedData) -> None: ...
+
+    def broken(self, error: RaylogError) -> None:
+        """The sink failed."""
+        ...
+
+    def dropped(self, sealed_bytes: int) -> None:
+        """Came, but was not wanted any more."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
 class _Line:
     """A cargo stream that the machine has not closed. The runner's lock guards it."""
 
+    host: str
     closed: threading.Event = field(default_factory=threading.Event)
     connection: socket.socket | None = None
 
@@ -70,12 +99,14 @@ class _Line:
 class ClientSession:
     """A session that `connect` made. Any thread may pull over it, several at once; `close` ends it."""
 
-    def __init__(self, channel: TlsChannel, parties: Parties, host: str, bounds: Bounds, streams: int) -> None:
-        self._channel, self._host, self._bounds = channel, host, bounds
+    def __init__(
+        self, channel: TlsChannel, parties: Parties, hosts: Sequence[str], bounds: Bounds, streams: int
+    ) -> None:
+        self._channel, self._bounds = channel, bounds
+        self._hosts = itertools.cycle(hosts)  # streams take turns over the source's addresses
         self._machine = PullerSession(parties, bounds, streams)
         self._runner = SessionRunner(self._machine, channel, self._carry_out)
-        self._changed = threading.Condition(self._runner.lock)
-        self._transfers: dict[int, _Transfer] = {}
+        self._receivers: dict[int, Receiver] = {}
         self._lines: dict[bytes, _Line] = {}
         self._threads: list[threading.Thread] = []
         self._error: RaylogError | None = None
@@ -85,7 +116,7 @@ class ClientSession:
     def connect(
         cls,
         node_id: str,
-        host: str,
+        hosts: Sequence[str],
         port: int,
         credentials: Credentials,
         bounds: Bounds,
@@ -93,15 +124,15 @@ class ClientSession:
         timeout_s: float,
         cancel: threading.Event | None = None,
     ) -> "ClientSession":
-        """Connects, shakes hands and makes sure that it is the node `node_id` that answers.
+        """Connects to the first of `hosts`, shakes hands and makes sure that it is the node `node_id` that answers.
 
         Raises `Unavailable` (nobody there), `DeadlineExceeded`, `PeerFault` (somebody else, or not of this cluster),
         `NotPermitted` (our own certificate has expired), `Cancelled`.
         """
-        where, step_s = f"node {node_id} at {host}:{port}", min(timeout_s, bounds.greeting_timeout_s)
+        where, step_s = f"node {node_id} at {hosts[0]}:{port}", min(timeout_s, bounds.greeting_timeout_s)
         if credentials.not_after_s <= time.time():
             raise NotPermitted(f"{where}: our own certificate ({credentials.identity}) has expired: join again")
-        connection = dial(host, port, time.monotonic() + step_s, cancel, where)
+        connection = dial(hosts[0], port, time.monotonic() + step_s, cancel, where)
         channel = TlsChannel(connection, credentials, server_side=False, where=where)
         try:
             certificate = channel.handshake(step_s, cancel)
@@ -117,44 +148,37 @@ class ClientSession:
             software=__version__,
             random_bytes=secrets.token_bytes,
         )
-        return cls(channel, parties, host, bounds, streams)
+        return cls(channel, parties, hosts, bounds, streams)
 
     @property
     def is_usable(self) -> bool:
         return not self._machine.is_closed
 
-    def pull(
-        self,
-        ref: ShardRef,
-        sink: ShardSink,
-        deadline: float,
-        qos: QosClass,
-        on_progress: Progress | None,
-        cancel: threading.Event | None,
-    ) -> tuple[int, int, int]:
-        """Fills the sink and commits; sealed bytes and chunks that came, and how many were asked for again. `deadline`
-        is of `time.monotonic`. Raises what `client.pull` says."""
-        transfer = _Transfer()
-        self._runner.apply(partial(self._begin, transfer, ref, qos, deadline))
-        try:
-            while transfer.outcome is None:
-                if transfer.frame is not None and transfer.writer is None:
-                    self._create(transfer, sink, transfer.frame)
-                self._await_news(transfer)
-                if on_progress is not None and transfer.writer is not None:
-                    on_progress(transfer.resumed_bytes + transfer.received_bytes, transfer.total_bytes)
-                if cancel is not None and cancel.is_set():
-                    raise Cancelled(f"shard {ref.shard_id}: the pull was cancelled; pull again to resume")
-                if time.monotonic() >= deadline:
-                    self._runner.apply(self._machine.on_tick)
-            if isinstance(transfer.outcome, Fail):
-                raise transfer.outcome.error
-            assert transfer.writer is not None
-            self._await_idle(transfer)
-            transfer.writer.commit()
-            return transfer.received_bytes, transfer.received_chunks, transfer.outcome.asked_again
-        finally:
-            self._leave(transfer, ref)
+    @property
+    def is_idle(self) -> bool:
+        """Whether no pull runs over it."""
+        return not self._receivers
+
+    def open(self, ref: ShardRef, qos: QosClass, deadline: float, receiver: Receiver, patience_s: int = 0) -> None:
+        """Begins to pull a shard; `deadline` is of `time.monotonic`. Everything else is told to `receiver`."""
+        self._runner.apply(partial(self._begin, ref, qos, deadline, receiver, patience_s))
+
+    def ready(self, pull: int) -> None:
+        """There is room for the shard."""
+        self._runner.apply(partial(self._machine.shard_created, pull))
+
+    def ask(self, pull: int, chunks: Iterable[int]) -> None:
+        self._runner.apply(partial(self._machine.ask, pull, chunks))
+
+    def recall(self, pull: int, chunks: Iterable[int]) -> None:
+        self._runner.apply(partial(self._machine.recall, pull, chunks))
+
+    def cancel(self, pull: int, chunks: Iterable[int]) -> None:
+        self._runner.apply(partial(self._machine.cancel, pull, chunks))
+
+    def leave(self, pull: int) -> None:
+        """Nothing more is wanted of it."""
+        self._runner.apply(partial(self._machine.finish, pull))
 
     def close(self) -> None:
         """Says `Bye` and lets go of every thread and socket; pulls that still run fail."""
@@ -170,62 +194,31 @@ class ClientSession:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # The thread that pulls.
-
-    def _begin(self, transfer: _Transfer, ref: ShardRef, qos: QosClass, deadline: float, now: float) -> list[Effect]:
+    def _begin(
+        self, ref: ShardRef, qos: QosClass, deadline: float, receiver: Receiver, patience_s: int, now: float
+    ) -> list[Effect]:
         if self._machine.is_closed:
-            gone = self._error or Unavailable("the session has ended; connect again")
-            transfer.outcome = Fail(transfer.number, gone)
+            receiver.failed(self._error or Unavailable("the session has ended; connect again"))
             return []
-        transfer.number, effects = self._machine.open(ref, qos, deadline, now)
-        self._transfers[transfer.number] = transfer
+        number, effects = self._machine.open(ref, qos, deadline, now, patience_s)
+        self._receivers[number] = receiver
+        receiver.opened(self, number)
         return effects
-
-    def _await_news(self, transfer: _Transfer) -> None:
-        with self._changed:
-            if transfer.outcome is None and (transfer.frame is None or transfer.writer is not None):
-                self._changed.wait(WAIT_S_MAX)
-
-    def _create(self, transfer: _Transfer, sink: ShardSink, frame: Frame) -> None:
-        writer = sink.create(frame)
-        transfer.writer = writer
-        missing = writer.missing()
-        missing_bytes = sum(
-            frame.chunks[n].sealed_bytes for first, count in missing for n in range(first, first + count)
-        )
-        transfer.total_bytes = sum(entry.sealed_bytes for entry in frame.chunks)
-        transfer.resumed_bytes = transfer.total_bytes - missing_bytes
-        self._runner.apply(partial(self._machine.shard_created, transfer.number, missing))
-
-    def _await_idle(self, transfer: _Transfer) -> None:
-        """Nobody writes to the sink any more. A chunk takes long only if the sink's device hangs."""
-        with self._changed:
-            is_idle = self._changed.wait_for(lambda: not transfer.busy, timeout=CLOSE_TIMEOUT_S)
-        if not is_idle:
-            raise Unavailable(f"pull {transfer.number}: this node's store did not take a chunk in {CLOSE_TIMEOUT_S} s")
-
-    def _leave(self, transfer: _Transfer, ref: ShardRef) -> None:
-        if transfer.outcome is None:
-            given_up = Cancelled(f"shard {ref.shard_id}: the pull was given up here")
-            self._runner.apply(partial(self._machine.fail, transfer.number, given_up))
-        self._transfers.pop(transfer.number, None)
-        if transfer.writer is not None:
-            self._await_idle(transfer)
-            transfer.writer.close()
 
     # Effects; under the runner's lock.
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
             case CreateShard(pull, frame):
-                self._transfers[pull].frame = frame
-                self._changed.notify_all()
-            case Complete(pull) | Fail(pull):
-                if (transfer := self._transfers.get(pull)) is not None:
-                    transfer.outcome = effect
-                    self._changed.notify_all()
+                self._receivers[pull].framed(frame)
+            case Offered(pull, ranges):
+                self._receivers[pull].offered(ranges)
+            case Complete(pull, asked_again):
+                self._receivers.pop(pull).finished(asked_again)
+            case Fail(pull, error):
+                self._receivers.pop(pull).failed(error)
             case ConnectStream(stream):
-                self._lines[stream] = line = _Line()
+                self._lines[stream] = line = _Line(next(self._hosts))
                 self._spawn(partial(self._carry_cargo, effect, line), "raylog-wire-cargo")
             case CloseStream(stream):
                 if (closing := self._lines.pop(stream, None)) is not None:
@@ -261,8 +254,8 @@ class ClientSession:
 
     def _receive_stream(self, effect: ConnectStream, line: _Line) -> None:
         timeout_s = self._bounds.stream_timeout_s
-        where = f"cargo port {effect.port} of {self._host}"
-        with dial(self._host, effect.port, time.monotonic() + timeout_s, line.closed, where) as connection:
+        where = f"cargo port {effect.port} of {line.host}"
+        with dial(line.host, effect.port, time.monotonic() + timeout_s, line.closed, where) as connection:
             tune(connection, self._bounds.progress_timeout_s)
             with self._runner.lock:
                 line.connection = connection
@@ -301,38 +294,44 @@ class ClientSession:
                 case DropChunk():
                     receiver.receive_body(head)
                     receiver.open_body_into(receiver.scratch(head.body_bytes))
+                    self._tell_dropped(head)
                     return True
         return False
 
-    def _store_chunk(self, stream: bytes, receiver: CargoReceiver, head: Head) -> None:
+    def _tell_dropped(self, head: Head) -> None:
         with self._runner.lock:
-            transfer = self._transfers.get(head.pull)
-            writer = None if transfer is None or transfer.outcome is not None else transfer.writer
-            if transfer is not None and writer is not None:
-                transfer.busy += 1
-        event: Event = partial(self._machine.chunk_verified, stream, head.pull, head.chunk)
-        if transfer is None or writer is None:
-            receiver.open_body_into(receiver.scratch(head.body_bytes))
-            self._runner.apply(event)
+            target = self._receivers.get(head.pull)
+        if target is not None:
+            target.dropped(head.body_bytes)
+
+    def _store_chunk(self, stream: bytes, cargo: CargoReceiver, head: Head) -> None:
+        with self._runner.lock:
+            target = self._receivers.get(head.pull)
+        settled: Event = partial(self._machine.chunk_verified, stream, head.pull, head.chunk)
+        writer = None if target is None else target.take()
+        if target is None or writer is None:
+            cargo.open_body_into(cargo.scratch(head.body_bytes))
+            self._runner.apply(settled)
             return
-        received_bytes = 0
         try:
-            _fill(writer, receiver, head)
-            received_bytes = head.body_bytes
+            _fill(writer, cargo, head)
+            tell = partial(target.stored, head.chunk, head.body_bytes)
         except PeerFault:
             raise  # the record does not open: the stream is over
-        except DamagedData:
-            event = partial(self._machine.chunk_damaged, stream, head.pull, head.chunk)
+        except DamagedData as error:
+            settled = partial(self._machine.chunk_damaged, stream, head.pull, head.chunk)
+            tell = partial(target.damaged, head.chunk, _bare(error))
         except RaylogError as error:
-            event = partial(self._machine.fail, head.pull, error)
+            tell = partial(target.broken, _bare(error))
         finally:
-            with self._changed:
-                transfer.received_bytes += received_bytes
-                transfer.received_chunks += bool(received_bytes)
-                transfer.busy -= 1
-                if transfer.outcome is not None:
-                    self._changed.notify_all()
-        self._runner.apply(event)
+            target.put_down()
+        self._runner.apply(settled)
+        tell()
+
+
+def _bare(error: RaylogError) -> Any:
+    """Without the frames below, which hold views of the sink's memory."""
+    return error.with_traceback(None)
 
 
 def _fill(writer: ShardWriter, receiver: CargoReceiver, head: Head) -> None:

@@ -43,10 +43,18 @@ class ConnectStream:
 
 @dataclass(frozen=True, slots=True)
 class CreateShard:
-    """The frame is here and right: make room, then `shard_created` with what is missing, or `fail`."""
+    """The frame is here and right: make room, then `shard_created` and `ask`, or `fail`."""
 
     pull: int
     frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """The source has these chunks, ranges (first chunk, count): they may be asked for from now on."""
+
+    pull: int
+    ranges: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +67,12 @@ class TakeChunk:
 
 @dataclass(frozen=True, slots=True)
 class DropChunk:
-    """Receive this body and forget it: its pull has ended."""
+    """Receive this body and forget it: its pull has ended, or the chunk came from another source meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Complete:
-    """Every missing chunk of this pull has been verified. `asked_again` counts chunks that had to be."""
+    """This pull was finished as its owner wished. `asked_again` counts chunks that were, since a stream was lost."""
 
     pull: int
     asked_again: int
@@ -83,10 +91,11 @@ class Fail:
 
 @dataclass(frozen=True, slots=True)
 class OpenShard:
-    """Open and pin; then `shard_opened` or `refuse`."""
+    """Open and pin; then `shard_opened` or `refuse`. A patient puller waits for a shard that is still to come here."""
 
     pull: int
     shard_id: str
+    is_patient: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +128,7 @@ Effect = (
     | CloseStream
     | ConnectStream
     | CreateShard
+    | Offered
     | TakeChunk
     | DropChunk
     | Complete

@@ -49,6 +49,10 @@ class ShardWriter(Protocol):
         """Verifies and stores a chunk; raises `DamagedData`."""
         ...
 
+    def stored_chunk(self, number: int, /) -> memoryview:
+        """A chunk that is verified here, read-only. Raises `UsageError` once the writing has ended."""
+        ...
+
     def commit(self) -> None:
         """Makes the whole shard visible."""
         ...

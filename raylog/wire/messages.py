@@ -20,6 +20,8 @@ SECRET_BYTES = 32
 NONCE_BYTES = 32
 STREAM_ID_BYTES = 16
 TEXT_CHARACTERS_MAX = 1024
+HAVE_RANGES_MAX = 4096
+PATIENCE_S_MAX = 60
 
 _LENGTH = struct.Struct("<I")
 
@@ -30,6 +32,7 @@ Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 StreamId = Annotated[bytes, msgspec.Meta(min_length=STREAM_ID_BYTES, max_length=STREAM_ID_BYTES)]
 Nonce = Annotated[bytes, msgspec.Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
 Piece = Annotated[bytes, msgspec.Meta(min_length=1, max_length=FRAME_PIECE_BYTES_MAX)]
+Range = tuple[U32, Annotated[int, msgspec.Meta(ge=1, le=2**32 - 1)]]
 Text = Annotated[str, msgspec.Meta(max_length=TEXT_CHARACTERS_MAX)]
 
 
@@ -72,10 +75,13 @@ class Hello(_Message, frozen=True, tag=True, forbid_unknown_fields=False):
 
 
 class Open(_Message, frozen=True, tag=True):
+    """`patience_s`: how long the source may wait for a shard that is still to come to it."""
+
     pull: U32
     shard_id: Id
     frame_digest: Digest
     qos: QosClass
+    patience_s: Annotated[int, msgspec.Meta(ge=0, le=PATIENCE_S_MAX)] = 0
 
 
 class Frame(_Message, frozen=True, tag=True):
@@ -83,6 +89,13 @@ class Frame(_Message, frozen=True, tag=True):
     offset: U32
     total: U32
     data: Piece
+
+
+class Have(_Message, frozen=True, tag=True):
+    """Ranges (first chunk, count) that may be asked for from now on."""
+
+    pull: U32
+    ranges: Annotated[list[Range], msgspec.Meta(min_length=1, max_length=HAVE_RANGES_MAX)]
 
 
 class Stream(_Message, frozen=True, tag=True):
@@ -132,7 +145,7 @@ class Bye(_Message, frozen=True, tag=True):
     message: Text
 
 
-Message = Hello | Open | Frame | Stream | StreamReady | Want | Credit | Done | Refused | Ping | Pong | Bye
+Message = Hello | Open | Frame | Have | Stream | StreamReady | Want | Credit | Done | Refused | Ping | Pong | Bye
 
 _decode = msgspec.msgpack.Decoder(Message).decode
 

@@ -18,6 +18,7 @@ from raylog.spec import QosClass, ShardRef
 from raylog.wire import messages
 from raylog.wire.bounds import Bounds
 from raylog.wire.credit import Window
+from raylog.wire.deal import deal
 from raylog.wire.effects import (
     CloseStream,
     Complete,
@@ -26,16 +27,15 @@ from raylog.wire.effects import (
     DropChunk,
     Effect,
     Fail,
+    Offered,
     Send,
     TakeChunk,
 )
 from raylog.wire.messages import Message, RefusalReason
 from raylog.wire.record import StreamContext, derive_keys
-from raylog.wire.schedule import deal
 from raylog.wire.session import Parties, Session
 from raylog.wire.states import PULL, PULLER_STREAM, PullState, SessionState, StreamState, step
 
-ASKED_AT_MOST = 2  # a chunk that comes damaged is asked for once more, then the source is given up
 _REFUSALS: dict[RefusalReason, type[RaylogError]] = {
     RefusalReason.NOT_FOUND: NotFound,
     RefusalReason.DAMAGED: DamagedData,
@@ -55,10 +55,15 @@ class _Pull:
     state: PullState = PullState.FRAMING
     metadata: bytearray = field(default_factory=bytearray)
     frame: Frame | None = None
+    offered: int = 0  # chunks
     todo: deque[int] = field(default_factory=deque)  # to be asked for, in order
-    unverified: int = 0
-    damaged: dict[int, int] = field(default_factory=dict)  # chunk -> how often
+    unwanted: set[int] = field(default_factory=set)  # asked for; dropped when they come
     asked_again: int = 0
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the source owes us something."""
+        return bool(self.todo or self.window.in_flight_bytes)
 
     def step(self, event: str) -> None:
         self.state = step(PULL, self.state, event, f"pull {self.number}")
@@ -94,8 +99,8 @@ class _Stream:
 class PullerSession(Session):
     """Asks one source for shards over `streams` cargo streams, which serve all pulls of the session.
 
-    Seam for several sources: `shard_created` takes the chunks to get *here*; whoever holds several sessions deals them
-    out.
+    Which chunks it asks for is its owner's choice (`ask`, `cancel`, `finish`): whoever holds sessions with several
+    sources deals the chunks out to them (fetch.py).
     """
 
     def __init__(self, parties: Parties, bounds: Bounds, streams: int) -> None:
@@ -110,29 +115,74 @@ class PullerSession(Session):
 
     # Events.
 
-    def open(self, ref: ShardRef, qos: QosClass, deadline: float, now: float) -> tuple[int, list[Effect]]:
-        """Begins to pull a shard; its number in this session. Before the greeting it is kept until then."""
+    def open(
+        self, ref: ShardRef, qos: QosClass, deadline: float, now: float, patience_s: int = 0
+    ) -> tuple[int, list[Effect]]:
+        """Begins to pull a shard; its number in this session. Before the greeting it is kept until then. A source that
+        is only about to get the shard may take `patience_s` to begin."""
         assert not self.is_closed
         number, self._pulls_opened = self._pulls_opened, self._pulls_opened + 1
-        pull = _Pull(number, ref, deadline, Window(self.bounds.window_bytes), now + self.bounds.progress_timeout_s)
+        progress_deadline = now + self.bounds.progress_timeout_s + patience_s
+        pull = _Pull(number, ref, deadline, Window(self.bounds.window_bytes), progress_deadline)
         if len(self._pulls) == self.bounds.pulls_max:
             busy = Unavailable(f"{self._peer}: {self.bounds.pulls_max} pulls run in this session; wait for one")
             return number, [Fail(number, busy)]
         self._pulls[number] = pull
-        opening = messages.Open(pull=number, shard_id=ref.shard_id, frame_digest=ref.frame_digest, qos=qos)
+        opening = messages.Open(
+            pull=number, shard_id=ref.shard_id, frame_digest=ref.frame_digest, qos=qos, patience_s=patience_s
+        )
         self._waiting_opens.append(opening)
         return number, self._noted(self._send_opens(now), now)
 
-    def shard_created(self, number: int, missing: Iterable[tuple[int, int]], now: float) -> list[Effect]:
-        """Our sink has room; `missing` are ranges (first chunk, count) to get here. Empty: nothing moves."""
+    def shard_created(self, number: int, now: float) -> list[Effect]:
+        """Our sink has room: chunks may be asked for."""
+        pull = self._pulls.get(number)
+        if pull is not None:
+            pull.step("'created'")
+            pull.progress_deadline = now + self.bounds.progress_timeout_s
+        return []
+
+    def ask(self, number: int, chunks: Iterable[int], now: float) -> list[Effect]:
+        """Asks for chunks that were offered. What is on its way already is not asked for twice."""
         pull = self._pulls.get(number)
         if pull is None:
             return []
-        pull.step("'created'")
-        pull.todo.extend(chunk for first, count in missing for chunk in range(first, first + count))
-        pull.unverified = len(pull.todo)
-        pull.progress_deadline = now + self.bounds.progress_timeout_s
+        if not pull.is_waiting:
+            pull.progress_deadline = now + self.bounds.progress_timeout_s
+        wanted, in_flight = list(chunks), self._in_flight(number)
+        pull.unwanted -= set(wanted)
+        pull.todo.extend(chunk for chunk in wanted if chunk not in in_flight)
         return self._noted(self._advance(pull), now)
+
+    def recall(self, number: int, chunks: Iterable[int], now: float) -> list[Effect]:
+        """Does not ask for these chunks if it has not yet."""
+        pull = self._pulls.get(number)
+        if pull is not None:
+            recalled = set(chunks)
+            pull.todo = deque(chunk for chunk in pull.todo if chunk not in recalled)
+        return []
+
+    def cancel(self, number: int, chunks: Iterable[int], now: float) -> list[Effect]:
+        """These chunks have come from elsewhere. What the source sends of them all the same is dropped."""
+        pull = self._pulls.get(number)
+        if pull is not None:
+            cancelled = set(chunks)
+            self.recall(number, cancelled, now)
+            pull.unwanted |= cancelled & self._in_flight(number)
+        return []
+
+    def _in_flight(self, number: int) -> set[int]:
+        """Chunks of a pull that were asked for and have not come."""
+        return {chunk for stream in self._streams.values() for pulled, chunk in stream.asked if pulled == number}
+
+    def finish(self, number: int, now: float) -> list[Effect]:
+        """Nothing more is wanted of this source."""
+        pull = self._pulls.get(number)
+        if pull is None:
+            return []
+        pull.step("'finish'")
+        self._forget(pull)
+        return self._noted([Send(messages.Done(pull=number)), Complete(number, pull.asked_again)], now)
 
     def stream_connected(self, stream_id: bytes, now: float) -> list[Effect]:
         """The cargo connection stands and has sent its proof."""
@@ -179,6 +229,9 @@ class PullerSession(Session):
         pull = self._pulls[number]
         pull.step("'arrived'")
         pull.progress_deadline = now + self.bounds.progress_timeout_s
+        if chunk in pull.unwanted:
+            self._settle(stream_id, number, chunk)
+            return [DropChunk(), *self._noted(self._advance(pull), now)]
         return [TakeChunk(number, chunk)]
 
     def chunk_verified(self, stream_id: bytes, number: int, chunk: int, now: float) -> list[Effect]:
@@ -187,22 +240,16 @@ class PullerSession(Session):
         if pull is None:
             return []
         pull.step("'verified'")
-        pull.unverified -= 1
         pull.progress_deadline = now + self.bounds.progress_timeout_s
         return self._noted(self._advance(pull), now)
 
     def chunk_damaged(self, stream_id: bytes, number: int, chunk: int, now: float) -> list[Effect]:
-        """The chunk of the last `TakeChunk` on this stream is not the one that was sealed."""
+        """The chunk of the last `TakeChunk` on this stream is not the one that was sealed. It is not asked for again
+        here unless the owner does."""
         pull = self._settle(stream_id, number, chunk)
         if pull is None:
             return []
         pull.step("'damaged'")
-        pull.damaged[chunk] = pull.damaged.get(chunk, 0) + 1
-        if pull.damaged[chunk] == ASKED_AT_MOST:
-            message = f"came damaged {ASKED_AT_MOST} times; take it from another source and scrub this one"
-            return self._noted(self._fail(pull, self._damage(pull, message, chunk)), now)
-        pull.todo.append(chunk)
-        pull.asked_again += 1
         return self._noted(self._advance(pull), now)
 
     def fail(self, number: int, error: RaylogError, now: float) -> list[Effect]:
@@ -219,6 +266,8 @@ class PullerSession(Session):
         match message:
             case messages.Frame():
                 return self._on_frame(message, now)
+            case messages.Have():
+                return self._on_have(message)
             case messages.StreamReady():
                 return self._on_stream_ready(message, now)
             case messages.Refused():
@@ -251,6 +300,20 @@ class PullerSession(Session):
         pull.metadata = bytearray()
         pull.step("'frame whole'")
         return [CreateShard(pull.number, pull.frame)]
+
+    def _on_have(self, have: messages.Have) -> list[Effect]:
+        pull = self._find(have.pull)
+        if pull is None:
+            return []
+        pull.step("Have")
+        assert pull.frame is not None
+        chunks = len(pull.frame.chunks)
+        pull.offered += sum(count for _, count in have.ranges)
+        if pull.offered > chunks or any(first + count > chunks for first, count in have.ranges):
+            raise PeerFault(
+                f"expected offers of {chunks} chunks (shard {pull.ref.shard_id}), each once, got {have.ranges[:4]}"
+            )
+        return [Offered(pull.number, tuple(have.ranges))]
 
     def _on_stream_ready(self, ready: messages.StreamReady, now: float) -> list[Effect]:
         stream = self._streams.get(ready.stream)
@@ -291,8 +354,9 @@ class PullerSession(Session):
 
     @staticmethod
     def _progress_deadline(pull: _Pull) -> float:
-        # While our own sink makes room, the source is not to blame.
-        return float("inf") if pull.state is PullState.CREATING else pull.progress_deadline
+        # While our own sink makes room, or we have nothing to ask for, the source is not to blame.
+        is_idle = pull.state is PullState.CREATING or (pull.state is PullState.MOVING and not pull.is_waiting)
+        return float("inf") if is_idle else pull.progress_deadline
 
     def _tick(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -300,7 +364,7 @@ class PullerSession(Session):
             shard = f"shard {pull.ref.shard_id} from {self._peer}"
             if now >= pull.deadline:
                 late = DeadlineExceeded(
-                    f"{shard}: the deadline passed with {pull.unverified} chunks missing; ask again to resume",
+                    f"{shard}: the deadline passed before all of it was here; ask again to resume",
                     **self._place(pull, None),
                 )
                 effects += self._fail(pull, late)
@@ -316,13 +380,9 @@ class PullerSession(Session):
     # Work.
 
     def _advance(self, pull: _Pull) -> list[Effect]:
-        """Grants credit and asks for chunks as far as it reaches, or completes."""
+        """Grants credit and asks for chunks as far as it reaches."""
         if pull.state is not PullState.MOVING:
             return []
-        if not pull.unverified:
-            pull.step("'complete'")
-            self._forget(pull)
-            return [Send(messages.Done(pull=pull.number)), Complete(pull.number, pull.asked_again)]
         live = {one.id: one.in_flight_bytes for one in self._streams.values() if one.state is StreamState.LIVE}
         if not pull.todo or not live:
             return []
@@ -350,6 +410,7 @@ class PullerSession(Session):
             return None
         stream.settle(number, chunk)
         pull.window.settle(pull.sealed_bytes(chunk))
+        pull.unwanted.discard(chunk)
         return pull
 
     def _settle_lost(self, stream: _Stream) -> None:
@@ -357,8 +418,11 @@ class PullerSession(Session):
         for (number, chunk), sealed_bytes in reversed(stream.asked.items()):
             pull = self._pulls[number]
             pull.window.settle(sealed_bytes)
-            pull.todo.appendleft(chunk)
-            pull.asked_again += 1
+            if chunk in pull.unwanted:
+                pull.unwanted.discard(chunk)
+            else:
+                pull.todo.appendleft(chunk)
+                pull.asked_again += 1
 
     def _fail(self, pull: _Pull, error: RaylogError) -> list[Effect]:
         pull.step("'fail'")

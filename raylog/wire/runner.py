@@ -55,6 +55,10 @@ class SessionRunner:
                 self.apply(self.session.on_tick)
             deferred()
 
+    def nudge(self) -> None:
+        """Has the control loop go round once more, for what is deferred; from any thread."""
+        self._channel.nudge()
+
     def _receive(self, timeout_s: float) -> None:
         try:
             data = self._channel.receive(timeout_s)

@@ -1,34 +1,336 @@
-"""Which chunk is asked for on which stream. Pure."""
+"""Which chunk of a shard is asked of which source. Pure: what came and when in, asks out.
 
-from collections.abc import Callable, Iterable, Mapping
+- A source is given as much as its measured rate covers for `HORIZON_S`: fast sources take more by themselves, and
+  little is lost with one that fails.
+- Of what a source offers, the chunks that the fewest sources offer go first, so that receivers of one shard soon have
+  something for each other.
+- Near the end a chunk goes only to a source that would not be the last to finish; one that is overdue is asked for a
+  second time elsewhere (hedged), within a bound on the bytes that may come twice.
+- A source that has stalled is passed over for a growing time, and what it was asked for goes to the others.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from raylog.units import MIB
+
+HORIZON_S = 0.25  # of work asked of a source ahead
+START_BYTES = 8 * MIB  # asked of a source whose rate is not known yet
+SAMPLE_S = 0.05  # a rate is measured over at least this time
+EWMA_SHARE = 0.3  # of the newest sample
+STALL_S = 1.0  # without a chunk, when others could give it
+BACKOFF_S_MAX = 8.0
+LOOK_S = 0.1  # how often overdue chunks are looked for
+HEDGE_SHARE = 0.02  # of the shard's bytes, at most, are asked for twice without a stall; and four chunks
 
 
-def deal(
-    todo: Iterable[int],
-    sealed_bytes: Callable[[int], int],
-    in_flight_bytes: Mapping[bytes, int],
-    room_bytes: int,
-) -> list[tuple[bytes, int, int]]:
-    """Deals the first chunks of `todo` that fit in `room_bytes` to streams as ranges (stream, first chunk, count), in
-    the order of `todo`, so that all streams have about equally many bytes in flight: a stream that empties faster is
-    given more. Ranges are as long as they can be: a source reads them from its disk in order."""
-    fitting: list[tuple[int, int]] = []
-    for chunk in todo:
-        length = sealed_bytes(chunk)
-        if length > room_bytes:
-            break
-        room_bytes -= length
-        fitting.append((chunk, length))
-    loads = sorted((load, stream) for stream, load in in_flight_bytes.items())
-    share = (sum(load for load, _ in loads) + sum(length for _, length in fitting)) / max(1, len(loads))
-    ranges: list[tuple[bytes, int, int]] = []
-    load, stream = loads.pop(0)
-    for chunk, length in fitting:
-        while load >= share and loads:
-            load, stream = loads.pop(0)
-        load += length
-        if ranges and ranges[-1][0] == stream and sum(ranges[-1][1:]) == chunk:
-            ranges[-1] = (stream, ranges[-1][1], ranges[-1][2] + 1)
-        else:
-            ranges.append((stream, chunk, 1))
-    return ranges
+@dataclass(frozen=True, slots=True)
+class Stripe:
+    """The chunks whose number is `index` modulo `count`: what a source is there for first, when a shard goes to many
+    nodes over several trees."""
+
+    index: int
+    count: int
+
+    def __contains__(self, chunk: int) -> bool:
+        return chunk % self.count == self.index
+
+
+WHOLE = Stripe(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask this source for these chunks."""
+
+    source: int
+    chunks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Do not ask this source for these chunks if you have not yet. What is on its way may still come."""
+
+    source: int
+    chunks: tuple[int, ...]
+
+
+@dataclass(slots=True, eq=False)
+class _Source:
+    stripe: Stripe
+    window_bytes: int
+    offered: bytearray  # by chunk
+    rate_bytes_per_s: float | None
+    heard: float  # when it last gave a chunk, or began to owe one
+    buckets: dict[int, deque[int]] = field(default_factory=dict)  # chunks by how many sources offered them when noted
+    asked: set[int] = field(default_factory=set)
+    asked_bytes: int = 0
+    owed: set[int] = field(default_factory=set)  # recalled when it stalled; may still come
+    sample_seconds: float = 0.0
+    sample_bytes: int = 0
+    suspended_until: float = 0.0
+    stalls: int = 0
+
+    @property
+    def budget_bytes(self) -> int:
+        """How much may be asked of it at once."""
+        if self.rate_bytes_per_s is None:
+            return min(START_BYTES, self.window_bytes)
+        return int(min(max(self.rate_bytes_per_s * HORIZON_S, 1), self.window_bytes))
+
+    def seconds_for(self, more_bytes: int, now: float) -> float:
+        """Until it has given what it was asked for and `more_bytes`, at the rate that it shows."""
+        rate = self.rate_bytes_per_s or 0.0
+        silent_s = now - self.heard
+        if self.asked and rate and silent_s > SAMPLE_S:
+            rate = min(rate, self.asked_bytes / silent_s)
+        return (self.asked_bytes + more_bytes) / rate if rate else math.inf
+
+    def is_late(self, now: float) -> bool:
+        """Whether it has been silent for much longer than what it was asked for should take."""
+        expected_s = self.asked_bytes / self.rate_bytes_per_s if self.rate_bytes_per_s else STALL_S
+        return bool(self.asked) and now - self.heard >= max(STALL_S, 4 * expected_s)
+
+
+class Schedule:
+    """One shard's fetch: `sealed_bytes` by chunk, and which chunks are `missing`. Sources are named by numbers that are
+    used once. Times are seconds of one clock."""
+
+    def __init__(self, sealed_bytes: Sequence[int], missing: Iterable[int], window_bytes: int) -> None:
+        self._bytes = sealed_bytes
+        self._window_bytes = window_bytes
+        self._todo = set(missing)  # asked of nobody
+        self._todo_bytes = sum(sealed_bytes[chunk] for chunk in self._todo)
+        self._asked: dict[int, list[int]] = {}  # chunk -> sources that were asked for it
+        self._offers = [0] * len(sealed_bytes)
+        self._sources: dict[int, _Source] = {}
+        self._looked = 0.0
+        self._hedge_bytes = max(int(HEDGE_SHARE * self._todo_bytes), 4 * max(sealed_bytes, default=0))
+
+    @property
+    def is_complete(self) -> bool:
+        return not self._todo and not self._asked
+
+    @property
+    def missing(self) -> int:
+        """How many chunks are not here."""
+        return len(self._todo) + len(self._asked)
+
+    def rate_of(self, number: int) -> float | None:
+        """Bytes/s that a source was last seen to give; None while nothing was measured."""
+        source = self._sources.get(number)
+        return source.rate_bytes_per_s if source else None
+
+    # Sources.
+
+    def add(self, number: int, now: float, *, stripe: Stripe = WHOLE, rate_bytes_per_s: float | None = None) -> None:
+        """A source that chunks may be asked of; `rate_bytes_per_s` is what is known of it from before."""
+        self._sources[number] = _Source(stripe, self._window_bytes, bytearray(len(self._bytes)), rate_bytes_per_s, now)
+
+    def offer(self, number: int, chunks: Iterable[int]) -> None:
+        """The source has these chunks."""
+        source = self._sources[number]
+        for chunk in chunks:
+            self._offers[chunk] += not source.offered[chunk]
+            source.offered[chunk] = 1
+            if chunk in self._todo or chunk in self._asked:
+                self._note(source, chunk)
+
+    def drop(self, number: int) -> None:
+        """The source is gone; what it was asked for goes to the others."""
+        source = self._sources.pop(number, None)
+        if source is None:
+            return
+        self._release(number, source)
+        for chunk, is_offered in enumerate(source.offered):
+            self._offers[chunk] -= is_offered
+
+    # What came.
+
+    def verified(self, number: int, chunk: int, now: float) -> list[int]:
+        """A chunk is here. Returns the other sources that were asked for it too: tell them."""
+        if number in self._sources:
+            self._measure(self._sources[number], self._bytes[chunk], now)
+        others = []
+        self._asked.pop(chunk, None)
+        for other, source in self._sources.items():
+            if chunk in source.asked or chunk in source.owed:
+                self._settle(source, chunk)
+                others += [other] if other != number else []
+        if chunk in self._todo:  # a stalled source gave it after all
+            self._todo.discard(chunk)
+            self._todo_bytes -= self._bytes[chunk]
+        return others
+
+    def damaged(self, number: int, chunk: int, now: float) -> None:
+        """What came was not the chunk: it is to be had elsewhere, or here once more."""
+        source = self._sources.get(number)
+        if source is not None:
+            self._settle(source, chunk)
+            source.heard = now
+            self._note(source, chunk)
+        self._unask(number, chunk)
+
+    # What to ask for.
+
+    def deal(self, now: float) -> list[Ask | Recall]:
+        """What to ask for now; where a source has stalled, what not to ask it for any more."""
+        recalls = self._look(now)
+        dealt: dict[int, list[int]] = {}
+        open_sources = {number: source for number, source in self._sources.items() if now >= source.suspended_until}
+        while open_sources:
+            for number, source in list(open_sources.items()):
+                chunk = self._next(number, source, now)
+                if chunk is None:
+                    del open_sources[number]
+                    continue
+                self._ask(number, source, chunk, now)
+                dealt.setdefault(number, []).append(chunk)
+        return [*recalls, *(Ask(number, tuple(chunks)) for number, chunks in dealt.items())]
+
+    def next_deadline(self) -> float:
+        """When `deal` may have something to do though nothing came."""
+        if len(self._sources) < 2 or self.is_complete:
+            return math.inf
+        return self._looked + LOOK_S
+
+    # Choosing.
+
+    def _next(self, number: int, source: _Source, now: float) -> int | None:
+        room_bytes = source.budget_bytes - source.asked_bytes
+        if source.stalls and source.asked:
+            return None  # after a stall one chunk shows whether it is back
+        if room_bytes <= 0 and source.asked:
+            return None
+        chunk = self._rarest(source)
+        if chunk is None:
+            return self._hedge(number, source, now) if not self._todo else None
+        if source.asked and self._bytes[chunk] > room_bytes:
+            return None
+        return chunk if self._is_timely(number, source, chunk, now) else None
+
+    def _rarest(self, source: _Source) -> int | None:
+        """The chunk to ask of it next, by rarity; its own stripe only, unless nobody else is there for the others."""
+        looked: set[int] = set()
+        while levels := source.buckets.keys() - looked:
+            level = min(levels)
+            looked.add(level)
+            bucket, passed = source.buckets.pop(level), []
+            found = None
+            while bucket and found is None:
+                chunk = bucket.popleft()
+                if self._offers[chunk] != level:
+                    looked.discard(self._note(source, chunk))
+                elif chunk in self._todo and (chunk in source.stripe or not self._is_covered(chunk)):
+                    found = chunk
+                elif chunk in self._todo or chunk in self._asked:
+                    passed.append(chunk)  # for another, or it may come back
+            bucket.extend(passed)
+            if bucket:
+                source.buckets[level] = bucket
+            if found is not None:
+                self._note(source, found)
+                return found
+        return None
+
+    def _note(self, source: _Source, chunk: int) -> int:
+        """Keeps a chunk that may be asked of a source, by its rarity."""
+        level = self._offers[chunk]
+        source.buckets.setdefault(level, deque()).append(chunk)
+        return level
+
+    def _is_covered(self, chunk: int) -> bool:
+        """Whether a source that is well is there for the chunk's stripe."""
+        return any(chunk in one.stripe and one.stripe.count > 1 and not one.stalls for one in self._sources.values())
+
+    def _is_timely(self, number: int, source: _Source, chunk: int, now: float) -> bool:
+        """Whether this source would not be the one that everything waits for at the end."""
+        if self._offers[chunk] < 2 or source.rate_bytes_per_s is None:
+            return True
+        rates = [one.rate_bytes_per_s for one in self._sources.values() if one.rate_bytes_per_s and not one.stalls]
+        if len(rates) < 2:
+            return True
+        left_bytes = self._todo_bytes + sum(one.asked_bytes for one in self._sources.values() if not one.stalls)
+        return source.seconds_for(self._bytes[chunk], now) <= max(1.25 * left_bytes / sum(rates), SAMPLE_S)
+
+    def _hedge(self, number: int, source: _Source, now: float) -> int | None:
+        """A chunk that another source is late with and that this one would have sooner."""
+        if source.asked or source.rate_bytes_per_s is None:
+            return None
+        worst, worst_s = None, 0.0
+        for chunk, asked_of in self._asked.items():
+            if len(asked_of) > 1 or asked_of[0] == number or asked_of[0] not in self._sources:
+                continue
+            if self._bytes[chunk] > self._hedge_bytes or not source.offered[chunk]:
+                continue
+            late_s = self._sources[asked_of[0]].seconds_for(0, now)
+            if late_s > worst_s and late_s > 2 * source.seconds_for(self._bytes[chunk], now) + SAMPLE_S:
+                worst, worst_s = chunk, late_s
+        if worst is not None:
+            self._hedge_bytes -= self._bytes[worst]
+        return worst
+
+    def _look(self, now: float) -> list[Ask | Recall]:
+        """Passes over sources that have stalled while others could give what they owe."""
+        recalls: list[Ask | Recall] = []
+        if now < self._looked + LOOK_S:
+            return recalls
+        self._looked = now
+        for number, source in self._sources.items():
+            if source.is_late(now) and any(self._offers[chunk] > 1 for chunk in source.asked):
+                recalls.append(Recall(number, tuple(sorted(source.asked))))
+                source.stalls += 1
+                source.suspended_until = now + min(STALL_S * 2 ** (source.stalls - 1), BACKOFF_S_MAX)
+                owed = source.owed | source.asked
+                self._release(number, source)
+                source.owed = owed
+        return recalls
+
+    # Bookkeeping.
+
+    def _ask(self, number: int, source: _Source, chunk: int, now: float) -> None:
+        if not source.asked:
+            source.heard = now
+        source.owed.discard(chunk)
+        source.asked.add(chunk)
+        source.asked_bytes += self._bytes[chunk]
+        if chunk in self._todo:
+            self._todo.discard(chunk)
+            self._todo_bytes -= self._bytes[chunk]
+        self._asked.setdefault(chunk, []).append(number)
+
+    def _settle(self, source: _Source, chunk: int) -> None:
+        source.owed.discard(chunk)
+        if chunk in source.asked:
+            source.asked.discard(chunk)
+            source.asked_bytes -= self._bytes[chunk]
+
+    def _unask(self, number: int, chunk: int) -> None:
+        """Back to what is asked of nobody, unless another source was asked for it too."""
+        asked_of = self._asked.get(chunk)
+        if asked_of is None or number not in asked_of:
+            return
+        asked_of.remove(number)
+        if not asked_of:
+            del self._asked[chunk]
+            self._todo.add(chunk)
+            self._todo_bytes += self._bytes[chunk]
+
+    def _release(self, number: int, source: _Source) -> None:
+        for chunk in list(source.asked):
+            self._settle(source, chunk)
+            self._unask(number, chunk)
+
+    @staticmethod
+    def _measure(source: _Source, chunk_bytes: int, now: float) -> None:
+        source.sample_seconds += now - source.heard
+        source.sample_bytes += chunk_bytes
+        source.heard, source.stalls, source.suspended_until = now, 0, 0.0
+        if source.sample_seconds < SAMPLE_S:
+            return
+        sample = source.sample_bytes / source.sample_seconds
+        known = source.rate_bytes_per_s
+        source.rate_bytes_per_s = sample if known is None else known + EWMA_SHARE * (sample - known)
+        source.sample_seconds, source.sample_bytes = 0.0, 0

@@ -21,6 +21,7 @@ from raylog.wire.cargo import receive_proof
 from raylog.wire.endpoints import ShardSource
 from raylog.wire.messages import ByeReason
 from raylog.wire.record import PREAMBLE_BYTES, RecordOpener, RecordType, StreamKeys, parse_preamble
+from raylog.wire.relay import Relay
 from raylog.wire.server_session import ServerSession
 from raylog.wire.session import Parties
 from raylog.wire.tls import Refusal, TlsChannel
@@ -49,7 +50,7 @@ class WireServer:
 
     `credentials` is asked at each new connection, so that a renewed certificate counts from then on. Control and cargo
     listen on two free ports of `port_range` (first, last), or on any two for (0, 0). `on_sent(peer id, sealed bytes)`
-    is called for every chunk, from many threads. Raises `Unavailable` when there is no free port.
+    is called for every chunk, from many threads. What `relay` knows to be on its way here is served as it comes. Raises `Unavailable` when there is no free port.
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class WireServer:
         port_range: tuple[int, int] = (0, 0),
         bounds: Bounds | None = None,
         on_sent: Callable[[str, int], None] | None = None,
+        relay: Relay | None = None,
     ) -> None:
         self._credentials, self._store, self._on_sent = credentials, store, on_sent
+        self._relay = relay or Relay(store.open)
         self._bounds = bounds or Bounds()
         self._lock = threading.Lock()
         self._is_closing = False
@@ -229,7 +232,7 @@ class WireServer:
             software=__version__,
             random_bytes=secrets.token_bytes,
         )
-        session = ServerSession(channel, parties, self._store, self, self.cargo_port, self._bounds)
+        session = ServerSession(channel, parties, self._store, self, self.cargo_port, self._bounds, self._relay)
         try:
             self._admit(session)
         except Unavailable as error:

@@ -4,19 +4,21 @@ import logging
 import queue
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from raylog.errors import DamagedData, NotFound, NotPermitted, RaylogError
+from raylog.codec.frame import Frame
+from raylog.errors import DamagedData, NotFound, NotPermitted, RaylogError, Unavailable
 from raylog.wire.bounds import Bounds
 from raylog.wire.cargo import END_RECORD, CargoSender, has_come, receive_end, tune
 from raylog.wire.effects import Close, CloseStream, Effect, ExpectStream, OpenShard, ReleaseShard, SendChunk
 from raylog.wire.endpoints import ShardReader, ShardSource
 from raylog.wire.messages import ByeReason, RefusalReason
 from raylog.wire.record import Head, RecordOpener, RecordType, StreamKeys
+from raylog.wire.relay import Incoming, Range, Relay
 from raylog.wire.runner import SessionRunner
 from raylog.wire.session import Parties
 from raylog.wire.source import SourceSession
@@ -61,12 +63,16 @@ class ServerSession:
         listener: Listener,
         cargo_port: int,
         bounds: Bounds,
+        relay: Relay,
     ) -> None:
+        self._relay = relay
         self._channel, self._source, self._listener, self._bounds = channel, source, listener, bounds
         self.peer_id = parties.peer.id
         self._machine = SourceSession(parties, bounds, cargo_port)
         self._runner = SessionRunner(self._machine, channel, self._carry_out)
         self._to_open: deque[OpenShard] = deque()
+        self._following: dict[int, _Following] = {}  # what has not begun to come here
+        self._heard: deque[Callable[[], None]] = deque()  # what followed shards have told, for the control thread
         self._leases: dict[int, _Lease] = {}
         self._to_close: list[ShardReader] = []
         self._jobs: dict[bytes, queue.SimpleQueue[SendChunk | None]] = {}
@@ -91,6 +97,8 @@ class ServerSession:
             case OpenShard():
                 self._to_open.append(effect)
             case ReleaseShard(pull):
+                if (following := self._following.pop(pull, None)) is not None:
+                    self._to_close.append(following)
                 if (lease := self._leases.pop(pull, None)) is not None:
                     lease.is_released = True
                     if not lease.borrowers:
@@ -116,19 +124,56 @@ class ServerSession:
             reader.close()
         for effect in opens:
             self._open(effect)
+        while self._heard:
+            self._heard.popleft()()
 
     def _open(self, effect: OpenShard) -> None:
+        """Of a shard that is on its way here, what is here of it; else the whole one."""
         if self._machine.is_closed:
+            return
+        following = _Following(self, effect.pull, effect.shard_id, self._relay)
+        with self._runner.lock:
+            self._following[effect.pull] = following
+        if self._relay.follow(effect.shard_id, following, wait=False):
             return
         try:
             reader = self._source.open(effect.shard_id)
+        except NotFound as error:
+            if effect.is_patient:
+                self._relay.follow(effect.shard_id, following, wait=True)
+            else:
+                self._refuse(effect.pull, error)
         except RaylogError as error:
-            reason, chunk = _reason_of(error), getattr(error, "chunk", None)
-            self._runner.apply(partial(self._machine.refuse, effect.pull, reason, str(error), chunk))
-            return
+            self._refuse(effect.pull, error)
+        else:
+            self._lend(effect.pull, reader, None)
+
+    def _lend(self, pull: int, reader: ShardReader, available: Sequence[Range] | None) -> None:
         with self._runner.lock:
-            self._leases[effect.pull] = _Lease(reader)
-        self._runner.apply(partial(self._machine.shard_opened, effect.pull, reader.frame))
+            self._leases[pull] = _Lease(reader)
+        self._runner.apply(partial(self._machine.shard_opened, pull, reader.frame, available=available))
+
+    def _refuse(self, pull: int, error: RaylogError) -> None:
+        reason, chunk = _reason_of(error), getattr(error, "chunk", None)
+        self._runner.apply(partial(self._machine.refuse, pull, reason, str(error), chunk))
+
+    # What followed shards tell, from any thread.
+
+    def hear(self, what: Callable[[], None]) -> None:
+        """Has the control thread do this soon."""
+        self._heard.append(what)
+        self._runner.nudge()
+
+    def begin(self, following: "_Following", available: Sequence[Range]) -> None:
+        with self._runner.lock:
+            self._following.pop(following.pull, None)
+        self._lend(following.pull, following, available)
+
+    def offer(self, pull: int, ranges: Sequence[Range]) -> None:
+        self._runner.apply(partial(self._machine.chunks_available, pull, ranges))
+
+    def lose(self, pull: int) -> None:
+        self._refuse(pull, Unavailable("the shard was on its way to this node, and that has ended"))
 
     # Cargo threads.
 
@@ -184,6 +229,47 @@ class ServerSession:
             return
         sender.send(Head(RecordType.CHUNK, job.pull, job.chunk, len(sealed)), sealed)
         self._listener.sent(self.peer_id, len(sealed))
+
+
+class _Following:
+    """One pull of a shard that is on its way to this node: a `Follower`, and the reader of what is here."""
+
+    def __init__(self, session: ServerSession, pull: int, shard_id: str, relay: Relay) -> None:
+        self.pull = pull
+        self._session, self._shard_id, self._relay = session, shard_id, relay
+        self._incoming: Incoming | None = None
+        self._fresh: list[Range] = []  # not offered yet
+
+    def begun(self, incoming: Incoming, available: Sequence[Range]) -> None:
+        self._incoming = incoming
+        self._session.hear(partial(self._session.begin, self, available))
+
+    def more(self, ranges: Sequence[Range]) -> None:
+        if not self._fresh:
+            self._session.hear(self._offer)
+        self._fresh += ranges
+
+    def gone(self) -> None:
+        self._session.hear(partial(self._session.lose, self.pull))
+
+    def _offer(self) -> None:
+        ranges, self._fresh = self._fresh, []
+        self._session.offer(self.pull, ranges)
+
+    @property
+    def frame(self) -> Frame:
+        assert self._incoming is not None
+        return self._incoming.frame
+
+    def chunk(self, number: int) -> memoryview:
+        assert self._incoming is not None
+        return self._incoming.chunk(number)
+
+    def close(self) -> None:
+        if self._incoming is not None:
+            self._incoming.remove(self)
+        else:
+            self._relay.unfollow(self._shard_id, self)
 
 
 def _next_job(jobs: "queue.SimpleQueue[SendChunk | None]", connection: socket.socket) -> SendChunk | None:

@@ -1,6 +1,7 @@
 """The source's machine: which shards it serves, and which chunk goes out next on which stream. Pure; see session.py."""
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from raylog.codec.frame import Frame
@@ -17,7 +18,7 @@ from raylog.wire.effects import (
     Send,
     SendChunk,
 )
-from raylog.wire.messages import FRAME_PIECE_BYTES_MAX, Message, RefusalReason, shorten
+from raylog.wire.messages import FRAME_PIECE_BYTES_MAX, HAVE_RANGES_MAX, Message, RefusalReason, shorten
 from raylog.wire.record import StreamContext, derive_keys
 from raylog.wire.session import Parties, Session
 from raylog.wire.states import SERVE, SOURCE_STREAM, ServeState, StreamState, step
@@ -29,8 +30,10 @@ STREAM_IDS_MAX = 4096  # ever used in one session
 class _Served:
     number: int
     opening: messages.Open
+    patience_deadline: float  # to have the shard at all
     state: ServeState = ServeState.OPENING
     frame: Frame | None = None
+    offered: bytearray = field(default_factory=bytearray)  # by chunk, whether the puller was told that it is here
     allowance: Allowance = field(default_factory=Allowance)
 
     def step(self, event: str) -> None:
@@ -77,8 +80,11 @@ class SourceSession(Session):
 
     # Events.
 
-    def shard_opened(self, number: int, frame: Frame, now: float) -> list[Effect]:
-        """Our store has the shard and holds it. Empty when the puller has meanwhile left: release it."""
+    def shard_opened(
+        self, number: int, frame: Frame, now: float, available: Iterable[tuple[int, int]] | None = None
+    ) -> list[Effect]:
+        """Our store has the shard, or what is `available` of it (ranges; None: all), and holds it. When the puller has
+        meanwhile left: release it."""
         served = self._served.get(number)
         if served is None:
             return [ReleaseShard(number)]
@@ -99,7 +105,33 @@ class SourceSession(Session):
             )
             for offset in range(0, len(metadata), FRAME_PIECE_BYTES_MAX)
         ]
-        return self._noted(pieces, now)
+        served.offered = bytearray(len(frame.chunks))
+        offers = self._offer(served, [(0, len(frame.chunks))] if available is None else available)
+        return self._noted([*pieces, *offers], now)
+
+    def chunks_available(self, number: int, ranges: Iterable[tuple[int, int]], now: float) -> list[Effect]:
+        """More of a shard that is on its way to this node is here."""
+        served = self._served.get(number)
+        if served is None or served.state is not ServeState.SERVING:
+            return []
+        return self._noted(self._offer(served, ranges), now)
+
+    @staticmethod
+    def _offer(served: _Served, ranges: Iterable[tuple[int, int]]) -> list[Effect]:
+        fresh: list[tuple[int, int]] = []
+        for first, count in ranges:
+            for chunk in range(first, first + count):
+                if served.offered[chunk]:
+                    continue
+                served.offered[chunk] = 1
+                if fresh and sum(fresh[-1]) == chunk:
+                    fresh[-1] = (fresh[-1][0], fresh[-1][1] + 1)
+                else:
+                    fresh.append((chunk, 1))
+        return [
+            Send(messages.Have(pull=served.number, ranges=fresh[start : start + HAVE_RANGES_MAX]))
+            for start in range(0, len(fresh), HAVE_RANGES_MAX)
+        ]
 
     def refuse(self, number: int, reason: RefusalReason, message: str, chunk: int | None, now: float) -> list[Effect]:
         """This pull cannot go on: our store has no such shard, or cannot read `chunk` of it."""
@@ -144,7 +176,7 @@ class SourceSession(Session):
     def _on_business(self, message: Message, now: float) -> list[Effect]:
         match message:
             case messages.Open():
-                return self._on_open(message)
+                return self._on_open(message, now)
             case messages.Stream():
                 return self._on_stream(message, now)
             case messages.Want():
@@ -156,15 +188,15 @@ class SourceSession(Session):
             case _:
                 raise PeerFault(f"{type(message).__name__} is a source's message, and we are the source")
 
-    def _on_open(self, opening: messages.Open) -> list[Effect]:
+    def _on_open(self, opening: messages.Open, now: float) -> list[Effect]:
         if opening.pull < self._next_pull:
             raise PeerFault(f"expected pull numbers that ascend, got {opening.pull} after {self._next_pull - 1}")
         self._next_pull = opening.pull + 1
         if len(self._served) >= self.bounds.pulls_max:
             message = f"{self.bounds.pulls_max} pulls are served in this session; ask again when one is done"
             return [Send(messages.Refused(pull=opening.pull, reason=RefusalReason.BUSY, message=message))]
-        self._served[opening.pull] = _Served(opening.pull, opening)
-        return [OpenShard(opening.pull, opening.shard_id)]
+        self._served[opening.pull] = _Served(opening.pull, opening, now + opening.patience_s)
+        return [OpenShard(opening.pull, opening.shard_id, bool(opening.patience_s))]
 
     def _on_stream(self, stream: messages.Stream, now: float) -> list[Effect]:
         if stream.stream in self._stream_ids or len(self._stream_ids) >= STREAM_IDS_MAX:
@@ -198,6 +230,8 @@ class SourceSession(Session):
                 f"expected chunks of 0 to {chunks - 1} (shard {served.opening.shard_id}), "
                 f"asked for were {want.first} to {end - 1}"
             )
+        if 0 in served.offered[want.first : end]:
+            raise PeerFault(f"chunks {want.first} to {end - 1} were asked for before all of them were offered")
         queued = _Range(want.pull, want.first, end)
         stream = self._streams.get(want.stream)
         if stream is None:
@@ -229,10 +263,19 @@ class SourceSession(Session):
     # Deadlines.
 
     def _deadlines(self) -> list[float]:
-        return [stream.deadline for stream in self._streams.values() if stream.state is StreamState.ANNOUNCED]
+        streams = [stream.deadline for stream in self._streams.values() if stream.state is StreamState.ANNOUNCED]
+        return [*streams, *(served.patience_deadline for served in self._patient())]
+
+    def _patient(self) -> list[_Served]:
+        """Pulls of shards that may still come here."""
+        return [one for one in self._served.values() if one.state is ServeState.OPENING and one.opening.patience_s]
 
     def _tick(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
+        for served in self._patient():
+            if now >= served.patience_deadline:
+                message = f"shard {served.opening.shard_id} did not begin to come here in {served.opening.patience_s} s"
+                effects += self.refuse(served.number, RefusalReason.NOT_FOUND, message, None, now)
         for stream in list(self._streams.values()):
             if stream.state is StreamState.ANNOUNCED and now >= stream.deadline:
                 effects.append(CloseStream(stream.id))

@@ -24,7 +24,7 @@ class PullState(enum.Enum):
     FRAMING = "framing"  # opened; the frame's pieces come
     CREATING = "creating"  # the frame is good; our sink makes room
     MOVING = "moving"
-    COMPLETE = "complete"  # every chunk verified
+    COMPLETE = "complete"  # nothing more is wanted of this source
     FAILED = "failed"
 
 
@@ -60,7 +60,7 @@ SESSION: Table[SessionState] = {
         for message in (
             *("Ping", "Pong"),
             *("Open", "Stream", "Want", "Credit", "Done"),  # to a source
-            *("Frame", "StreamReady", "Refused"),  # to a puller
+            *("Frame", "Have", "StreamReady", "Refused"),  # to a puller
         )
     },
     (SessionState.OPEN, "Bye"): SessionState.CLOSED,
@@ -74,7 +74,8 @@ PULL: Table[PullState] = {
     (PullState.MOVING, "'arrived'"): PullState.MOVING,
     (PullState.MOVING, "'verified'"): PullState.MOVING,
     (PullState.MOVING, "'damaged'"): PullState.MOVING,
-    (PullState.MOVING, "'complete'"): PullState.COMPLETE,
+    **{(state, "'finish'"): PullState.COMPLETE for state in (PullState.FRAMING, PullState.CREATING, PullState.MOVING)},
+    **{(state, "Have"): state for state in (PullState.CREATING, PullState.MOVING)},
     **{
         (state, event): PullState.FAILED
         for state in (PullState.FRAMING, PullState.CREATING, PullState.MOVING)

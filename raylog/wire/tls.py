@@ -48,6 +48,7 @@ class TlsChannel:
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
         self._tls_lock, self._send_lock = threading.Lock(), threading.Lock()
         self._has_ended = False
+        self._is_over = False
         self._waker: int | None = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._waker_lock = threading.Lock()
         self._poll = select.poll()
@@ -113,6 +114,8 @@ class TlsChannel:
         if plain or self._has_ended:
             return plain
         ready = [descriptor for descriptor, _ in self._poll_all.poll(max(0.0, timeout_s) * 1000)]
+        if self._waker in ready and not self._is_over:
+            os.eventfd_read(self._waker)
         if self._connection.fileno() not in ready:
             return None
         data = self._connection.recv(_RECEIVE_BYTES)
@@ -145,6 +148,11 @@ class TlsChannel:
 
     def wake(self) -> None:
         """Makes `receive` return, now and from then on; from any thread, also after `close`."""
+        self._is_over = True
+        self.nudge()
+
+    def nudge(self) -> None:
+        """Makes `receive` return once; from any thread, also after `close`."""
         with self._waker_lock:
             if self._waker is not None:
                 os.eventfd_write(self._waker, 1)

@@ -17,7 +17,8 @@ from raylog.spec import QosClass, new_id
 from raylog.testing.shards import sample_shard
 from raylog.wire import messages
 from raylog.wire.bounds import Bounds
-from raylog.wire.client import PeerAddress, pull
+from raylog.wire.client import pull
+from raylog.wire.fetcher import Source
 from raylog.wire.messages import ByeReason, MessageBuffer, encode
 from raylog.wire.record import (
     RECORD_BYTES_MAX,
@@ -30,6 +31,7 @@ from raylog.wire.record import (
     preamble,
 )
 from raylog.wire.server import WireServer
+from raylog.wire.sessions import PeerAddress
 
 SHARD = sample_shard(5, (70_000, 16, 200_000, *[100_000] * 20))
 QUICK = Bounds(
@@ -60,8 +62,8 @@ def server() -> Iterator[WireServer]:
 
 def fetch(port: int, credentials: Credentials = ME, node_id: str = NODE.identity.id) -> MemorySink:
     sink = MemorySink(SHARD)
-    address = PeerAddress(node_id=node_id, host="127.0.0.1", control_port=port)
-    pull(SHARD.frame.ref(), address, sink, credentials, deadline_s=10, bounds=QUICK)
+    address = Source(peer=PeerAddress(node_id=node_id, host="127.0.0.1", control_port=port))
+    pull(SHARD.frame.ref(), [address], sink, credentials, deadline_s=10, bounds=QUICK)
     return sink
 
 
@@ -226,8 +228,8 @@ def test_more_sessions_than_are_served(server: WireServer) -> None:
     peers = [Peer(server) for _ in range(QUICK.sessions_max)]
     for peer in peers:
         peer.hear(messages.Hello)
-    with pytest.raises(Unavailable, match="serves 2 sessions already"):
-        fetch(server.control_port)
+    refused = Peer(server).hear(messages.Bye)
+    assert isinstance(refused, messages.Bye) and "serves 2 sessions already" in refused.message
     wait_until(lambda: server.counters().refused == {"busy": 1}, f"not counted: {server.counters()}")
     for peer in peers:
         peer.tls.close()
@@ -467,6 +469,7 @@ def evil_source(
             metadata = SHARD.frame.metadata
             port = cargo.getsockname()[1]
             tls.sendall(encode(messages.Frame(pull=0, offset=0, total=len(metadata), data=metadata)))
+            tls.sendall(encode(messages.Have(pull=0, ranges=[(0, len(SHARD.chunks))])))
             tls.sendall(encode(messages.StreamReady(stream=stream.stream, nonce=NONCE, port=port)))
             keys = derive_keys(
                 StreamContext(
@@ -539,7 +542,7 @@ def test_a_node_of_the_cluster_that_misbehaves(
     with socket.create_server(("127.0.0.1", 0)) as cargo:
         cargo.settimeout(2)
         with listening(evil_source(cargo, misbehave)) as port, pytest.raises(RaylogError) as caught:
-            address = PeerAddress(node_id=NODE.identity.id, host="127.0.0.1", control_port=port)
-            pull(SHARD.frame.ref(), address, sink, ME, deadline_s=10, bounds=QUICK, streams=1)
+            address = Source(peer=PeerAddress(node_id=NODE.identity.id, host="127.0.0.1", control_port=port))
+            pull(SHARD.frame.ref(), [address], sink, ME, deadline_s=10, bounds=QUICK, streams=1)
     assert words in str(caught.value), caught.value
     assert sink.verified == [] and not sink.is_committed and sink.closed == 1

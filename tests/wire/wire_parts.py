@@ -106,6 +106,9 @@ class MemorySink:
             self.chunks[number] = bytes(sealed)
             self.verified.append(number)
 
+    def stored_chunk(self, number: int) -> memoryview:
+        return memoryview(self.chunks[number])
+
     def commit(self) -> None:
         assert not self.missing()
         self.is_committed = True

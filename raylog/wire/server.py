@@ -50,7 +50,8 @@ class WireServer:
 
     `credentials` is asked at each new connection, so that a renewed certificate counts from then on. Control and cargo
     listen on two free ports of `port_range` (first, last), or on any two for (0, 0). `on_sent(peer id, sealed bytes)`
-    is called for every chunk, from many threads. What `relay` knows to be on its way here is served as it comes. Raises `Unavailable` when there is no free port.
+    is called for every chunk, from many threads. What `relay` knows to be on its way here is served as it comes.
+    Raises `Unavailable` when there is no free port.
     """
 
     def __init__(

@@ -228,7 +228,8 @@ def test_more_sessions_than_are_served(server: WireServer) -> None:
     peers = [Peer(server) for _ in range(QUICK.sessions_max)]
     for peer in peers:
         peer.hear(messages.Hello)
-    refused = Peer(server).hear(messages.Bye)
+    peers.append(Peer(server))
+    refused = peers[-1].hear(messages.Bye)
     assert isinstance(refused, messages.Bye) and "serves 2 sessions already" in refused.message
     wait_until(lambda: server.counters().refused == {"busy": 1}, f"not counted: {server.counters()}")
     for peer in peers:

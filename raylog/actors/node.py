@@ -195,7 +195,7 @@ class NodeActor:
         return ChunkReport(chunks_read=chunks_read, damaged=sorted(damaged)) if chunks_read else None
 
     def repair(self, ref: ShardRef, numbers: Sequence[int], sources: Sequence[PeerAddress], deadline_s: float) -> int:
-        """Replaces damaged chunks by other nodes' bytes; how many."""
+        """Replaces damaged chunks in every copy here (pull.py); how many."""
         return self._puller.repair(ref, numbers, sources, deadline_s)
 
     @ray.method(concurrency_group=CONTROL)

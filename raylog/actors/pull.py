@@ -17,6 +17,7 @@ from raylog.errors import (
     NotPermitted,
     PeerFault,
     Unavailable,
+    UsageError,
 )
 from raylog.monitor.meter import TransferMeter
 from raylog.security.certs import Credentials
@@ -72,8 +73,8 @@ class Puller:
         return Outcome(moved_bytes=moved_bytes, seconds=time.monotonic() - started_s)
 
     def repair(self, ref: ShardRef, numbers: Sequence[int], sources: Sequence[PeerAddress], deadline_s: float) -> int:
-        """Replaces damaged chunks in every copy here by other nodes' bytes, or the whole shard where it was put aside;
-        how many chunks. Raises as `pull`."""
+        """Replaces damaged chunks in every copy here: by those of a copy here that has them whole, else by other nodes'
+        bytes, or the whole shard where it was put aside; how many chunks. Raises as `pull`."""
         try:
             with self._store.open(ref.shard_id) as reader:
                 frame = reader.frame
@@ -83,10 +84,15 @@ class Puller:
             return len(numbers)
         if frame.digest != ref.frame_digest:
             raise DamagedData(f"shard {ref.shard_id}: its frame here is not the manifest's", shard_id=ref.shard_id)
-        sink = RepairSink(self._store, frame, numbers)
-        self._each(ref, sources, sink, QosClass.REPAIR, time.monotonic() + deadline_s)
-        self._meter.repaired(sink.replaced)
-        return sink.replaced
+        if not all(0 <= number < ref.chunks for number in numbers):
+            raise UsageError(f"shard {ref.shard_id} has chunks 0 to {ref.chunks - 1}, to be repaired are {numbers}")
+        here = self._store.mend(ref.shard_id, numbers)
+        sink = RepairSink(self._store, frame, here.missing)
+        if here.missing:
+            self._each(ref, sources, sink, QosClass.REPAIR, time.monotonic() + deadline_s)
+        replaced = here.replaced + sink.replaced
+        self._meter.repaired(replaced)
+        return replaced
 
     def _from_any(
         self,

@@ -9,13 +9,12 @@ from contextlib import closing
 import msgspec
 from blake3 import blake3
 
+from raylog.api.local_copy import LocalCopy
 from raylog.api.session import Session
 from raylog.catalog.manifest import Manifest, ShardEntry
 from raylog.codec.keys import GroupKey
 from raylog.codec.open import ShardOpener
-from raylog.errors import DamagedData, NotFound
-from raylog.spec import Durability, Kind, QosClass, Reference
-from raylog.wire.local_client import LocalShard
+from raylog.spec import Kind, Reference
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +59,7 @@ class Reading:
                             executor.submit(self._bring, later) for later in entries[position + READ_AHEAD :][:1]
                         )
                         keys = [self._keys[dek_id] for dek_id in entry.dek_ids]
-                        yield ShardOpener(shard.frame, keys, self._reader(shard, entry))
+                        yield ShardOpener(shard.frame, keys, shard.chunk, shard.mend)
                     done_bytes += entry.shard.content_bytes
                     if on_progress:
                         on_progress(done_bytes, total_bytes)
@@ -78,36 +77,11 @@ class Reading:
                     codecs[entry.codec.name.lower()] += 1
         return Inspection(content_digest=digest.hexdigest(), chunks=codecs.total(), codecs=dict(codecs))
 
-    def _bring(self, entry: ShardEntry) -> LocalShard:
-        """The shard, pinned in the local node's store; pulled first if it is not there. Its frame is the manifest's."""
-        session, ref = self._session, entry.shard
-        try:
-            shard = session.store.open(ref.shard_id)
-        except (NotFound, DamagedData) as error:  # damaged: its frame; the node puts it aside and pulls it anew
-            session.pull(session.local, ref, QosClass.READ, Durability.DISK if isinstance(error, DamagedData) else None)
-            shard = session.store.open(ref.shard_id)
-        if shard.frame.digest != ref.frame_digest:
-            shard.close()
-            raise DamagedData(
-                f"shard {ref.shard_id} on node {session.local.node_id} is not the one that the manifest of "
-                f"{self.manifest.name} names; run 'raylog verify {self.manifest.name}'"
-            )
-        return shard
-
-    def _reader(self, shard: LocalShard, entry: ShardEntry) -> Callable[[int], memoryview]:
-        """Sealed chunks of a shard; one found damaged on disk is repaired from another replica and read again."""
-
-        def read(number: int) -> memoryview:
-            try:
-                return shard.chunk(number)
-            except DamagedData:
-                self._session.repair(self._session.local, entry.shard, [number])
-                return shard.chunk(number)
-
-        return read
+    def _bring(self, entry: ShardEntry) -> LocalCopy:
+        return LocalCopy(self._session, self.manifest.name, entry.shard)
 
 
-def _let_go(future: Future[LocalShard]) -> None:
+def _let_go(future: Future[LocalCopy]) -> None:
     """Closes a shard that was brought here for a reader who left early."""
     if not future.cancelled() and future.exception() is None:
         future.result().close()

@@ -46,6 +46,7 @@ class _Lease:
     """A reader that cargo threads borrow: closed when it is released and none of them has it."""
 
     reader: ShardReader
+    sent: bytearray  # one byte per chunk: whether it went out in this pull
     borrowers: int = 0
     is_released: bool = False
 
@@ -127,7 +128,7 @@ class ServerSession:
             self._runner.apply(partial(self._machine.refuse, effect.pull, reason, str(error), chunk))
             return
         with self._runner.lock:
-            self._leases[effect.pull] = _Lease(reader)
+            self._leases[effect.pull] = _Lease(reader, bytearray(len(reader.frame.chunks)))
         self._runner.apply(partial(self._machine.shard_opened, effect.pull, reader.frame))
 
     # Cargo threads.
@@ -163,7 +164,7 @@ class ServerSession:
                 lease.borrowers += 1
         if lease is not None:
             try:
-                self._send_chunk(sender, job, lease.reader)
+                self._send_chunk(sender, job, lease)
             finally:
                 with self._runner.lock:
                     lease.borrowers -= 1
@@ -172,18 +173,28 @@ class ServerSession:
                     lease.reader.close()
         self._runner.apply(partial(self._machine.chunk_sent, job.stream))
 
-    def _send_chunk(self, sender: CargoSender, job: SendChunk, reader: ShardReader) -> None:
+    def _send_chunk(self, sender: CargoSender, job: SendChunk, lease: _Lease) -> None:
         try:
-            sealed = reader.chunk(job.chunk)
+            if lease.sent[job.chunk]:
+                self._recheck(lease.reader, job.chunk)
+            sealed = lease.reader.chunk(job.chunk)
         except RaylogError as error:
-            log.warning("shard %s, chunk %d: cannot be read: %s", reader.frame.header.shard_id, job.chunk, error)
+            shard_id = lease.reader.frame.header.shard_id
+            log.warning("shard %s, chunk %d: cannot be read: %s", shard_id, job.chunk, error)
             refusal: Callable[[float], list[Effect]] = partial(
                 self._machine.refuse, job.pull, _reason_of(error), str(error), job.chunk
             )
             self._runner.apply(refusal)
             return
+        lease.sent[job.chunk] = True
         sender.send(Head(RecordType.CHUNK, job.pull, job.chunk, len(sealed)), sealed)
         self._listener.sent(self.peer_id, len(sealed))
+
+    def _recheck(self, reader: ShardReader, number: int) -> None:
+        """A chunk that has gone out and is asked for again may have come damaged: a store verifies what it takes into
+        memory, not what it gives out of it. Raises `DamagedData` when it cannot be mended here."""
+        self._source.mend(reader.frame.header.shard_id, [number])
+        reader.frame.verify_chunk(number, reader.chunk(number))
 
 
 def _next_job(jobs: "queue.SimpleQueue[SendChunk | None]", connection: socket.socket) -> SendChunk | None:

@@ -113,10 +113,12 @@ def _seal_files(content: FilesContent, plan: SealPlan, begin: Callable[[], P]) -
 
 def _seal_tensors(content: TensorsContent, plan: SealPlan, begin: Callable[[], P]) -> Iterator[Sealed[P]]:
     by_name = {tensor.name: tensor for tensor in content.tensors}
-    sizes = {tensor.name: tensor.size_bytes for tensor in content.tensors}
-    for names in tensors.group_tensors(sizes, plan.shard_bytes):
-        arrays = {name: by_name[name].load() for name in names}
-        entries = tensors.plan_tensors(arrays, {name: by_name[name].dtype for name in names})
+    specs = [tensors.TensorSpec(tensor.name, tensor.dtype, tensor.shape) for tensor in content.tensors]
+    for entries in tensors.plan_tensors(specs, plan.shard_bytes):
+        arrays = {
+            entry.name: by_name[entry.name].load(entry.begin // entry.item_bytes, entry.end // entry.item_bytes)
+            for entry in entries
+        }
         with _shard(content, plan, begin, tensors.tensors_preamble(entries)) as (place, sealer):
             tensors.add_tensors(sealer, entries, arrays)
             frame = sealer.finish()

@@ -146,14 +146,22 @@ class Client:
         """Reads and checks every chunk of every replica; replaces damaged ones from another replica."""
         return verify_version(self._session, parse_reference(name))
 
-    def place(self, demands: str | Path | Mapping[str, Any], objective: str = "waste", *, dry_run: bool = True) -> Plan:
+    def place(
+        self,
+        demands: str | Path | Mapping[str, Any],
+        objective: str = "waste",
+        *,
+        dry_run: bool = True,
+        time_limit_s: float = PLACE_TIME_LIMIT_S,
+    ) -> Plan:
         """Allocates jobs over nodes and explains it. `demands` is a placement file or mapping (see `raylog place
-        --help`); without `nodes` in it the cluster's live capacity is used. Only `dry_run=True` exists: the plan is
-        returned, nothing is reserved."""
+        --help`); without `nodes` in it the cluster's live capacity is used, and the plan's `notes` say which node gives
+        less than it has, and why. Only `dry_run=True` exists: the plan is returned, nothing is reserved."""
         mapping = read_document(Path(demands).expanduser()) if isinstance(demands, (str, Path)) else demands
         if not dry_run:
             raise UsageError("expected dry_run=True: a plan is returned, nothing is reserved")
-        plan: Plan = self._session.call("placement", "place", mapping, objective, PLACE_TIME_LIMIT_S)
+        limit_s = time_limit_s + self._session.settings.call_deadline_s
+        plan: Plan = self._session.call("placement", "place", mapping, objective, time_limit_s, timeout_s=limit_s)
         return plan
 
     def inspect(self, name: str) -> Inspection:

@@ -138,7 +138,8 @@ def test_a_silent_node_is_left_out() -> None:
     plan = replica_targets(SHARDS, [node("a"), node("b", last_seen_s=14.0)], 2)
     assert "node b left out: last sample 14 s old" in plan.reasons
     assert [short.missing for short in plan.shortfall] == [1] * 4
-    assert plan.shortfall[0].reason == "2 replicas on different nodes asked, 1 nodes are fit"
+    said = "2 replicas on different nodes asked, 1 nodes are fit (node b left out: last sample 14 s old)"
+    assert plan.shortfall[0].reason == said
     assert plan.targets["s0"] == ["a"]
 
 

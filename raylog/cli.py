@@ -173,8 +173,9 @@ def ship(
 @app.command()
 def verify(name: Name, as_json: Json = False) -> None:
     """Read every byte of every replica, replace what is damaged. Exit status 3 when that was not possible."""
-    with Options.connect(quiet=as_json) as client, screen.waiting(f"verifying {name}", enabled=not as_json):
-        report = client.verify(name)
+    bar = screen.Bar(f"verify {name}", counts="copies", enabled=not as_json)
+    with Options.connect(quiet=as_json) as client, bar:
+        report = client.verify(name, on_progress=bar)
     if as_json:
         screen.print_json(report)
     else:

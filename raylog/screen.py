@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from raylog.spec import TierKind
@@ -56,34 +65,38 @@ def print_table(columns: list[str], rows: list[list[object]], *, right: Set[str]
 
 
 class Bar:
-    """A progress bar of bytes, on standard error and only on a terminal; appears after a second, so that quick work is
-    quiet. Use as `on_progress`: called with (done, total) bytes, total 0 while unknown."""
+    """A progress bar, on standard error and only on a terminal; appears after a second, so that quick work is quiet.
+    Use as `on_progress`: called with (done, total), total 0 while unknown; bytes, or whatever `counts` names."""
 
     APPEARS_AFTER_S = 1.0
 
-    def __init__(self, what: str, *, enabled: bool = True) -> None:
+    def __init__(self, what: str, *, counts: str | None = None, enabled: bool = True) -> None:
         self._what = what
+        self._columns: list[ProgressColumn] = (
+            [MofNCompleteColumn(), TextColumn(counts)]
+            if counts
+            else [DownloadColumn(binary_units=True), TransferSpeedColumn()]
+        )
         self._enabled = enabled and err.is_terminal
         self._started_s = time.monotonic()
         self._progress: Progress | None = None
         self._task: Any = None
 
-    def __call__(self, done_bytes: int, total_bytes: int) -> None:
+    def __call__(self, done: int, total: int) -> None:
         if not self._enabled or time.monotonic() - self._started_s < self.APPEARS_AFTER_S:
             return
         if self._progress is None:
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
-                DownloadColumn(binary_units=True),
-                TransferSpeedColumn(),
+                *self._columns,
                 TimeRemainingColumn(),
                 console=err,
                 transient=True,
             )
-            self._task = self._progress.add_task(self._what, total=total_bytes or None)
+            self._task = self._progress.add_task(self._what, total=total or None)
             self._progress.start()
-        self._progress.update(self._task, completed=done_bytes, total=total_bytes or None)
+        self._progress.update(self._task, completed=done, total=total or None)
 
     def __enter__(self) -> Self:
         return self

@@ -14,7 +14,7 @@ import ray
 
 from raylog import __version__
 from raylog.actors.membership import Membership
-from raylog.actors.pull import Outcome, Puller
+from raylog.actors.pull import Outcome, Puller, PullProgress
 from raylog.actors.slot import claim_slot
 from raylog.catalog.copy import RecordCopy
 from raylog.catalog.journal import Entry
@@ -134,6 +134,11 @@ class NodeActor:
     ) -> Outcome:
         """Makes a shard present here (pull.py)."""
         return self._puller.pull(ref, sources, durability, qos, deadline_s)
+
+    @ray.method(concurrency_group=CONTROL)
+    def pulls(self) -> dict[str, PullProgress]:
+        """How far the running pulls are, by shard id."""
+        return self._puller.running()
 
     @ray.method(concurrency_group=CONTROL)
     def receipts(self, refs: Sequence[ShardRef]) -> list[bytes]:

@@ -1,6 +1,6 @@
 """The Python API: what a training script, a job and the command line call."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +12,7 @@ from raylog.actors.node import NodeInfo
 from raylog.api import export
 from raylog.api.get import Inspection, Reading
 from raylog.api.materialise import read_bytes, read_table, read_tensors
+from raylog.api.progress import OnProgress
 from raylog.api.put import Put, PutOptions
 from raylog.api.session import Session
 from raylog.api.ship import Shipment, start_shipment
@@ -25,8 +26,6 @@ from raylog.settings import Settings, load_settings
 from raylog.spec import Kind, Version, parse_name, parse_reference
 
 PLACE_TIME_LIMIT_S = 10.0
-
-OnProgress = Callable[[int, int], None]
 Array = Any
 
 
@@ -75,7 +74,8 @@ class Client:
 
         `source`: a pa.Table, reader or dataset, a ray.data.Dataset, a DataFrame, a path or URL (Parquet, Arrow, CSV,
         JSONL, any file or folder), bytes, or a mapping of names to arrays or tensors. `on_progress(done, total)` gets
-        content bytes, total 0 while unknown. Atomic: after an error nothing of it is visible or left behind.
+        sealed content bytes chunk by chunk, total 0 while unknown. Atomic: after an error nothing of it is visible or
+        left behind.
 
         Raises `UsageError` and `SourceError` (the caller's mistakes), `Conflict` (another writer of this name was
         first), `NoSpace`, `Unsatisfiable` (fewer fit nodes than replicas), `Unavailable`.
@@ -85,14 +85,16 @@ class Client:
         content = open_source(source, as_files=as_files)
         return Put(self._session, checked, options, on_progress).run(content)
 
-    def get(self, name: str, columns: Sequence[str] | None = None) -> pa.Table | dict[str, Array] | bytes:
+    def get(
+        self, name: str, columns: Sequence[str] | None = None, *, on_progress: OnProgress | None = None
+    ) -> pa.Table | dict[str, Array] | bytes:
         """A version's content: a `pa.Table` (of `columns`, all for None), a dict of arrays, or the bytes of a single
-        file. `name` is `"name"` (the latest) or `"name@3"`.
+        file. `name` is `"name"` (the latest) or `"name@3"`; `on_progress(done, total)` gets content bytes.
 
         Raises `NotFound`, `UsageError` for several files (use `download`), `DamagedData` when no replica is whole.
         """
         reading = self._reading(name)
-        with closing(reading.openers()) as openers:
+        with closing(reading.openers(on_progress)) as openers:
             if reading.kind is Kind.ARROW:
                 return read_table(openers, columns)
             return read_tensors(openers, columns) if reading.kind is Kind.TENSORS else read_bytes(openers)
@@ -137,14 +139,16 @@ class Client:
     ) -> Shipment:
         """Copies a version to nodes (`"all"`, or node ids) straight from the nodes that hold it; returns at once.
 
-        `.result(timeout_s)` waits, `.progress()` tells, `.cancel()` stops. Shipped copies are cache: they do not count
+        `.result(timeout_s)` waits, `.progress()` tells, `.cancel()` stops; `on_progress(done, total)` gets sealed bytes
+        twice a second, in a thread of the shipment. Shipped copies are cache: they do not count
         as replicas and give way when room is needed. Raises `NotFound` for a version or node that is not there.
         """
         return start_shipment(self._session, parse_reference(name), to, deadline_s, on_progress)
 
-    def verify(self, name: str) -> ScrubReport:
-        """Reads and checks every chunk of every replica; replaces damaged ones from another replica."""
-        return verify_version(self._session, parse_reference(name))
+    def verify(self, name: str, *, on_progress: OnProgress | None = None) -> ScrubReport:
+        """Reads and checks every chunk of every replica; replaces damaged ones from another replica.
+        `on_progress(done, total)` counts copies: a shard on a node."""
+        return verify_version(self._session, parse_reference(name), on_progress)
 
     def place(
         self,

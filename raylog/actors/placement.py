@@ -16,6 +16,7 @@ from raylog.actors.node import NodeInfo
 from raylog.errors import Unavailable
 from raylog.monitor.samples import NodeSample
 from raylog.placement.capacity import GpuState, NodeState, capacity
+from raylog.placement.memory import PlanMemory
 from raylog.placement.model import Problem, is_complete
 from raylog.placement.plan import Plan
 from raylog.placement.replicas import FailureDomain, ReplicaPlan, replica_targets
@@ -28,10 +29,12 @@ FAILURE_DOMAINS: tuple[FailureDomain, ...] = ("zone", "rack", "node")  # the lar
 
 
 class PlacementActor:
-    """Runs on the head; keeps nothing that a restart would lose."""
+    """Runs on the head. A restart loses only the reasons of earlier plans."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._memory = PlanMemory()
+        self._lock = threading.Lock()
         threading.Thread(target=load_solver, name="solver", daemon=True).start()  # seconds, once
 
     def ready(self) -> None:
@@ -52,7 +55,14 @@ class PlacementActor:
             durability=durability,
         )
         log.info("Placing %d shard(s) on %d node(s) each: %s", len(shards), replicas, "; ".join(plan.reasons))
+        with self._lock:
+            self._memory.remember(plan)
         return plan
+
+    def replica_plans(self, shard_ids: Sequence[str]) -> dict[str, ReplicaPlan]:
+        """The last plan of each shard, as far as it is still known."""
+        with self._lock:
+            return self._memory.recall(shard_ids)
 
     def place(self, demands: Mapping[str, Any], objective: str, time_limit_s: float) -> Plan:
         """Allocates the jobs of a placement mapping; without `nodes` in it, over the cluster's live capacity, whose

@@ -22,6 +22,7 @@ from raylog.errors import UsageError
 from raylog.monitor.samples import NodeSample
 from raylog.placement.plan import Plan
 from raylog.placement.reading import read_document
+from raylog.placement.replicas import ReplicaPlan
 from raylog.settings import Settings, load_settings
 from raylog.spec import Kind, Version, parse_name, parse_reference
 
@@ -192,6 +193,15 @@ class Client:
         ids = [entry.shard.shard_id for entry in manifest.shards]
         found: dict[str, list[str]] = self._session.retried("catalog", "replicas", ids)
         return found
+
+    def replica_plans(self, name: str) -> dict[str, ReplicaPlan]:
+        """Shard id -> the plan that chose the nodes of its replicas, with a reason for each node of the cluster, chosen
+        or not. Plans are advice that was followed, not records: those of long ago, or from before a restart of the
+        placement actor, are left out. What `verify` or a repair did since is in `replicas`. Raises `NotFound`."""
+        manifest = self._session.manifest(parse_reference(name))
+        ids = [entry.shard.shard_id for entry in manifest.shards]
+        plans: dict[str, ReplicaPlan] = self._session.retried("placement", "replica_plans", ids)
+        return plans
 
     def _reading(self, name: str) -> Reading:
         return Reading(self._session, parse_reference(name))

@@ -357,10 +357,12 @@ def _reasons(
     found = _excluded(nodes)
     load = {node.node_id: node.busy for node in nodes}
     largest = max((group.bytes_each for group in case.groups), default=0)
+    chosen = [node for n, node in enumerate(case.nodes) if any(row[n] for row in counts)]
+    busiest = max((load[node.node_id] for node in chosen), default=0.0)
     for n, node in enumerate(case.nodes):
         held = sum(counts[g][n] for g, group in enumerate(case.groups) if n in group.held)
         new = sum(counts[g][n] for g, group in enumerate(case.groups) if n not in group.held)
-        text = f"node {node.node_id}: {new} new replicas" + (f", {held} kept" if held else "")
+        text = f"node {node.node_id}: {new} new replica{'' if new == 1 else 's'}" + (f", {held} kept" if held else "")
         why = [f"{format_bytes(node.free_bytes)} free"]
         if node.free_bytes < largest:
             why = [f"full: {format_bytes(node.free_bytes)} free, a shard takes {format_bytes(largest)}"]
@@ -368,6 +370,8 @@ def _reasons(
             why.append(f"busy: load {load[node.node_id]:.1f} per core")
         if node.node_id == local:
             why.append("the writer's own node")
+        if not new and not held and node.free_bytes >= largest and load[node.node_id] <= busiest:
+            why.append("not needed")
         found.append(f"{text} ({', '.join(why)})")
     doubled = sum(
         max(sum(counts[g][n] for n in members) - group.count, 0)

@@ -190,7 +190,7 @@ def show_demo(report: Report) -> None:
         nodes = " and ".join(node[:12] for node in placed.nodes)
         out.print(f"why {placed.shards} of {len(report.replicas)} shards were put on {nodes}:")
         for reason in placed.reasons:
-            out.print(Padding(Text(_LONG_ID.sub(lambda found: found[0][:12], reason)), (0, 0, 0, 2)))
+            out.print(Padding(Text(_LONG_ID.sub(lambda found: found[0][:12], reason)), (0, 0, 0, 2), expand=False))
     _show_figures(report.monitored)
     out.print(f"done in {format_seconds(report.seconds)}; nothing of it is left on this machine")
 

@@ -14,8 +14,9 @@ import ray
 
 from raylog import __version__
 from raylog.actors.membership import Membership
-from raylog.actors.pull import Outcome, Puller
+from raylog.actors.pull import Outcome, Puller, PullProgress
 from raylog.actors.slot import claim_slot
+from raylog.addresses import is_everywhere, machine_addresses, own_address, own_bind_address
 from raylog.catalog.copy import RecordCopy
 from raylog.catalog.journal import Entry
 from raylog.catalog.receipt import Receipt, make_receipt
@@ -84,6 +85,7 @@ class NodeActor:
 
     def __init__(self, ray_node_id: str, host: str, labels: dict[str, str], settings: Settings) -> None:
         self._settings = settings
+        bind, advertise = listening_addresses(settings, host)
         self._slot = claim_slot(settings.nodes_path)
         self._membership = Membership.of_node(settings, self._slot.node_id(), self._slot.path / "identity")
         self._store = self._open_store()
@@ -92,7 +94,7 @@ class NodeActor:
         self._wire = WireServer(
             self._membership.credentials,
             self._store,
-            bind_host=settings.bind or host,
+            bind_host=bind,
             port_range=(settings.port_first, settings.port_last),
             on_sent=self._meter.sent,
         )
@@ -105,7 +107,7 @@ class NodeActor:
             node_id=self._slot.node_id(),
             ray_node_id=ray_node_id,
             hostname=socket.gethostname(),
-            host=settings.advertise or host,
+            host=advertise,
             control_port=self._wire.control_port,
             socket_path=str(self._slot.socket_path),
             directory=str(self._slot.path),
@@ -114,7 +116,9 @@ class NodeActor:
             pid=os.getpid(),
             labels=labels,
         )
-        log.info("node %s serves at %s:%d from %s", self._info.node_id, host, self._info.control_port, self._slot.path)
+        log.info(
+            "node %s serves at %s:%d from %s", self._info.node_id, advertise, self._info.control_port, self._slot.path
+        )
 
     @ray.method(concurrency_group=CONTROL)
     def describe(self) -> NodeInfo:
@@ -134,6 +138,11 @@ class NodeActor:
     ) -> Outcome:
         """Makes a shard present here (pull.py)."""
         return self._puller.pull(ref, sources, durability, qos, deadline_s)
+
+    @ray.method(concurrency_group=CONTROL)
+    def pulls(self) -> dict[str, PullProgress]:
+        """How far the running pulls are, by shard id."""
+        return self._puller.running()
 
     @ray.method(concurrency_group=CONTROL)
     def receipts(self, refs: Sequence[ShardRef]) -> list[bytes]:
@@ -262,6 +271,16 @@ class NodeActor:
             free_bytes=tier.free_bytes,
             shards=len(tier.shards()),
         )
+
+
+def listening_addresses(settings: Settings, host: str) -> tuple[str, str]:
+    """Where this node listens, and where others find it; `host` is the address that Ray knows it by. Raises
+    `UsageError` naming this machine's addresses when the settings name none of them."""
+    addresses = machine_addresses()
+    bind = own_bind_address(settings.bind, addresses, host) if settings.bind else host
+    if settings.advertise:
+        return bind, own_address(settings.advertise, addresses, host)
+    return bind, host if is_everywhere(bind) else bind
 
 
 def default_arena_bytes(shm: Path) -> int:

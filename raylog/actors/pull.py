@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import msgspec
 
@@ -39,6 +40,13 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+class PullProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a running pull is: sealed bytes of the shard's chunks that are verified here, and of all of them."""
+
+    done_bytes: int
+    total_bytes: int
+
+
 class Puller:
     """The node's incoming transfers. Thread-safe; at most `PULLS_AT_ONCE` run, others wait within their deadline."""
 
@@ -48,6 +56,7 @@ class Puller:
         self._store, self._credentials, self._settings, self._meter = store, credentials, settings, meter
         self._slots = threading.BoundedSemaphore(PULLS_AT_ONCE)
         self._shard_locks: dict[str, threading.Lock] = {}
+        self._running: dict[str, PullProgress] = {}
         self._lock = threading.Lock()
 
     def pull(
@@ -68,9 +77,14 @@ class Puller:
         with self._alone(ref.shard_id, deadline):
             if self._is_here(ref, durability):
                 return Outcome(moved_bytes=0, seconds=time.monotonic() - started_s)
-            with self._slot(deadline):
+            with self._slot(deadline), self._shown(ref):
                 moved_bytes = self._from_any(ref, sources, durability, qos, deadline)
         return Outcome(moved_bytes=moved_bytes, seconds=time.monotonic() - started_s)
+
+    def running(self) -> dict[str, PullProgress]:
+        """The pulls and repairs that move bytes now, by shard id."""
+        with self._lock:
+            return dict(self._running)
 
     def repair(self, ref: ShardRef, numbers: Sequence[int], sources: Sequence[PeerAddress], deadline_s: float) -> int:
         """Replaces damaged chunks in every copy here: by those of a copy here that has them whole, else by other nodes'
@@ -89,7 +103,8 @@ class Puller:
         here = self._store.mend(ref.shard_id, numbers)
         sink = RepairSink(self._store, frame, here.missing)
         if here.missing:
-            self._each(ref, sources, sink, QosClass.REPAIR, time.monotonic() + deadline_s)
+            with self._shown(ref):
+                self._each(ref, sources, sink, QosClass.REPAIR, time.monotonic() + deadline_s)
         replaced = here.replaced + sink.replaced
         self._meter.repaired(replaced)
         return replaced
@@ -114,13 +129,14 @@ class Puller:
     ) -> int:
         """Asks source after source; the bytes that the one moved which gave the rest."""
         failures: list[str] = []
+        note = partial(self._note, ref.shard_id)
         for source in sources:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise DeadlineExceeded(f"shard {ref.shard_id}: not here by the deadline ({'; '.join(failures)})")
             try:
                 report = pull(ref, source, sink, self._credentials(), deadline_s=left_s, qos=qos,
-                              streams=self._settings.streams)  # fmt: skip
+                              streams=self._settings.streams, on_progress=note)  # fmt: skip
             except (Unavailable, PeerFault, NotFound, NotPermitted, DamagedData) as error:
                 if isinstance(error, NoSpace):
                     raise
@@ -151,6 +167,20 @@ class Puller:
         except NotFound:  # a cached copy, evicted meanwhile
             return False
         return True
+
+    def _note(self, shard_id: str, done_bytes: int, total_bytes: int) -> None:
+        with self._lock:
+            self._running[shard_id] = PullProgress(done_bytes=done_bytes, total_bytes=total_bytes)
+
+    @contextmanager
+    def _shown(self, ref: ShardRef) -> Iterator[None]:
+        """`running` shows the shard meanwhile."""
+        self._note(ref.shard_id, 0, ref.stored_bytes)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running.pop(ref.shard_id, None)
 
     @contextmanager
     def _alone(self, shard_id: str, deadline: float) -> Iterator[None]:

@@ -10,8 +10,10 @@ import msgspec
 from blake3 import blake3
 
 from raylog.api.local_copy import LocalCopy
+from raylog.api.progress import OnProgress, Reporter
 from raylog.api.session import Session
 from raylog.catalog.manifest import Manifest, ShardEntry
+from raylog.codec.frame import Frame
 from raylog.codec.keys import GroupKey
 from raylog.codec.open import ShardOpener
 from raylog.spec import Kind, Reference
@@ -26,8 +28,6 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 READ_AHEAD = 2  # shards brought here while another one is read
-
-OnProgress = Callable[[int, int], None]
 
 
 class Reading:
@@ -46,10 +46,10 @@ class Reading:
 
     def openers(self, on_progress: OnProgress | None = None) -> Generator[ShardOpener]:
         """An opener per shard, in order, each good until the next is asked for; the shards after it are brought here
-        meanwhile. Close the generator when leaving early."""
+        meanwhile. `on_progress` gets content bytes chunk by chunk. Close the generator when leaving early."""
         entries = self.manifest.shards
         total_bytes = sum(entry.shard.content_bytes for entry in entries)
-        done_bytes = 0
+        reporter, done_bytes = Reporter(on_progress, total_bytes), 0
         with ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="read-ahead") as executor:
             coming = deque(executor.submit(self._bring, entry) for entry in entries[:READ_AHEAD])
             try:
@@ -59,10 +59,11 @@ class Reading:
                             executor.submit(self._bring, later) for later in entries[position + READ_AHEAD :][:1]
                         )
                         keys = [self._keys[dek_id] for dek_id in entry.dek_ids]
-                        yield ShardOpener(shard.frame, keys, shard.chunk, shard.mend)
+                        read = _counted(shard.chunk, shard.frame, reporter, done_bytes)
+                        yield ShardOpener(shard.frame, keys, read, shard.mend)
                     done_bytes += entry.shard.content_bytes
-                    if on_progress:
-                        on_progress(done_bytes, total_bytes)
+                    reporter.reach(done_bytes)
+                reporter.finish(total_bytes)
             finally:
                 for future in coming:
                     future.add_done_callback(_let_go)
@@ -79,6 +80,25 @@ class Reading:
 
     def _bring(self, entry: ShardEntry) -> LocalCopy:
         return LocalCopy(self._session, self.manifest.name, entry.shard)
+
+
+def _counted(
+    read: Callable[[int], memoryview], frame: Frame, reporter: Reporter, before_bytes: int
+) -> Callable[[int], memoryview]:
+    """`read`, telling the content bytes of the chunks read earlier, each counted once; `before_bytes` are those of the
+    shards before."""
+    seen, done_bytes = set(range(frame.units[0].chunks)), before_bytes  # the preamble is no content
+
+    def counted(number: int) -> memoryview:
+        nonlocal done_bytes
+        reporter.reach(done_bytes)
+        sealed = read(number)
+        if number not in seen:
+            seen.add(number)
+            done_bytes += frame.chunks[number].content_bytes
+        return sealed
+
+    return counted
 
 
 def _let_go(future: Future[LocalCopy]) -> None:

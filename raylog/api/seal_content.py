@@ -28,7 +28,8 @@ class ShardPlace(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealPlan:
-    """How content is cut and sealed. `codec` None chooses per chunk; `key` seals everything (one key group)."""
+    """How content is cut and sealed. `codec` None chooses per chunk; `key` seals everything (one key group);
+    `on_sealed` is told after every chunk how many content bytes of its shard are sealed."""
 
     tenant: str
     artifact_id: str
@@ -37,6 +38,7 @@ class SealPlan:
     codec: Codec | None
     shard_bytes: int
     chunk_bytes: int
+    on_sealed: Callable[[int], None] | None = None
 
 
 P = TypeVar("P", bound=ShardPlace)
@@ -78,6 +80,7 @@ def _shard(
                 write_at=place.write_at,
                 codec=plan.codec,
                 chunk_bytes=plan.chunk_bytes,
+                on_sealed=plan.on_sealed,
             ),
         )
     except BaseException:

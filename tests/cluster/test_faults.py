@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
-from three_nodes import Machine, wait_until
+from three_nodes import Machine, ask_node, signer_of, wait_until
 
 import raylog
 from raylog.actors import calls
 from raylog.actors.node import NodeInfo
+from raylog.actors.requests import EvictShard
 from raylog.api.put import Put
 from raylog.errors import Conflict, DamagedData, RaylogError
 from raylog.spec import TierKind
@@ -154,7 +155,7 @@ def test_a_damaged_chunk_is_replaced_while_reading(client: raylog.Client) -> Non
     client.put("faults/damage", payload, replicas=2)
     here = client.local_node()
     for shard_id in client.replicas("faults/damage"):
-        drop_from_arena(here, shard_id)
+        ask_node(here, EvictShard(shard_id=shard_id), signer_of(client))  # the copy on disk is what is read next
         (path,) = Path(here.directory).rglob(f"{shard_id}*")
         with path.open("r+b") as file:
             file.seek(path.stat().st_size // 2)
@@ -205,11 +206,6 @@ def test_a_chunk_that_nobody_has_whole_is_named(client: raylog.Client) -> None:
         client.get("faults/gone")
     for part in ("faults/gone", shard_id, "chunk 3", holder):
         assert part in str(caught.value)
-
-
-def drop_from_arena(info: NodeInfo, shard_id: str) -> None:
-    """As eviction does: the copy on disk is what is read next."""
-    calls.wait(calls.node(info.ray_node_id).evict.remote(shard_id), 10, "evict")
 
 
 def test_verify_finds_and_repairs(client: raylog.Client) -> None:

@@ -173,8 +173,9 @@ def ship(
 @app.command()
 def verify(name: Name, as_json: Json = False) -> None:
     """Read every byte of every replica, replace what is damaged. Exit status 3 when that was not possible."""
-    with Options.connect(quiet=as_json) as client, screen.waiting(f"verifying {name}", enabled=not as_json):
-        report = client.verify(name)
+    bar = screen.Bar(f"verify {name}", counts="copies", enabled=not as_json)
+    with Options.connect(quiet=as_json) as client, bar:
+        report = client.verify(name, on_progress=bar)
     if as_json:
         screen.print_json(report)
     else:
@@ -239,17 +240,28 @@ def status(as_json: Json = False) -> None:
 
 @app.command()
 def place(
-    file: Annotated[Path, typer.Argument(help="placement file (YAML or JSON): nodes, jobs, quotas")],
+    file: Annotated[Path, typer.Argument(help="placement file (YAML or JSON): jobs, nodes, quotas")],
     objective: Annotated[str, typer.Option(help="waste: least shortfall, then least waste")] = "waste",
     time_limit: Annotated[str, typer.Option(help="of the solver, such as 10s")] = "10s",
     as_json: Json = False,
 ) -> None:
-    """Solve an allocation of jobs to nodes and explain it. Needs no cluster."""
+    """Solve an allocation of jobs to nodes and explain it.
+
+    A file with nodes needs no cluster. Without them the cluster's live capacity is used, and the notes say which node
+    gives less than it has, and why.
+    """
     from raylog.placement.explain import explain
-    from raylog.placement.model import Problem
+    from raylog.placement.model import Problem, is_complete
+    from raylog.placement.reading import read_document
     from raylog.placement.solve import solve
 
-    plan = solve(Problem.from_file(file), objective=objective, time_limit_s=parse_seconds(time_limit))
+    demands, time_limit_s = read_document(file.expanduser()), parse_seconds(time_limit)
+    if is_complete(demands):
+        plan = solve(Problem.from_mapping(demands, str(file)), objective=objective, time_limit_s=time_limit_s)
+    else:
+        Problem.without_nodes(demands, str(file))  # a mistake is named before anything is started
+        with Options.connect(quiet=as_json) as client:
+            plan = client.place(demands, objective, time_limit_s=time_limit_s)
     if as_json:
         screen.print_json(plan)
     else:

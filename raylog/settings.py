@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from raylog.addresses import check_choice
 from raylog.errors import UsageError
 from raylog.spec import CHUNK_CONTENT_BYTES_MAX, SHARD_CONTENT_BYTES_DEFAULT, SHARD_CONTENT_BYTES_MAX
 from raylog.units import GIB, MIB, parse_bytes, parse_seconds
@@ -26,6 +27,7 @@ class Settings:
     # node
     arena_bytes: int = 0  # memory tier; 0: a quarter of what /dev/shm leaves, at most 4 GiB
     disk_reserve_bytes: int = GIB  # never filled
+    # An address, or what each node finds its own by: a network such as "10.0.0.0/16", an interface such as "eth1".
     bind: str = ""  # "": the address that Ray knows the node by
     advertise: str = ""  # "": the bind address
     port_first: int = 0  # control and cargo listen on free ports from here on; 0: any
@@ -56,6 +58,8 @@ class Settings:
             "sample_period_s": (0.1, 60),
             "lost_after_s": (1, 86400),
         }
+        for choice in (self.bind, self.advertise):
+            check_choice(choice)
         for name, (least, most) in checks.items():
             value = getattr(self, name)
             if not least <= value <= most:
@@ -125,7 +129,7 @@ def _parse(key: str, value: Any, where: str) -> Any:
     if key == "state":
         expected, parsed = "a path", Path(value) if isinstance(value, (str, Path)) and str(value) else None
     elif key in ("bind", "advertise"):
-        expected, parsed = "an address", value if isinstance(value, str) else None
+        expected, parsed = "an address, a network or an interface", value if isinstance(value, str) else None
     elif key.endswith("_s"):
         expected = "a duration such as 30 or '30s'"
         parsed = parse_seconds(value) if isinstance(value, str) else _number(value, float)

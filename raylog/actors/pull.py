@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import msgspec
 
 from raylog.codec.frame import Frame
-from raylog.errors import DamagedData, DeadlineExceeded, NotFound, RaylogError, Unavailable
+from raylog.errors import DamagedData, DeadlineExceeded, NotFound, RaylogError, Unavailable, UsageError
 from raylog.monitor.meter import TransferMeter
 from raylog.security.certs import Credentials
 from raylog.settings import Settings
@@ -35,6 +36,13 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+class PullProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a running pull is: sealed bytes of the shard's chunks that are verified here, and of all of them."""
+
+    done_bytes: int
+    total_bytes: int
+
+
 class Puller:
     """The node's incoming transfers. Thread-safe; at most `PULLS_AT_ONCE` run, others wait within their deadline."""
 
@@ -50,6 +58,7 @@ class Puller:
         self._sessions = Sessions(credentials, streams=settings.streams)
         self._slots = threading.BoundedSemaphore(PULLS_AT_ONCE)
         self._shard_locks: dict[str, threading.Lock] = {}
+        self._running: dict[str, PullProgress] = {}
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -77,9 +86,14 @@ class Puller:
             with self._slot(deadline):
                 return self._fetch(ref, sources, StoreSink(self._store, durability), qos, deadline, is_relayed=True)
 
+    def running(self) -> dict[str, PullProgress]:
+        """The pulls and repairs that move bytes now, by shard id."""
+        with self._lock:
+            return dict(self._running)
+
     def repair(self, ref: ShardRef, numbers: Sequence[int], sources: Sequence[Source], deadline_s: float) -> int:
-        """Replaces damaged chunks in every copy here by other nodes' bytes, or the whole shard where it was put aside;
-        how many chunks. Raises as `pull`."""
+        """Replaces damaged chunks in every copy here: by those of a copy here that has them whole, else by other nodes'
+        bytes, or the whole shard where it was put aside; how many chunks. Raises as `pull`."""
         try:
             with self._store.open(ref.shard_id) as reader:
                 frame = reader.frame
@@ -89,10 +103,15 @@ class Puller:
             return len(numbers)
         if frame.digest != ref.frame_digest:
             raise DamagedData(f"shard {ref.shard_id}: its frame here is not the manifest's", shard_id=ref.shard_id)
-        sink = RepairSink(self._store, frame, numbers)
-        self._fetch(ref, sources, sink, QosClass.REPAIR, time.monotonic() + deadline_s, is_relayed=False)
-        self._meter.repaired(sink.replaced)
-        return sink.replaced
+        if not all(0 <= number < ref.chunks for number in numbers):
+            raise UsageError(f"shard {ref.shard_id} has chunks 0 to {ref.chunks - 1}, to be repaired are {numbers}")
+        here = self._store.mend(ref.shard_id, numbers)
+        sink = RepairSink(self._store, frame, here.missing)
+        if here.missing:
+            self._fetch(ref, sources, sink, QosClass.REPAIR, time.monotonic() + deadline_s, is_relayed=False)
+        replaced = here.replaced + sink.replaced
+        self._meter.repaired(replaced)
+        return replaced
 
     def _fetch(
         self,
@@ -108,7 +127,17 @@ class Puller:
             raise Unavailable(f"shard {ref.shard_id}: no other living node holds it", shard_id=ref.shard_id)
         onlooker = self._relay.incoming(ref.shard_id) if is_relayed else None
         try:
-            report = Fetcher(ref, sources, sink, self._sessions, qos=qos, deadline=deadline, onlooker=onlooker).run()
+            with self._shown(ref):
+                report = Fetcher(
+                    ref,
+                    sources,
+                    sink,
+                    self._sessions,
+                    qos=qos,
+                    deadline=deadline,
+                    on_progress=partial(self._note, ref.shard_id),
+                    onlooker=onlooker,
+                ).run()
         except RaylogError as error:
             log.info("shard %s was not had: %s", ref.shard_id, error)
             self._meter.pull_failed()
@@ -138,6 +167,20 @@ class Puller:
         except NotFound:  # a cached copy, evicted meanwhile
             return False
         return True
+
+    def _note(self, shard_id: str, done_bytes: int, total_bytes: int) -> None:
+        with self._lock:
+            self._running[shard_id] = PullProgress(done_bytes=done_bytes, total_bytes=total_bytes)
+
+    @contextmanager
+    def _shown(self, ref: ShardRef) -> Iterator[None]:
+        """`running` shows the shard meanwhile."""
+        self._note(ref.shard_id, 0, ref.stored_bytes)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running.pop(ref.shard_id, None)
 
     @contextmanager
     def _alone(self, shard_id: str, deadline: float) -> Iterator[None]:

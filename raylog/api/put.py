@@ -5,13 +5,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
 from raylog.actors import calls
+from raylog.api.progress import OnProgress, Reporter
 from raylog.api.seal_content import Sealed, SealPlan, seal_content
 from raylog.api.session import Session
 from raylog.api.sources.content import Content
@@ -24,8 +25,6 @@ from raylog.wire.local_client import LocalStaging
 
 log = logging.getLogger("raylog.put")
 REPLICATIONS_AT_ONCE = 2  # shards whose replicas are on their way while the next one is sealed
-
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +56,7 @@ class Put:
         self._name = name
         self._options = options
         self._on_progress = on_progress
+        self._content_bytes = 0  # of the shards that are sealed whole
         self._entries: list[ShardEntry] = []
         self._receipts: list[bytes] = []
         self._ended = threading.Event()
@@ -67,6 +67,7 @@ class Put:
         order = self._session.retried("catalog", "begin", self._name)
         dek_id, dek = self._session.write_key(order.artifact_id, order.tenant)
         settings = self._session.settings
+        reporter = Reporter(self._on_progress, content.bytes or 0)
         plan = SealPlan(
             tenant=order.tenant,
             artifact_id=order.artifact_id,
@@ -75,9 +76,11 @@ class Put:
             codec=self._options.codec,
             shard_bytes=settings.shard_bytes,
             chunk_bytes=settings.chunk_bytes,
+            on_sealed=lambda shard_bytes: reporter.reach(self._content_bytes + shard_bytes),
         )
         try:
             self._seal_and_replicate(content, plan)
+            reporter.finish(self._content_bytes)
         except BaseException:
             self._discard()
             raise
@@ -100,10 +103,10 @@ class Put:
             for sealed in seal_content(content, plan, lambda: self._session.store.stage(expected_bytes)):
                 ref = self._adopt(sealed)
                 self._entries.append(ShardEntry.whole(ref, (plan.key.dek_id,)))
+                self._content_bytes += ref.content_bytes
                 under_way.append(executor.submit(self._replicate_surely, ref))
                 if len(under_way) > REPLICATIONS_AT_ONCE:  # bounds what is sealed ahead of its replicas
                     self._receipts += under_way.popleft().result()
-                self._report(content)
             for future in under_way:
                 self._receipts += future.result()
         finally:
@@ -171,7 +174,3 @@ class Put:
             for info in self._session.nodes() if ids else []:
                 with suppress(RaylogError):
                     self._session.delete_shards(info, ids)
-
-    def _report(self, content: Content) -> None:
-        if self._on_progress:
-            self._on_progress(sum(entry.shard.content_bytes for entry in self._entries), content.bytes or 0)

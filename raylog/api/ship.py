@@ -2,18 +2,24 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 
 import msgspec
 
+from raylog.actors import calls
 from raylog.actors.node import NodeInfo
+from raylog.api.progress import OnProgress, Reporter
 from raylog.api.session import Session
 from raylog.catalog.manifest import Manifest
 from raylog.errors import DeadlineExceeded, RaylogError, Unavailable, UsageError
 from raylog.spec import QosClass, Reference, ShardRef
 
 PULLS_AT_ONCE = 8  # shards on their way, over all targets
+POLL_PERIOD_S = 0.5
+POLL_TIMEOUT_S = 2.0
+ASKED_RECENTLY_S = 5.0
 
 
 class ShipReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,15 +49,19 @@ class Shipment:
         manifest: Manifest,
         targets: Sequence[NodeInfo],
         deadline_s: float,
-        on_progress: Callable[[int, int], None] | None,
+        on_progress: OnProgress | None,
     ) -> None:
         self._session = session
         self._manifest = manifest
         self._targets = targets
         self._deadline = time.monotonic() + deadline_s
-        self._on_progress = on_progress
+        self._reporter, self._is_heard = Reporter(on_progress, self._total_bytes), on_progress is not None
+        self._asked_s = -ASKED_RECENTLY_S  # when `progress` was called last
         self._lock = threading.Lock()
-        self._done_bytes = 0
+        self._pulling: list[tuple[NodeInfo, ShardRef]] = []
+        self._partial: dict[tuple[str, str], int] = {}  # sealed bytes of shards under way, by node and shard id
+        self._whole_bytes = 0
+        self._done_bytes = 0  # what was told; never less than before
         self._moved_bytes = 0
         self._cancelled = threading.Event()
         self._error: RaylogError | None = None
@@ -61,7 +71,9 @@ class Shipment:
         threading.Thread(target=self._run, name="ship", daemon=True).start()
 
     def progress(self) -> ShipProgress:
+        """How far it is; never less than before. While somebody asks, the targets are asked twice a second."""
         with self._lock:
+            self._asked_s = time.monotonic()
             return ShipProgress(done_bytes=self._done_bytes, total_bytes=self._total_bytes)
 
     def cancel(self) -> None:
@@ -95,15 +107,50 @@ class Shipment:
         work = [(target, entry.shard) for entry in self._manifest.shards for target in self._targets]
         try:
             with ThreadPoolExecutor(PULLS_AT_ONCE, thread_name_prefix="ship") as executor:
-                futures = [executor.submit(self._pull, target, shard) for target, shard in work]
-                for future in as_completed(futures):
-                    future.result()
+                try:
+                    self._follow({executor.submit(self._pull, target, shard) for target, shard in work})
+                except BaseException:
+                    self._cancelled.set()  # the executor waits for the pulls that are under way, and begins no other
+                    raise
+            self._reporter.finish(self._total_bytes)
         except BaseException as error:  # noqa: BLE001 - the thread's edge: `result` raises it, whatever it is
-            self._cancelled.set()
             self._error = error if isinstance(error, RaylogError) else Unavailable(f"the shipment failed: {error!r}")
         finally:
             self._seconds = time.monotonic() - self._started_s
             self._finished.set()
+
+    def _follow(self, pending: set[Future[None]]) -> None:
+        """Until all pulls are done; whoever listens hears of it in this thread alone, so in order."""
+        polled_s = time.monotonic()
+        while pending:
+            done, pending = wait(pending, timeout=POLL_PERIOD_S, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+            if self._is_watched() and time.monotonic() - polled_s >= POLL_PERIOD_S:
+                self._poll()
+                polled_s = time.monotonic()
+            with self._lock:
+                self._done_bytes = max(self._done_bytes, self._whole_bytes + sum(self._partial.values()))
+            self._reporter.reach(self._done_bytes)
+
+    def _is_watched(self) -> bool:
+        return self._is_heard or time.monotonic() - self._asked_s < ASKED_RECENTLY_S
+
+    def _poll(self) -> None:
+        """Asks the nodes that pull how far they are; one that does not answer stands still for now."""
+        with self._lock:
+            pulling = {target.ray_node_id: target for target, _ in self._pulling}
+        references = {}
+        for ray_node_id in pulling:
+            with suppress(Unavailable):  # gone: its pull says so
+                references[ray_node_id] = calls.node(ray_node_id).pulls.remote()
+        answers = calls.wait_all(list(references.values()), POLL_TIMEOUT_S, "node.pulls")
+        found = {key: answer for key, answer in zip(references, answers, strict=True) if isinstance(answer, dict)}
+        with self._lock:
+            for target, shard in self._pulling:
+                running = found.get(target.ray_node_id, {}).get(shard.shard_id)
+                if running:
+                    self._partial[target.node_id, shard.shard_id] = min(running.done_bytes, shard.stored_bytes)
 
     def _pull(self, target: NodeInfo, shard: ShardRef) -> None:
         left_s = self._deadline - time.monotonic()
@@ -111,12 +158,18 @@ class Shipment:
             raise Unavailable(f"{self._manifest.name}: the shipment was cancelled")
         if left_s <= 0:
             raise DeadlineExceeded(f"{self._manifest.name}: not all shipped by the deadline; ship again to go on")
-        outcome = self._session.pull(target, shard, QosClass.SHIP, None, timeout_s=left_s)
         with self._lock:
-            self._done_bytes += shard.stored_bytes
-            self._moved_bytes += outcome.moved_bytes
-        if self._on_progress:
-            self._on_progress(self._done_bytes, self._total_bytes)
+            self._pulling.append((target, shard))
+        whole_bytes = moved_bytes = 0
+        try:
+            moved_bytes = self._session.pull(target, shard, QosClass.SHIP, None, timeout_s=left_s).moved_bytes
+            whole_bytes = shard.stored_bytes
+        finally:
+            with self._lock:
+                self._pulling.remove((target, shard))
+                self._partial.pop((target.node_id, shard.shard_id), None)
+                self._whole_bytes += whole_bytes
+                self._moved_bytes += moved_bytes
 
 
 def start_shipment(
@@ -124,7 +177,7 @@ def start_shipment(
     reference: Reference,
     to: str | Sequence[str],
     deadline_s: float | None,
-    on_progress: Callable[[int, int], None] | None,
+    on_progress: OnProgress | None,
 ) -> Shipment:
     """Resolves version and targets, raising `NotFound` or `UsageError` at once, and starts the shipment."""
     manifest = session.manifest(reference)

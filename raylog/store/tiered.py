@@ -1,10 +1,12 @@
 """A node's store: its memory tier in front of its disk tier."""
 
 import logging
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 
 from raylog.codec.frame import Frame
-from raylog.errors import Conflict, NoSpace, NotFound
+from raylog.errors import Conflict, DamagedData, NoSpace, NotFound
 from raylog.spec import Durability, ShardRef, TierKind
 from raylog.store.disk import DiskTier, Staging
 from raylog.store.hot import HotWriter, PromotingReader
@@ -15,6 +17,16 @@ from raylog.store.shard_file import DiskReader
 from raylog.store.tier import ShardReader, ShardWriter, Tier
 
 log = logging.getLogger(__name__)
+
+_Copy = tuple[Tier, ShardReader]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mending:
+    """How many chunks a store replaced by its own bytes, and the chunks that no copy in it has whole."""
+
+    replaced: int
+    missing: list[int]
 
 
 class TieredStore:
@@ -116,6 +128,22 @@ class TieredStore:
             raise self._not_found(shard_id)
         for tier in holders:
             tier.replace_chunk(shard_id, number, sealed)
+
+    def mend(self, shard_id: str, numbers: Iterable[int]) -> Mending:
+        """Checks chunks in every copy here and replaces a damaged one by the same chunk of a copy that has it whole.
+        Raises `NotFound`, and `DamagedData` when a copy's frame is not intact."""
+        with ExitStack() as stack:
+            copies: list[_Copy] = []
+            for tier in self.tiers:
+                with suppress(NotFound):
+                    copies.append((tier, stack.enter_context(tier.open(shard_id))))
+            if not copies:
+                raise self._not_found(shard_id)
+            found = {number: _mend_chunk(copies, number) for number in numbers}
+        return Mending(
+            replaced=sum(1 for damaged in found.values() if damaged),
+            missing=[number for number, damaged in found.items() if damaged is None],
+        )
 
     def shards(self) -> list[ShardRef]:
         """Every shard that lies here, once."""
@@ -223,6 +251,26 @@ class TieredStore:
 
     def _not_found(self, shard_id: str) -> NotFound:
         return NotFound(f"store {self.disk.directory}: shard {shard_id} is not here", shard_id=shard_id)
+
+
+def _mend_chunk(copies: Sequence[_Copy], number: int) -> int | None:
+    """How many copies of a chunk were damaged and are whole now; None when all of them are damaged."""
+    whole, damaged = None, []
+    for tier, reader in copies:
+        try:
+            sealed = reader.chunk(number)
+            reader.frame.verify_chunk(number, sealed)
+        except DamagedData as error:
+            # Its words alone: whoever keeps the error keeps the frames below, and with them the extent.
+            log.warning("a copy in %s is damaged: %s", tier.kind, str(error))
+            damaged.append((tier, reader.frame.header.shard_id))
+        else:
+            whole = sealed
+    if whole is None:
+        return None
+    for tier, shard_id in damaged:
+        tier.replace_chunk(shard_id, number, whole)
+    return len(damaged)
 
 
 def _log_detour(frame: Frame) -> None:

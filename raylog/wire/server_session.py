@@ -48,6 +48,7 @@ class _Lease:
     """A reader that cargo threads borrow: closed when it is released and none of them has it."""
 
     reader: ShardReader
+    sent: bytearray  # one byte per chunk: whether it went out in this pull
     borrowers: int = 0
     is_released: bool = False
 
@@ -150,7 +151,7 @@ class ServerSession:
 
     def _lend(self, pull: int, reader: ShardReader, available: Sequence[Range] | None) -> None:
         with self._runner.lock:
-            self._leases[pull] = _Lease(reader)
+            self._leases[pull] = _Lease(reader, bytearray(len(reader.frame.chunks)))
         self._runner.apply(partial(self._machine.shard_opened, pull, reader.frame, available=available))
 
     def _refuse(self, pull: int, error: RaylogError) -> None:
@@ -208,7 +209,7 @@ class ServerSession:
                 lease.borrowers += 1
         if lease is not None:
             try:
-                self._send_chunk(sender, job, lease.reader)
+                self._send_chunk(sender, job, lease)
             finally:
                 with self._runner.lock:
                     lease.borrowers -= 1
@@ -217,18 +218,29 @@ class ServerSession:
                     lease.reader.close()
         self._runner.apply(partial(self._machine.chunk_sent, job.stream))
 
-    def _send_chunk(self, sender: CargoSender, job: SendChunk, reader: ShardReader) -> None:
+    def _send_chunk(self, sender: CargoSender, job: SendChunk, lease: _Lease) -> None:
         try:
-            sealed = reader.chunk(job.chunk)
+            if lease.sent[job.chunk]:
+                self._recheck(lease.reader, job.chunk)
+            sealed = lease.reader.chunk(job.chunk)
         except RaylogError as error:
-            log.warning("shard %s, chunk %d: cannot be read: %s", reader.frame.header.shard_id, job.chunk, error)
+            shard_id = lease.reader.frame.header.shard_id
+            log.warning("shard %s, chunk %d: cannot be read: %s", shard_id, job.chunk, error)
             refusal: Callable[[float], list[Effect]] = partial(
                 self._machine.refuse, job.pull, _reason_of(error), str(error), job.chunk
             )
             self._runner.apply(refusal)
             return
+        lease.sent[job.chunk] = True
         sender.send(Head(RecordType.CHUNK, job.pull, job.chunk, len(sealed)), sealed)
         self._listener.sent(self.peer_id, len(sealed))
+
+    def _recheck(self, reader: ShardReader, number: int) -> None:
+        """A chunk that has gone out and is asked for again may have come damaged: a store verifies what it takes into
+        memory, not what it gives out of it. Raises `DamagedData` when it cannot be mended here."""
+        with suppress(NotFound):  # a shard that is still on its way
+            self._source.mend(reader.frame.header.shard_id, [number])
+        reader.frame.verify_chunk(number, reader.chunk(number))
 
 
 class _Following:

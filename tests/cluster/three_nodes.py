@@ -3,9 +3,15 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ray.cluster_utils import Cluster
 
+import raylog
+from raylog.actors import calls
+from raylog.actors.node import NodeInfo
+from raylog.actors.requests import ask
+from raylog.security.requests import Request, Signer
 from raylog.settings import Settings
 
 
@@ -16,6 +22,16 @@ class Machine:
     cluster: Cluster
     settings: Settings
     dashboard: str
+
+
+def signer_of(client: raylog.Client) -> Signer:
+    """To ask nodes as that client does."""
+    return Signer.of(client._session.credentials())
+
+
+def ask_node(info: NodeInfo, about: Request, signer: Signer, timeout_s: float = 30) -> Any:
+    """What a node answers to a signed request."""
+    return calls.wait(ask(calls.node(info.ray_node_id), info.node_id, about, signer), timeout_s, about.action)
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:

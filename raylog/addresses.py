@@ -78,6 +78,12 @@ def is_everywhere(address: str) -> bool:
     return parsed is not None and parsed.is_unspecified
 
 
+def everywhere(advertised: Sequence[str]) -> str:
+    """The address to listen at in order to be found at all of `advertised`."""
+    families = {parsed.version for text in advertised if (parsed := _parsed(text)) is not None}
+    return "0.0.0.0" if families == {4} else "::"  # noqa: S104 - the operator named several networks
+
+
 def _network(choice: str) -> Network:
     try:
         return ipaddress.ip_network(choice, strict=False)

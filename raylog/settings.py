@@ -29,7 +29,7 @@ class Settings:
     disk_reserve_bytes: int = GIB  # never filled
     # An address, or what each node finds its own by: a network such as "10.0.0.0/16", an interface such as "eth1".
     bind: str = ""  # "": the address that Ray knows the node by
-    advertise: str = ""  # "": the bind address
+    advertise: str = ""  # "": the bind address; several networks, by commas, carry shards side by side
     port_first: int = 0  # control and cargo listen on free ports from here on; 0: any
     port_last: int = 0
     # transfer
@@ -58,12 +58,16 @@ class Settings:
             "sample_period_s": (0.1, 60),
             "lost_after_s": (1, 86400),
         }
-        for choice in (self.bind, self.advertise):
+        for choice in (self.bind, *self.advertised):
             check_choice(choice)
         for name, (least, most) in checks.items():
             value = getattr(self, name)
             if not least <= value <= most:
                 raise UsageError(f"expected {name} from {least} to {most}, got {value}")
+
+    @property
+    def advertised(self) -> tuple[str, ...]:
+        return tuple(choice.strip() for choice in self.advertise.split(",") if choice.strip())
 
     @property
     def keyring_path(self) -> Path:

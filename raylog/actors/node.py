@@ -17,7 +17,7 @@ from raylog.actors.membership import Membership
 from raylog.actors.pull import Outcome, Puller, PullProgress
 from raylog.actors.requests import CloseNode, DeleteShards, EvictShard, PullShard, RepairShard
 from raylog.actors.slot import claim_slot
-from raylog.addresses import is_everywhere, machine_addresses, own_address, own_bind_address
+from raylog.addresses import everywhere, is_everywhere, machine_addresses, own_address, own_bind_address
 from raylog.catalog.copy import RecordCopy
 from raylog.catalog.journal import Entry
 from raylog.catalog.receipt import Receipt, make_receipt
@@ -51,13 +51,15 @@ ARENA_BYTES_MIN = 8 * MIB
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """How to reach a node and its store. `host` and `control_port` are the wire's; `socket_path` is for processes of
+    """How to reach a node and its store. `host` and `control_port` are the wire's, `more_hosts` its addresses in further
+    networks; `socket_path` is for processes of
     the same machine; `labels` are Ray's, and name the failure domains `rack` and `zone` where they are given."""
 
     node_id: str
     ray_node_id: str
     hostname: str
     host: str
+    more_hosts: tuple[str, ...] = ()
     control_port: int
     socket_path: str
     directory: str
@@ -69,7 +71,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 def address_of(info: NodeInfo) -> PeerAddress:
     """Where a node's wire is reached."""
-    return PeerAddress(node_id=info.node_id, host=info.host, control_port=info.control_port)
+    return PeerAddress(node_id=info.node_id, host=info.host, control_port=info.control_port, more_hosts=info.more_hosts)
 
 
 def sources_for(target: NodeInfo, holders: Sequence[NodeInfo]) -> tuple[Source, ...]:
@@ -94,7 +96,7 @@ class NodeActor:
 
     def __init__(self, ray_node_id: str, host: str, labels: dict[str, str], settings: Settings) -> None:
         self._settings = settings
-        bind, advertise = listening_addresses(settings, host)
+        bind, advertised = listening_addresses(settings, host)
         self._slot = claim_slot(settings.nodes_path)
         self._membership = Membership.of_node(settings, self._slot.node_id(), self._slot.path / "identity")
         self._requests = self._membership.receiver(self._slot.node_id())
@@ -119,7 +121,8 @@ class NodeActor:
             node_id=self._slot.node_id(),
             ray_node_id=ray_node_id,
             hostname=socket.gethostname(),
-            host=advertise,
+            host=advertised[0],
+            more_hosts=advertised[1:],
             control_port=self._wire.control_port,
             socket_path=str(self._slot.socket_path),
             directory=str(self._slot.path),
@@ -294,14 +297,17 @@ class NodeActor:
         )
 
 
-def listening_addresses(settings: Settings, host: str) -> tuple[str, str]:
-    """Where this node listens, and where others find it; `host` is the address that Ray knows it by. Raises
-    `UsageError` naming this machine's addresses when the settings name none of them."""
+def listening_addresses(settings: Settings, host: str) -> tuple[str, tuple[str, ...]]:
+    """Where this node listens, and where others find it, one address for each of its networks that are to carry
+    shards; `host` is the address that Ray knows it by. Raises `UsageError` naming this machine's addresses when the
+    settings name none of them."""
     addresses = machine_addresses()
-    bind = own_bind_address(settings.bind, addresses, host) if settings.bind else host
-    if settings.advertise:
-        return bind, own_address(settings.advertise, addresses, host)
-    return bind, host if is_everywhere(bind) else bind
+    advertised = tuple(own_address(choice, addresses, host) for choice in settings.advertised)
+    if settings.bind:
+        bind = own_bind_address(settings.bind, addresses, host)
+    else:
+        bind = host if len(advertised) < 2 else everywhere(advertised)
+    return bind, advertised or (host if is_everywhere(bind) else bind,)
 
 
 def default_arena_bytes(shm: Path) -> int:

@@ -18,6 +18,7 @@ from raylog.settings import Settings
 from raylog.spec import Durability, QosClass, ShardRef
 from raylog.store.tier import ShardWriter
 from raylog.store.tiered import TieredStore
+from raylog.wire.distrust import Distrust
 from raylog.wire.endpoints import ShardSink
 from raylog.wire.fetcher import Fetcher, Source
 from raylog.wire.relay import Relay
@@ -56,6 +57,7 @@ class Puller:
     ) -> None:
         self._store, self._meter, self._relay = store, meter, relay
         self._sessions = Sessions(credentials, streams=settings.streams)
+        self._distrust = Distrust()
         self._slots = threading.BoundedSemaphore(PULLS_AT_ONCE)
         self._shard_locks: dict[str, threading.Lock] = {}
         self._running: dict[str, PullProgress] = {}
@@ -130,12 +132,13 @@ class Puller:
             with self._shown(ref):
                 report = Fetcher(
                     ref,
-                    sources,
+                    self._distrust.last(sources),
                     sink,
                     self._sessions,
                     qos=qos,
                     deadline=deadline,
                     on_progress=partial(self._note, ref.shard_id),
+                    on_damage=self._blame,
                     onlooker=onlooker,
                 ).run()
         except RaylogError as error:
@@ -149,6 +152,10 @@ class Puller:
             self._meter.received(node_id, sealed_bytes, chunks)
         self._meter.pulled()
         return Outcome(moved_bytes=report.bytes, twice_bytes=report.twice_bytes, seconds=report.seconds)
+
+    def _blame(self, node_id: str, error: DamagedData) -> None:
+        self._distrust.blame(node_id, error)
+        self._meter.damaged()
 
     def _is_here(self, ref: ShardRef, durability: Durability | None) -> bool:
         try:

@@ -51,9 +51,9 @@ ARENA_BYTES_MIN = 8 * MIB
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """How to reach a node and its store. `host` and `control_port` are the wire's, `more_hosts` its addresses in further
-    networks; `socket_path` is for processes of
-    the same machine; `labels` are Ray's, and name the failure domains `rack` and `zone` where they are given."""
+    """How to reach a node and its store. `host` and `control_port` are the wire's, `more_hosts` its addresses in other
+    networks; `socket_path` is for processes of the same machine; `labels` are Ray's, and name the failure domains `rack`
+    and `zone` where they are given."""
 
     node_id: str
     ray_node_id: str
@@ -132,7 +132,7 @@ class NodeActor:
             labels=labels,
         )
         log.info(
-            "node %s serves at %s:%d from %s", self._info.node_id, advertise, self._info.control_port, self._slot.path
+            "node %s serves at %s:%d from %s", self._info.node_id, advertised, self._info.control_port, self._slot.path
         )
 
     @ray.method(concurrency_group=CONTROL)

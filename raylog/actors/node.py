@@ -52,8 +52,8 @@ ARENA_BYTES_MIN = 8 * MIB
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """How to reach a node and its store. `host` and `control_port` are the wire's, `more_hosts` its addresses in other
-    networks; `socket_path` is for processes of the same machine; `labels` are Ray's, and name the failure domains `rack`
-    and `zone` where they are given."""
+    networks; `socket_path` is for processes of the same machine; `labels` are Ray's, and name the failure domains
+    `rack` and `zone` where they are given."""
 
     node_id: str
     ray_node_id: str

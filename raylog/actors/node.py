@@ -20,7 +20,7 @@ from raylog.catalog.copy import RecordCopy
 from raylog.catalog.journal import Entry
 from raylog.catalog.receipt import Receipt, make_receipt
 from raylog.catalog.record import Tail
-from raylog.errors import DamagedData, NotFound
+from raylog.errors import DamagedData, NoSpace, NotFound
 from raylog.monitor.meter import TransferMeter
 from raylog.monitor.sampler import NodeSampler
 from raylog.monitor.samples import NodeSample, TierSample
@@ -131,9 +131,15 @@ class NodeActor:
         durability: Durability | None,
         qos: QosClass,
         deadline_s: float,
+        pull_id: str = "",
     ) -> Outcome:
         """Makes a shard present here (pull.py)."""
-        return self._puller.pull(ref, sources, durability, qos, deadline_s)
+        return self._puller.pull(ref, sources, durability, qos, deadline_s, pull_id)
+
+    @ray.method(concurrency_group=CONTROL)
+    def cancel_pull(self, pull_id: str) -> None:
+        """Ends the pull that was given this id, be it under way or still to come."""
+        self._puller.cancel(pull_id)
 
     @ray.method(concurrency_group=CONTROL)
     def receipts(self, refs: Sequence[ShardRef]) -> list[bytes]:
@@ -251,7 +257,11 @@ class NodeActor:
                 "no memory tier: /dev/shm leaves %d bytes, at least %d are needed", capacity_bytes, ARENA_BYTES_MIN
             )
             return TieredStore(None, disk)
-        return TieredStore(MemoryTier(path, capacity_bytes), disk)
+        try:
+            return TieredStore(MemoryTier(path, capacity_bytes), disk)
+        except NoSpace as error:  # what is put with durability memory goes to disk, which promises more
+            log.warning("no memory tier: %s; or set a smaller arena_bytes", error)
+            return TieredStore(None, disk)
 
     def _tier_sample(self, tier: Tier) -> TierSample:
         path = self._slot.arena_path if tier.kind is TierKind.MEMORY else self._slot.path

@@ -3,13 +3,15 @@
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import msgspec
 
 from raylog.codec.frame import Frame
 from raylog.errors import (
+    Cancelled,
     DamagedData,
     DeadlineExceeded,
     NoSpace,
@@ -29,6 +31,8 @@ from raylog.wire.endpoints import ShardSink
 
 log = logging.getLogger("raylog.pull")
 PULLS_AT_ONCE = 4
+CANCELS_KEPT = 1024  # that came before their pull
+CANCEL_SEEN_WITHIN_S = 0.2
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +52,7 @@ class Puller:
         self._slots = threading.BoundedSemaphore(PULLS_AT_ONCE)
         self._shard_locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
+        self._cancels = Cancels()
 
     def pull(
         self,
@@ -56,20 +61,32 @@ class Puller:
         durability: Durability | None,
         qos: QosClass,
         deadline_s: float,
+        pull_id: str = "",
     ) -> Outcome:
         """Makes the shard present here as `durability` promises; None: as cache, that may be evicted.
 
         What one source has given is kept when it fails, the next is asked for the rest. Raises `Unavailable`,
-        `NotFound` or `DamagedData` with what every source said, `NoSpace`, `DeadlineExceeded`.
+        `NotFound` or `DamagedData` with what every source said, `NoSpace`, `DeadlineExceeded`, `Cancelled` after
+        `cancel(pull_id)`; then nothing of it is kept.
         """
         started_s = time.monotonic()
         deadline = started_s + deadline_s
-        with self._alone(ref.shard_id, deadline):
+        with self._cancels.watched(pull_id) as cancel, self._alone(ref.shard_id, deadline, cancel):
             if self._is_here(ref, durability):
                 return Outcome(moved_bytes=0, seconds=time.monotonic() - started_s)
-            with self._slot(deadline):
-                moved_bytes = self._from_any(ref, sources, durability, qos, deadline)
+            sink = StoreSink(self._store, durability)
+            try:
+                with self._slot(deadline, cancel):
+                    moved_bytes = self._each(ref, sources, sink, qos, deadline, cancel)
+            except Cancelled:
+                with suppress(NotFound):
+                    self._store.delete(ref.shard_id)
+                raise
         return Outcome(moved_bytes=moved_bytes, seconds=time.monotonic() - started_s)
+
+    def cancel(self, pull_id: str) -> None:
+        """Ends the pull of that id within a second; one that is still to come ends before it begins."""
+        self._cancels.cancel(pull_id)
 
     def repair(self, ref: ShardRef, numbers: Sequence[int], sources: Sequence[PeerAddress], deadline_s: float) -> int:
         """Replaces damaged chunks in every copy here by other nodes' bytes, or the whole shard where it was put aside;
@@ -88,16 +105,6 @@ class Puller:
         self._meter.repaired(sink.replaced)
         return sink.replaced
 
-    def _from_any(
-        self,
-        ref: ShardRef,
-        sources: Sequence[PeerAddress],
-        durability: Durability | None,
-        qos: QosClass,
-        deadline: float,
-    ) -> int:
-        return self._each(ref, sources, StoreSink(self._store, durability), qos, deadline)
-
     def _each(
         self,
         ref: ShardRef,
@@ -105,6 +112,7 @@ class Puller:
         sink: ShardSink,
         qos: QosClass,
         deadline: float,
+        cancel: threading.Event | None = None,
     ) -> int:
         """Asks source after source; the bytes that the one moved which gave the rest."""
         failures: list[str] = []
@@ -114,7 +122,7 @@ class Puller:
                 raise DeadlineExceeded(f"shard {ref.shard_id}: not here by the deadline ({'; '.join(failures)})")
             try:
                 report = pull(ref, source, sink, self._credentials(), deadline_s=left_s, qos=qos,
-                              streams=self._settings.streams)  # fmt: skip
+                              streams=self._settings.streams, cancel=cancel)  # fmt: skip
             except (Unavailable, PeerFault, NotFound, NotPermitted, DamagedData) as error:
                 if isinstance(error, NoSpace):
                     raise
@@ -147,10 +155,10 @@ class Puller:
         return True
 
     @contextmanager
-    def _alone(self, shard_id: str, deadline: float) -> Iterator[None]:
+    def _alone(self, shard_id: str, deadline: float, cancel: threading.Event) -> Iterator[None]:
         with self._lock:
             lock = self._shard_locks.setdefault(shard_id, threading.Lock())
-        if not lock.acquire(timeout=max(deadline - time.monotonic(), 0)):
+        if not _acquired(lock, deadline, cancel):
             raise DeadlineExceeded(f"shard {shard_id}: another pull of it here took until the deadline")
         try:
             yield
@@ -161,13 +169,55 @@ class Puller:
                     self._shard_locks.pop(shard_id, None)
 
     @contextmanager
-    def _slot(self, deadline: float) -> Iterator[None]:
-        if not self._slots.acquire(timeout=max(deadline - time.monotonic(), 0)):
+    def _slot(self, deadline: float, cancel: threading.Event) -> Iterator[None]:
+        if not _acquired(self._slots, deadline, cancel):
             raise DeadlineExceeded(f"{PULLS_AT_ONCE} other pulls took until the deadline")
         try:
             yield
         finally:
             self._slots.release()
+
+
+def _acquired(lock: "threading.Lock | threading.Semaphore", deadline: float, cancel: threading.Event) -> bool:
+    """Whether the lock was had by the deadline. Raises `Cancelled`."""
+    while not cancel.is_set():
+        left_s = max(deadline - time.monotonic(), 0)
+        if lock.acquire(timeout=min(left_s, CANCEL_SEEN_WITHIN_S)):
+            return True
+        if not left_s:
+            return False
+    raise Cancelled("the pull was cancelled while it waited for others; pull again")
+
+
+class Cancels:
+    """Who shall end: an event per pull that is under way, and the ids whose cancel overtook their pull."""
+
+    def __init__(self) -> None:
+        self._events: dict[str, threading.Event] = {}
+        self._early: deque[str] = deque(maxlen=CANCELS_KEPT)
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def watched(self, pull_id: str) -> Iterator[threading.Event]:
+        """The event of a pull while it runs."""
+        event = threading.Event()
+        with self._lock:
+            self._events[pull_id] = event
+            if pull_id in self._early:
+                event.set()
+        try:
+            yield event
+        finally:
+            with self._lock:
+                self._events.pop(pull_id, None)
+
+    def cancel(self, pull_id: str) -> None:
+        with self._lock:
+            event = self._events.get(pull_id)
+            if event is None:
+                self._early.append(pull_id)
+            else:
+                event.set()
 
 
 class StoreSink:

@@ -9,6 +9,7 @@ from contextlib import closing
 import msgspec
 from blake3 import blake3
 
+from raylog.api.pulls import Pulls
 from raylog.api.session import Session
 from raylog.catalog.manifest import Manifest, ShardEntry
 from raylog.codec.keys import GroupKey
@@ -48,16 +49,16 @@ class Reading:
     def openers(self, on_progress: OnProgress | None = None) -> Generator[ShardOpener]:
         """An opener per shard, in order, each good until the next is asked for; the shards after it are brought here
         meanwhile. Close the generator when leaving early."""
-        entries = self.manifest.shards
+        entries, pulls = self.manifest.shards, Pulls(self._session)
         total_bytes = sum(entry.shard.content_bytes for entry in entries)
         done_bytes = 0
         with ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="read-ahead") as executor:
-            coming = deque(executor.submit(self._bring, entry) for entry in entries[:READ_AHEAD])
+            coming = deque(executor.submit(self._bring, pulls, entry) for entry in entries[:READ_AHEAD])
             try:
                 for position, entry in enumerate(entries):
                     with coming.popleft().result() as shard:
                         coming.extend(
-                            executor.submit(self._bring, later) for later in entries[position + READ_AHEAD :][:1]
+                            executor.submit(self._bring, pulls, later) for later in entries[position + READ_AHEAD :][:1]
                         )
                         keys = [self._keys[dek_id] for dek_id in entry.dek_ids]
                         yield ShardOpener(shard.frame, keys, self._reader(shard, entry))
@@ -65,6 +66,7 @@ class Reading:
                     if on_progress:
                         on_progress(done_bytes, total_bytes)
             finally:
+                pulls.cancel()
                 for future in coming:
                     future.add_done_callback(_let_go)
 
@@ -78,13 +80,13 @@ class Reading:
                     codecs[entry.codec.name.lower()] += 1
         return Inspection(content_digest=digest.hexdigest(), chunks=codecs.total(), codecs=dict(codecs))
 
-    def _bring(self, entry: ShardEntry) -> LocalShard:
+    def _bring(self, pulls: Pulls, entry: ShardEntry) -> LocalShard:
         """The shard, pinned in the local node's store; pulled first if it is not there. Its frame is the manifest's."""
         session, ref = self._session, entry.shard
         try:
             shard = session.store.open(ref.shard_id)
         except (NotFound, DamagedData) as error:  # damaged: its frame; the node puts it aside and pulls it anew
-            session.pull(session.local, ref, QosClass.READ, Durability.DISK if isinstance(error, DamagedData) else None)
+            pulls.pull(session.local, ref, QosClass.READ, Durability.DISK if isinstance(error, DamagedData) else None)
             shard = session.store.open(ref.shard_id)
         if shard.frame.digest != ref.frame_digest:
             shard.close()

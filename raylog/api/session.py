@@ -204,12 +204,14 @@ class Session:
         *,
         sources: Sequence[NodeInfo] | None = None,
         timeout_s: float | None = None,
+        pull_id: str = "",
     ) -> Outcome:
-        """Has `target` pull a shard from `sources`, by default from whoever holds a replica."""
+        """Has `target` pull a shard from `sources`, by default from whoever holds a replica. By `pull_id` the node's
+        `cancel_pull` ends it."""
         limit_s = timeout_s or self.settings.pull_deadline_s
         peers = peers_for(target, self.holders(ref.shard_id) if sources is None else sources)
         outcome: Outcome = self.on_node(
-            target, "pull", ref, peers, durability, qos, limit_s, timeout_s=limit_s + ANSWER_GRACE_S
+            target, "pull", ref, peers, durability, qos, limit_s, pull_id, timeout_s=limit_s + ANSWER_GRACE_S
         )
         return outcome
 

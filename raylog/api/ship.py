@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 import msgspec
 
 from raylog.actors.node import NodeInfo
+from raylog.api.pulls import Pulls
 from raylog.api.session import Session
 from raylog.catalog.manifest import Manifest
-from raylog.errors import DeadlineExceeded, RaylogError, Unavailable, UsageError
+from raylog.errors import Cancelled, DeadlineExceeded, RaylogError, Unavailable, UsageError
 from raylog.spec import QosClass, Reference, ShardRef
 
 PULLS_AT_ONCE = 8  # shards on their way, over all targets
+CANCEL_TIMEOUT_S = 10.0
 
 
 class ShipReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +55,7 @@ class Shipment:
         self._lock = threading.Lock()
         self._done_bytes = 0
         self._moved_bytes = 0
-        self._cancelled = threading.Event()
+        self._pulls = Pulls(session)
         self._error: RaylogError | None = None
         self._started_s = time.monotonic()
         self._seconds = 0.0
@@ -65,8 +67,10 @@ class Shipment:
             return ShipProgress(done_bytes=self._done_bytes, total_bytes=self._total_bytes)
 
     def cancel(self) -> None:
-        """Starts no further pull; shards that are whole on their target stay there. `result` raises `Unavailable`."""
-        self._cancelled.set()
+        """Ends the pulls under way and starts no other; returns once they have ended. Shards that are whole on their
+        target stay there, of others nothing does. `result` raises `Cancelled`."""
+        self._pulls.cancel()
+        self._finished.wait(CANCEL_TIMEOUT_S)
 
     def result(self, timeout_s: float | None = None) -> ShipReport:
         """Waits for the end. Raises `DeadlineExceeded` after `timeout_s` (the shipment goes on) or at the shipment's
@@ -96,10 +100,12 @@ class Shipment:
         try:
             with ThreadPoolExecutor(PULLS_AT_ONCE, thread_name_prefix="ship") as executor:
                 futures = [executor.submit(self._pull, target, shard) for target, shard in work]
-                for future in as_completed(futures):
-                    future.result()
+                try:
+                    for future in as_completed(futures):
+                        future.result()
+                finally:
+                    self._pulls.cancel()  # after an error: the rest is of no use to anybody
         except BaseException as error:  # noqa: BLE001 - the thread's edge: `result` raises it, whatever it is
-            self._cancelled.set()
             self._error = error if isinstance(error, RaylogError) else Unavailable(f"the shipment failed: {error!r}")
         finally:
             self._seconds = time.monotonic() - self._started_s
@@ -107,11 +113,11 @@ class Shipment:
 
     def _pull(self, target: NodeInfo, shard: ShardRef) -> None:
         left_s = self._deadline - time.monotonic()
-        if self._cancelled.is_set():
-            raise Unavailable(f"{self._manifest.name}: the shipment was cancelled")
+        if self._pulls.is_cancelled:
+            raise Cancelled(f"{self._manifest.name}: the shipment was cancelled; ship again to go on")
         if left_s <= 0:
             raise DeadlineExceeded(f"{self._manifest.name}: not all shipped by the deadline; ship again to go on")
-        outcome = self._session.pull(target, shard, QosClass.SHIP, None, timeout_s=left_s)
+        outcome = self._pulls.pull(target, shard, QosClass.SHIP, None, timeout_s=left_s)
         with self._lock:
             self._done_bytes += shard.stored_bytes
             self._moved_bytes += outcome.moved_bytes

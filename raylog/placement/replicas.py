@@ -24,6 +24,7 @@ from raylog.units import format_bytes
 FailureDomain = Literal["node", "rack", "zone"]
 TIERS = {Durability.MEMORY: (TierKind.MEMORY,), Durability.DISK: (TierKind.SSD, TierKind.HDD)}
 COLUMNS_MAX = 20_000
+NAMED_MOST = 8  # nodes, in one message
 EVEN_GAP = 0.01  # a fill this close to the evenest will do
 FILL_STEPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # of the mean fill; further on a node's fill costs more
 SIZE_CLASS = 1.25  # shards of one class differ in size by less than this factor
@@ -323,14 +324,17 @@ def _deal(case: _Case, counts: list[list[int]]) -> dict[str, list[int]]:
 def _shortfall(case: _Case, chosen: dict[str, list[int]], replicas: int) -> list[ReplicaShortfall]:
     found: list[ReplicaShortfall] = []
     for group in case.groups:
-        roomy = sum(node.free_bytes >= group.bytes_each for node in case.nodes)
+        roomless = [node for node in case.nodes if node.free_bytes < group.bytes_each]
         for shard_id in group.shard_ids:
             missing = replicas - len(chosen[shard_id])
             if missing > 0:
                 size = format_bytes(group.bytes_each)
+                roomy = len(case.nodes) - len(roomless)
                 reason = f"{replicas} replicas of {size} asked, {roomy} of {len(case.nodes)} nodes have room for one"
                 if len(case.nodes) < replicas:
                     reason = f"{replicas} replicas on different nodes asked, {len(case.nodes)} nodes are fit"
+                if roomless:
+                    reason += f" (full: {', '.join(node.node_id[:12] for node in roomless[:NAMED_MOST])})"
                 found.append(ReplicaShortfall(shard_id=shard_id, missing=missing, reason=reason))
     return found
 

@@ -132,7 +132,7 @@ class LocalClient:
         except OSError as error:
             self._drop()
             raise Unavailable(f"{self._where}: the node has gone ({error.strerror}); connect again") from error
-        except RaylogError:
+        except BaseException:  # Ctrl-C too
             self._drop()  # a late reply would be taken for the next call's
             raise
 

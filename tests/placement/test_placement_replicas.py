@@ -145,7 +145,7 @@ def test_a_silent_node_is_left_out() -> None:
 def test_too_little_room_is_a_shortfall_with_its_reason() -> None:
     plan = replica_targets([("s", 2 * GIB)], [node("a"), node("b", GIB), node("c", GIB)], 2)
     assert plan.targets == {"s": ["a"]}
-    assert plan.shortfall[0].reason == "2 replicas of 2.0 GiB asked, 1 of 3 nodes have room for one"
+    assert plan.shortfall[0].reason.startswith("2 replicas of 2.0 GiB asked, 1 of 3 nodes have room for one (full: ")
 
 
 def test_repair_adds_what_is_missing_and_keeps_the_rest() -> None:

@@ -3,6 +3,7 @@ asks for a token, notices dead nodes quickly, and reports nothing home."""
 
 import os
 import secrets
+import signal
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
 )
 os.environ.pop("RAY_ADDRESS", None)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
 
 NEEDS_RAY = {"cluster", "test_demo.py", "test_source_ray.py"}
 

@@ -22,7 +22,7 @@ from raylog.spec import Durability, TierKind
 from raylog.units import format_bytes
 
 FailureDomain = Literal["node", "rack", "zone"]
-TIERS = {Durability.MEMORY: (TierKind.MEMORY,), Durability.DISK: (TierKind.SSD, TierKind.HDD)}
+DISKS = (TierKind.SSD, TierKind.HDD)
 COLUMNS_MAX = 20_000
 NAMED_MOST = 8  # nodes, in one message
 EVEN_GAP = 0.01  # a fill this close to the evenest will do
@@ -138,6 +138,7 @@ def _case(
     durability: Durability,
 ) -> _Case:
     numbers = {node.node_id: number for number, node in enumerate(fit)}
+    largest = max((size for _, size in shards), default=0)
     groups: dict[tuple[int, tuple[int, ...]], list[tuple[str, int]]] = {}
     for name, size in shards:
         holders = tuple(sorted(numbers[node] for node in set(held.get(name, ())) if node in numbers))
@@ -152,7 +153,7 @@ def _case(
             _Candidate(
                 node_id=node.node_id,
                 domain=node.node_id if failure_domain == "node" else node.labels.get(failure_domain, ""),
-                free_bytes=max((node.free_bytes.get(tier, 0) for tier in TIERS[durability]), default=0),
+                free_bytes=_room_bytes(node, durability, largest),
                 weight=1.0 + node.busy,
                 is_local=node.node_id == local_node_id,
             )
@@ -160,6 +161,14 @@ def _case(
         ),
         replicas=replicas,
     )
+
+
+def _room_bytes(node: NodeState, durability: Durability, shard_bytes: int) -> int:
+    """In the arena for durability memory; on disk, where the node puts it instead, when the arena has no room."""
+    memory_bytes = node.free_bytes.get(TierKind.MEMORY, 0)
+    if durability is Durability.MEMORY and memory_bytes >= shard_bytes:
+        return memory_bytes
+    return max(node.free_bytes.get(tier, 0) for tier in DISKS)
 
 
 def _solve(case: _Case, deadline_s: float) -> tuple[list[list[int]], Literal["optimal", "greedy", "time limit"]]:

@@ -6,6 +6,7 @@ import secrets
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 QUICK_HEALTH_CHECKS = {
@@ -21,6 +22,8 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
 )
 os.environ.pop("RAY_ADDRESS", None)
+hypothesis.settings.register_profile("any load", deadline=None)  # pytest-timeout ends what hangs
+hypothesis.settings.load_profile("any load")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
 
 NEEDS_RAY = {"cluster", "test_demo.py", "test_source_ray.py"}

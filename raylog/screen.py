@@ -156,7 +156,7 @@ def _node_cells(row: NodeRow) -> list[object]:
         format_bytes(row.memory_available_bytes),
         gpus,
         format_bytes(disk_bytes),
-        format_bytes(free.get(TierKind.MEMORY, 0)),
+        format_bytes(free[TierKind.MEMORY]) if TierKind.MEMORY in free else "no memory tier",
         format_rate(row.received_bytes_per_s or 0.0),
         format_rate(row.sent_bytes_per_s or 0.0),
         row.damaged_chunks,

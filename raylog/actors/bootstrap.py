@@ -14,7 +14,7 @@ from raylog.actors.monitor import MonitorActor
 from raylog.actors.node import NodeInfo
 from raylog.actors.placement import PlacementActor
 from raylog.actors.requests import LAUNCH, StopRaylog, ask
-from raylog.errors import RaylogError, Unavailable
+from raylog.errors import NotPermitted, RaylogError, Unavailable
 from raylog.security.certs import Authority
 from raylog.security.providers.file import FileKeyring
 from raylog.security.requests import Signer
@@ -36,10 +36,10 @@ HEAD_ACTORS = {
 def prepare(settings: Settings) -> None:
     """Makes keyring, authority and join token where there are none; starts nothing, changes nothing that exists."""
     if settings.keyring_path.exists():
-        FileKeyring.load(settings.keyring_path)
-        return
+        with Authority.load(settings.authority_path, FileKeyring.load(settings.keyring_path)):
+            return  # what they refuse is raised here, before an actor starts
     if (settings.catalog_path / "journal.sqlite").exists() or settings.join_token_path.exists():
-        raise Unavailable(
+        raise NotPermitted(
             f"{settings.state} belongs to a cluster, but the keyring {settings.keyring_path} is missing: on the head "
             "restore it from its backup (a new one could open nothing that is stored); no other machine is the head"
         )

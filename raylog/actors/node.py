@@ -15,14 +15,14 @@ import ray
 from raylog import __version__
 from raylog.actors.membership import Membership
 from raylog.actors.pull import Outcome, Puller, PullProgress
-from raylog.actors.requests import CloseNode, DeleteShards, EvictShard, PullShard, RepairShard
+from raylog.actors.requests import CancelPull, CloseNode, DeleteShards, EvictShard, PullShard, RepairShard
 from raylog.actors.slot import claim_slot
 from raylog.addresses import everywhere, is_everywhere, machine_addresses, own_address, own_bind_address
 from raylog.catalog.copy import RecordCopy
 from raylog.catalog.journal import Entry
 from raylog.catalog.receipt import Receipt, make_receipt
 from raylog.catalog.record import Tail
-from raylog.errors import DamagedData, NotFound, NotPermitted
+from raylog.errors import DamagedData, NoSpace, NotFound, NotPermitted
 from raylog.monitor.meter import TransferMeter
 from raylog.monitor.sampler import NodeSampler
 from raylog.monitor.samples import NodeSample, TierSample
@@ -146,12 +146,20 @@ class NodeActor:
     def pull(self, signed_request: bytes) -> Outcome:
         """Makes a shard present here (pull.py)."""
         asked, _ = self._requests.open(signed_request, PullShard)
-        return self._puller.pull(asked.shard, asked.sources, asked.durability, asked.qos, asked.deadline_s)
+        return self._puller.pull(
+            asked.shard, asked.sources, asked.durability, asked.qos, asked.deadline_s, asked.pull_id
+        )
 
     @ray.method(concurrency_group=CONTROL)
     def pulls(self) -> dict[str, PullProgress]:
         """How far the running pulls are, by shard id."""
         return self._puller.running()
+
+    @ray.method(concurrency_group=CONTROL)
+    def cancel_pull(self, signed_request: bytes) -> None:
+        """Ends the pull that was given this id, be it under way or still to come."""
+        asked, _ = self._requests.open(signed_request, CancelPull)
+        self._puller.cancel(asked.pull_id)
 
     @ray.method(concurrency_group=CONTROL)
     def receipts(self, refs: Sequence[ShardRef]) -> list[bytes]:
@@ -284,7 +292,11 @@ class NodeActor:
                 "no memory tier: /dev/shm leaves %d bytes, at least %d are needed", capacity_bytes, ARENA_BYTES_MIN
             )
             return TieredStore(None, disk)
-        return TieredStore(MemoryTier(path, capacity_bytes), disk)
+        try:
+            return TieredStore(MemoryTier(path, capacity_bytes), disk)
+        except NoSpace as error:  # what is put with durability memory goes to disk, which promises more
+            log.warning("no memory tier: %s; or set a smaller arena_bytes", error)
+            return TieredStore(None, disk)
 
     def _tier_sample(self, tier: Tier) -> TierSample:
         path = self._slot.arena_path if tier.kind is TierKind.MEMORY else self._slot.path

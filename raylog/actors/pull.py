@@ -4,14 +4,15 @@ offered to others while the rest is still on its way."""
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import msgspec
 
 from raylog.codec.frame import Frame
-from raylog.errors import DamagedData, DeadlineExceeded, NotFound, RaylogError, Unavailable, UsageError
+from raylog.errors import Cancelled, DamagedData, DeadlineExceeded, NotFound, RaylogError, Unavailable, UsageError
 from raylog.monitor.meter import TransferMeter
 from raylog.security.certs import Credentials
 from raylog.settings import Settings
@@ -26,6 +27,8 @@ from raylog.wire.sessions import Sessions
 
 log = logging.getLogger("raylog.pull")
 PULLS_AT_ONCE = 4
+CANCELS_KEPT = 1024  # that came before their pull
+CANCEL_SEEN_WITHIN_S = 0.2
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +65,7 @@ class Puller:
         self._shard_locks: dict[str, threading.Lock] = {}
         self._running: dict[str, PullProgress] = {}
         self._lock = threading.Lock()
+        self._cancels = Cancels()
 
     def close(self) -> None:
         """Ends the sessions with other nodes; pulls under way fail."""
@@ -74,19 +78,30 @@ class Puller:
         durability: Durability | None,
         qos: QosClass,
         deadline_s: float,
+        pull_id: str = "",
     ) -> Outcome:
         """Makes the shard present here as `durability` promises; None: as cache, that may be evicted.
 
         What has come is kept when the pull fails. Raises `Unavailable`, `NotFound` or `DamagedData` with what every
-        source said, `NoSpace`, `DeadlineExceeded`.
+        source said, `NoSpace`, `DeadlineExceeded`, `Cancelled` after `cancel(pull_id)`; then nothing of it is kept.
         """
         started_s = time.monotonic()
         deadline = started_s + deadline_s
-        with self._alone(ref.shard_id, deadline):
+        with self._cancels.watched(pull_id) as cancel, self._alone(ref.shard_id, deadline, cancel):
             if self._is_here(ref, durability):
                 return Outcome(moved_bytes=0, twice_bytes=0, seconds=time.monotonic() - started_s)
-            with self._slot(deadline):
-                return self._fetch(ref, sources, StoreSink(self._store, durability), qos, deadline, is_relayed=True)
+            sink = StoreSink(self._store, durability)
+            try:
+                with self._slot(deadline, cancel):
+                    return self._fetch(ref, sources, sink, qos, deadline, cancel, is_relayed=True)
+            except Cancelled:
+                with suppress(NotFound):
+                    self._store.delete(ref.shard_id)
+                raise
+
+    def cancel(self, pull_id: str) -> None:
+        """Ends the pull of that id within a second; one that is still to come ends before it begins."""
+        self._cancels.cancel(pull_id)
 
     def running(self) -> dict[str, PullProgress]:
         """The pulls and repairs that move bytes now, by shard id."""
@@ -122,6 +137,7 @@ class Puller:
         sink: ShardSink,
         qos: QosClass,
         deadline: float,
+        cancel: threading.Event | None = None,
         *,
         is_relayed: bool,
     ) -> Outcome:
@@ -139,6 +155,7 @@ class Puller:
                     deadline=deadline,
                     on_progress=partial(self._note, ref.shard_id),
                     on_damage=self._blame,
+                    cancel=cancel,
                     onlooker=onlooker,
                 ).run()
         except RaylogError as error:
@@ -190,10 +207,10 @@ class Puller:
                 self._running.pop(ref.shard_id, None)
 
     @contextmanager
-    def _alone(self, shard_id: str, deadline: float) -> Iterator[None]:
+    def _alone(self, shard_id: str, deadline: float, cancel: threading.Event) -> Iterator[None]:
         with self._lock:
             lock = self._shard_locks.setdefault(shard_id, threading.Lock())
-        if not lock.acquire(timeout=max(deadline - time.monotonic(), 0)):
+        if not _acquired(lock, deadline, cancel):
             raise DeadlineExceeded(f"shard {shard_id}: another pull of it here took until the deadline")
         try:
             yield
@@ -204,13 +221,55 @@ class Puller:
                     self._shard_locks.pop(shard_id, None)
 
     @contextmanager
-    def _slot(self, deadline: float) -> Iterator[None]:
-        if not self._slots.acquire(timeout=max(deadline - time.monotonic(), 0)):
+    def _slot(self, deadline: float, cancel: threading.Event) -> Iterator[None]:
+        if not _acquired(self._slots, deadline, cancel):
             raise DeadlineExceeded(f"{PULLS_AT_ONCE} other pulls took until the deadline")
         try:
             yield
         finally:
             self._slots.release()
+
+
+def _acquired(lock: "threading.Lock | threading.Semaphore", deadline: float, cancel: threading.Event) -> bool:
+    """Whether the lock was had by the deadline. Raises `Cancelled`."""
+    while not cancel.is_set():
+        left_s = max(deadline - time.monotonic(), 0)
+        if lock.acquire(timeout=min(left_s, CANCEL_SEEN_WITHIN_S)):
+            return True
+        if not left_s:
+            return False
+    raise Cancelled("the pull was cancelled while it waited for others; pull again")
+
+
+class Cancels:
+    """Who shall end: an event per pull that is under way, and the ids whose cancel overtook their pull."""
+
+    def __init__(self) -> None:
+        self._events: dict[str, threading.Event] = {}
+        self._early: deque[str] = deque(maxlen=CANCELS_KEPT)
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def watched(self, pull_id: str) -> Iterator[threading.Event]:
+        """The event of a pull while it runs."""
+        event = threading.Event()
+        with self._lock:
+            self._events[pull_id] = event
+            if pull_id in self._early:
+                event.set()
+        try:
+            yield event
+        finally:
+            with self._lock:
+                self._events.pop(pull_id, None)
+
+    def cancel(self, pull_id: str) -> None:
+        with self._lock:
+            event = self._events.get(pull_id)
+            if event is None:
+                self._early.append(pull_id)
+            else:
+                event.set()
 
 
 class StoreSink:

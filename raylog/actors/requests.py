@@ -19,6 +19,7 @@ class PullShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
     action: ClassVar[str] = "node.pull"
     askers: ClassVar[frozenset[str]] = CLIENTS_AND_CLUSTER
 
+    pull_id: str
     shard: ShardRef
     sources: tuple[Source, ...]
     durability: Durability | None
@@ -26,7 +27,20 @@ class PullShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
     deadline_s: float
 
     def __post_init__(self) -> None:
+        parse_id(self.pull_id, "pull id")
         parse_id(self.shard.shard_id, "shard id")
+
+
+class CancelPull(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That the pull of this id ends; whoever knows the id asked for it."""
+
+    action: ClassVar[str] = "node.cancel_pull"
+    askers: ClassVar[frozenset[str]] = CLIENTS_AND_CLUSTER
+
+    pull_id: str
+
+    def __post_init__(self) -> None:
+        parse_id(self.pull_id, "pull id")
 
 
 class RepairShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):

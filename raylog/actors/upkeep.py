@@ -20,7 +20,7 @@ from raylog.errors import DeadlineExceeded, RaylogError, Unavailable
 from raylog.monitor.samples import NodeSample
 from raylog.security.requests import Request, Signer
 from raylog.settings import Settings
-from raylog.spec import Durability, QosClass, ShardRef, TierKind
+from raylog.spec import Durability, QosClass, ShardRef, TierKind, new_id
 from raylog.store.repair import RepairNode, RepairStep, plan_repair
 
 log = logging.getLogger("raylog.upkeep")
@@ -192,7 +192,12 @@ class Upkeep:
         target, limit_s = by_id[step.target], self._settings.pull_deadline_s
         peers = sources_for(target, [by_id[node_id] for node_id in step.sources])  # none: its own copy goes to disk
         pull = PullShard(
-            shard=step.shard, sources=peers, durability=Durability.DISK, qos=QosClass.REPAIR, deadline_s=limit_s
+            pull_id=new_id(),
+            shard=step.shard,
+            sources=peers,
+            durability=Durability.DISK,
+            qos=QosClass.REPAIR,
+            deadline_s=limit_s,
         )
         self._ask(target, pull, timeout_s=limit_s + ANSWER_GRACE_S)
         for receipt in self._on(target, "receipts", [step.shard]):

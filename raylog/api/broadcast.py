@@ -1,8 +1,9 @@
-"""Who gets each shard of a shipment from whom: the plan of wire/tree.py over the nodes that there are."""
+"""Who gets each shard from whom when several nodes are to have it: wire/tree.py over the nodes that there are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Self
 
-from raylog.actors.node import NodeInfo, address_of
+from raylog.actors.node import NodeInfo, address_of, sources_for
 from raylog.api.session import Session
 from raylog.errors import Unavailable
 from raylog.spec import ShardRef
@@ -11,24 +12,37 @@ from raylog.wire.tree import Step, plan_broadcast
 
 
 class Broadcast:
-    """Sources for every target of every shard, from the replicas that the catalog knows of."""
+    """Sources for every target of every shard; `holders` are the living nodes that have a shard, by its id."""
 
-    def __init__(self, session: Session, shards: Sequence[ShardRef], targets: Sequence[NodeInfo]) -> None:
-        held: dict[str, list[str]] = session.retried("catalog", "replicas", [shard.shard_id for shard in shards])
-        self._nodes = {info.node_id: info for info in session.nodes()} | {info.node_id: info for info in targets}
-        self._holders = {
-            shard_id: [node_id for node_id in node_ids if node_id in self._nodes] for shard_id, node_ids in held.items()
-        }
+    def __init__(self, holders: Mapping[str, Sequence[NodeInfo]], targets: Sequence[NodeInfo]) -> None:
+        self._holders = holders
+        self._nodes = {info.node_id: info for info in targets}
+        self._nodes |= {info.node_id: info for infos in holders.values() for info in infos}
         receivers = [info.node_id for info in sorted(targets, key=_neighbourhood)]
-        self._plans = {shard_id: plan_broadcast(found, receivers) for shard_id, found in self._holders.items()}
+        self._plans = {
+            shard_id: plan_broadcast([info.node_id for info in infos], receivers) for shard_id, infos in holders.items()
+        }
+
+    @classmethod
+    def of_replicas(cls, session: Session, shards: Sequence[ShardRef], targets: Sequence[NodeInfo]) -> Self:
+        """From the replicas that the catalog knows of."""
+        held: dict[str, list[str]] = session.retried("catalog", "replicas", [shard.shard_id for shard in shards])
+        nodes = session.nodes()
+        return cls(
+            {shard_id: [info for info in nodes if info.node_id in node_ids] for shard_id, node_ids in held.items()},
+            targets,
+        )
 
     def sources(self, target: NodeInfo, shard: ShardRef) -> tuple[Source, ...]:
-        """Where `target` gets the shard; none when it holds a replica itself. Raises `Unavailable` when nobody does."""
-        if not self._holders[shard.shard_id]:
+        """Where `target` gets the shard; for one that holds it, the others that do. Raises `Unavailable` when no living
+        node does."""
+        holders = self._holders[shard.shard_id]
+        if not holders:
             raise Unavailable(
                 f"shard {shard.shard_id}: no living node holds it; bring one back that does", shard_id=shard.shard_id
             )
-        return tuple(self._source(step) for step in self._plans[shard.shard_id].get(target.node_id, []))
+        steps = self._plans[shard.shard_id].get(target.node_id)
+        return sources_for(target, holders) if steps is None else tuple(self._source(step) for step in steps)
 
     def _source(self, step: Step) -> Source:
         peer = address_of(self._nodes[step.node_id])

@@ -11,6 +11,7 @@ from blake3 import blake3
 
 from raylog.api.local_copy import LocalCopy
 from raylog.api.progress import OnProgress, Reporter
+from raylog.api.pulls import Pulls
 from raylog.api.session import Session
 from raylog.catalog.manifest import Manifest, ShardEntry
 from raylog.codec.frame import Frame
@@ -47,16 +48,16 @@ class Reading:
     def openers(self, on_progress: OnProgress | None = None) -> Generator[ShardOpener]:
         """An opener per shard, in order, each good until the next is asked for; the shards after it are brought here
         meanwhile. `on_progress` gets content bytes chunk by chunk. Close the generator when leaving early."""
-        entries = self.manifest.shards
+        entries, pulls = self.manifest.shards, Pulls(self._session)
         total_bytes = sum(entry.shard.content_bytes for entry in entries)
         reporter, done_bytes = Reporter(on_progress, total_bytes), 0
         with ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="read-ahead") as executor:
-            coming = deque(executor.submit(self._bring, entry) for entry in entries[:READ_AHEAD])
+            coming = deque(executor.submit(self._bring, pulls, entry) for entry in entries[:READ_AHEAD])
             try:
                 for position, entry in enumerate(entries):
                     with coming.popleft().result() as shard:
                         coming.extend(
-                            executor.submit(self._bring, later) for later in entries[position + READ_AHEAD :][:1]
+                            executor.submit(self._bring, pulls, later) for later in entries[position + READ_AHEAD :][:1]
                         )
                         keys = [self._keys[dek_id] for dek_id in entry.dek_ids]
                         read = _counted(shard.chunk, shard.frame, reporter, done_bytes)
@@ -65,6 +66,7 @@ class Reading:
                     reporter.reach(done_bytes)
                 reporter.finish(total_bytes)
             finally:
+                pulls.cancel()
                 for future in coming:
                     future.add_done_callback(_let_go)
 
@@ -78,8 +80,8 @@ class Reading:
                     codecs[entry.codec.name.lower()] += 1
         return Inspection(content_digest=digest.hexdigest(), chunks=codecs.total(), codecs=dict(codecs))
 
-    def _bring(self, entry: ShardEntry) -> LocalCopy:
-        return LocalCopy(self._session, self.manifest.name, entry.shard)
+    def _bring(self, pulls: Pulls, entry: ShardEntry) -> LocalCopy:
+        return LocalCopy(self._session, pulls, self.manifest.name, entry.shard)
 
 
 def _counted(

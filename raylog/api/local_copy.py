@@ -3,6 +3,7 @@
 from types import TracebackType
 from typing import Self
 
+from raylog.api.pulls import Pulls
 from raylog.api.session import Session
 from raylog.codec.frame import Frame
 from raylog.errors import DamagedData, NotFound, RaylogError
@@ -16,12 +17,12 @@ class LocalCopy:
     Its frame is the manifest's. Raises `DamagedData` when the node holds another shard under its id.
     """
 
-    def __init__(self, session: Session, name: str, ref: ShardRef) -> None:
+    def __init__(self, session: Session, pulls: Pulls, name: str, ref: ShardRef) -> None:
         self._session, self._name, self._ref = session, name, ref
         try:
             self._shard = self._open()
         except (NotFound, DamagedData) as error:  # damaged: its frame; the node puts it aside and pulls it anew
-            session.pull(session.local, ref, QosClass.READ, Durability.DISK if isinstance(error, DamagedData) else None)
+            pulls.pull(session.local, ref, QosClass.READ, Durability.DISK if isinstance(error, DamagedData) else None)
             self._shard = self._open()
         if self._shard.frame.digest != ref.frame_digest:
             self._shard.close()

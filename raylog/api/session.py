@@ -16,7 +16,7 @@ from raylog.actors import bootstrap, calls
 from raylog.actors.membership import Membership
 from raylog.actors.node import NodeInfo, sources_for
 from raylog.actors.pull import Outcome
-from raylog.actors.requests import SHARDS_MAX, DeleteShards, PullShard, RepairShard, ask
+from raylog.actors.requests import SHARDS_MAX, CancelPull, DeleteShards, PullShard, RepairShard, ask
 from raylog.api import ray_access
 from raylog.catalog.manifest import Manifest, open_manifest
 from raylog.catalog.requests import CATALOG, DeleteVersions
@@ -28,6 +28,7 @@ from raylog.security.requests import Request, Signer, sign_request
 from raylog.settings import Settings
 from raylog.spec import Durability, QosClass, Reference, ShardRef, Version
 from raylog.units import MIB
+from raylog.wire.fetcher import Source
 from raylog.wire.local_client import LocalClient
 
 EMBEDDED_STORE_BYTES = 80 * MIB  # Ray's own least; raylog does not use it
@@ -203,15 +204,27 @@ class Session:
         qos: QosClass,
         durability: Durability | None,
         *,
-        sources: Sequence[NodeInfo] | None = None,
+        pull_id: str,
+        sources: Sequence[Source] | None = None,
         timeout_s: float | None = None,
     ) -> Outcome:
-        """Has `target` pull a shard from `sources`, by default from whoever holds a replica."""
+        """Has `target` pull a shard from `sources`, by default from all that hold a replica. By `pull_id` `cancel_pull`
+        ends it."""
         limit_s = timeout_s or self.settings.pull_deadline_s
-        peers = sources_for(target, self.holders(ref.shard_id) if sources is None else sources)
-        pull = PullShard(shard=ref, sources=peers, durability=durability, qos=qos, deadline_s=limit_s)
+        pull = PullShard(
+            pull_id=pull_id,
+            shard=ref,
+            sources=sources_for(target, self.holders(ref.shard_id)) if sources is None else tuple(sources),
+            durability=durability,
+            qos=qos,
+            deadline_s=limit_s,
+        )
         outcome: Outcome = self.ask_node(target, pull, limit_s + ANSWER_GRACE_S)
         return outcome
+
+    def cancel_pull(self, target: NodeInfo, pull_id: str, timeout_s: float) -> None:
+        """Ends a pull that `target` was asked for, be it under way or still to come."""
+        self.ask_node(target, CancelPull(pull_id=pull_id), timeout_s)
 
     def repair(self, target: NodeInfo, ref: ShardRef, numbers: Sequence[int]) -> int:
         """Has `target` replace damaged chunks from other replicas; how many it replaced."""

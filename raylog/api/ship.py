@@ -1,4 +1,4 @@
-"""`ship`: every target node pulls the shards it lacks, straight from nodes that hold them."""
+"""`ship`: every target node pulls the shards it lacks, from nodes that hold them or get them at the same time."""
 
 import threading
 import time
@@ -10,16 +10,20 @@ import msgspec
 
 from raylog.actors import calls
 from raylog.actors.node import NodeInfo
+from raylog.api.broadcast import Broadcast
 from raylog.api.progress import OnProgress, Reporter
+from raylog.api.pulls import Pulls
 from raylog.api.session import Session
 from raylog.catalog.manifest import Manifest
-from raylog.errors import DeadlineExceeded, RaylogError, Unavailable, UsageError
+from raylog.errors import Cancelled, DeadlineExceeded, RaylogError, Unavailable, UsageError
 from raylog.spec import QosClass, Reference, ShardRef
 
-PULLS_AT_ONCE = 8  # shards on their way, over all targets
+SHARDS_AT_ONCE = 2  # on their way to every target
+PULLS_AT_ONCE_MAX = 256
 POLL_PERIOD_S = 0.5
 POLL_TIMEOUT_S = 2.0
 ASKED_RECENTLY_S = 5.0
+CANCEL_TIMEOUT_S = 10.0
 
 
 class ShipReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +67,8 @@ class Shipment:
         self._whole_bytes = 0
         self._done_bytes = 0  # what was told; never less than before
         self._moved_bytes = 0
-        self._cancelled = threading.Event()
+        self._pulls = Pulls(session)
+        self._broadcast = Broadcast.of_replicas(session, list(manifest.distinct_shards().values()), targets)
         self._error: RaylogError | None = None
         self._started_s = time.monotonic()
         self._seconds = 0.0
@@ -77,8 +82,10 @@ class Shipment:
             return ShipProgress(done_bytes=self._done_bytes, total_bytes=self._total_bytes)
 
     def cancel(self) -> None:
-        """Starts no further pull; shards that are whole on their target stay there. `result` raises `Unavailable`."""
-        self._cancelled.set()
+        """Ends the pulls under way and starts no other; returns once they have ended. Shards that are whole on their
+        target stay there, of others nothing does. `result` raises `Cancelled`."""
+        self._pulls.cancel()
+        self._finished.wait(CANCEL_TIMEOUT_S)
 
     def result(self, timeout_s: float | None = None) -> ShipReport:
         """Waits for the end. Raises `DeadlineExceeded` after `timeout_s` (the shipment goes on) or at the shipment's
@@ -106,12 +113,12 @@ class Shipment:
     def _run(self) -> None:
         work = [(target, entry.shard) for entry in self._manifest.shards for target in self._targets]
         try:
-            with ThreadPoolExecutor(PULLS_AT_ONCE, thread_name_prefix="ship") as executor:
+            workers = min(SHARDS_AT_ONCE * len(self._targets), PULLS_AT_ONCE_MAX)
+            with ThreadPoolExecutor(workers, thread_name_prefix="ship") as executor:
                 try:
                     self._follow({executor.submit(self._pull, target, shard) for target, shard in work})
-                except BaseException:
-                    self._cancelled.set()  # the executor waits for the pulls that are under way, and begins no other
-                    raise
+                finally:
+                    self._pulls.cancel()  # after an error: the rest is of no use to anybody
             self._reporter.finish(self._total_bytes)
         except BaseException as error:  # noqa: BLE001 - the thread's edge: `result` raises it, whatever it is
             self._error = error if isinstance(error, RaylogError) else Unavailable(f"the shipment failed: {error!r}")
@@ -154,15 +161,17 @@ class Shipment:
 
     def _pull(self, target: NodeInfo, shard: ShardRef) -> None:
         left_s = self._deadline - time.monotonic()
-        if self._cancelled.is_set():
-            raise Unavailable(f"{self._manifest.name}: the shipment was cancelled")
+        if self._pulls.is_cancelled:
+            raise Cancelled(f"{self._manifest.name}: the shipment was cancelled; ship again to go on")
         if left_s <= 0:
             raise DeadlineExceeded(f"{self._manifest.name}: not all shipped by the deadline; ship again to go on")
         with self._lock:
             self._pulling.append((target, shard))
         whole_bytes = moved_bytes = 0
         try:
-            moved_bytes = self._session.pull(target, shard, QosClass.SHIP, None, timeout_s=left_s).moved_bytes
+            sources = self._broadcast.sources(target, shard)
+            outcome = self._pulls.pull(target, shard, QosClass.SHIP, None, sources=sources, timeout_s=left_s)
+            moved_bytes = outcome.moved_bytes
             whole_bytes = shard.stored_bytes
         finally:
             with self._lock:

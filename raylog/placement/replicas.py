@@ -22,9 +22,10 @@ from raylog.spec import Durability, TierKind
 from raylog.units import format_bytes
 
 FailureDomain = Literal["node", "rack", "zone"]
-TIERS = {Durability.MEMORY: (TierKind.MEMORY,), Durability.DISK: (TierKind.SSD, TierKind.HDD)}
+DISKS = (TierKind.SSD, TierKind.HDD)
 COLUMNS_MAX = 20_000
 EXCLUDED_NAMED_MAX = 4  # nodes left out that a shortfall names
+NAMED_MOST = 8  # nodes, in one message
 EVEN_GAP = 0.01  # a fill this close to the evenest will do
 FILL_STEPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # of the mean fill; further on a node's fill costs more
 SIZE_CLASS = 1.25  # shards of one class differ in size by less than this factor
@@ -138,6 +139,7 @@ def _case(
     durability: Durability,
 ) -> _Case:
     numbers = {node.node_id: number for number, node in enumerate(fit)}
+    largest = max((size for _, size in shards), default=0)
     groups: dict[tuple[int, tuple[int, ...]], list[tuple[str, int]]] = {}
     for name, size in shards:
         holders = tuple(sorted(numbers[node] for node in set(held.get(name, ())) if node in numbers))
@@ -152,7 +154,7 @@ def _case(
             _Candidate(
                 node_id=node.node_id,
                 domain=node.node_id if failure_domain == "node" else node.labels.get(failure_domain, ""),
-                free_bytes=max((node.free_bytes.get(tier, 0) for tier in TIERS[durability]), default=0),
+                free_bytes=_room_bytes(node, durability, largest),
                 weight=1.0 + node.busy,
                 is_local=node.node_id == local_node_id,
             )
@@ -160,6 +162,14 @@ def _case(
         ),
         replicas=replicas,
     )
+
+
+def _room_bytes(node: NodeState, durability: Durability, shard_bytes: int) -> int:
+    """In the arena for durability memory; on disk, where the node puts it instead, when the arena has no room."""
+    memory_bytes = node.free_bytes.get(TierKind.MEMORY, 0)
+    if durability is Durability.MEMORY and memory_bytes >= shard_bytes:
+        return memory_bytes
+    return max(node.free_bytes.get(tier, 0) for tier in DISKS)
 
 
 def _solve(case: _Case, deadline_s: float) -> tuple[list[list[int]], Literal["optimal", "greedy", "time limit"]]:
@@ -329,14 +339,17 @@ def _shortfall(case: _Case, chosen: dict[str, list[int]], replicas: int, exclude
     found: list[ReplicaShortfall] = []
     others = f" ({'; '.join(excluded[:EXCLUDED_NAMED_MAX])})" if excluded else ""
     for group in case.groups:
-        roomy = sum(node.free_bytes >= group.bytes_each for node in case.nodes)
+        roomless = [node for node in case.nodes if node.free_bytes < group.bytes_each]
         for shard_id in group.shard_ids:
             missing = replicas - len(chosen[shard_id])
             if missing > 0:
                 size = format_bytes(group.bytes_each)
+                roomy = len(case.nodes) - len(roomless)
                 reason = f"{replicas} replicas of {size} asked, {roomy} of {len(case.nodes)} nodes have room for one"
                 if len(case.nodes) < replicas:
                     reason = f"{replicas} replicas on different nodes asked, {len(case.nodes)} nodes are fit"
+                if roomless:
+                    reason += f" (full: {', '.join(node.node_id[:12] for node in roomless[:NAMED_MOST])})"
                 found.append(ReplicaShortfall(shard_id=shard_id, missing=missing, reason=reason + others))
     return found
 

@@ -404,3 +404,19 @@ def test_policy() -> None:
     assert promote_on_read(50, 100, 50)
     assert not promote_on_read(50, 100, 49), "a read pushes nothing out"
     assert not promote_on_read(60, 100, 100)
+
+
+def test_a_cached_copy_on_disk_gives_way_and_is_not_promised(plain: TieredStore) -> None:
+    cached, promised = sample_shard(1), sample_shard(2)
+    for shard in (cached, promised):
+        with plain.create_cached(shard.frame) as writer:
+            fill(writer, shard)
+            writer.commit()
+    with pytest.raises(NotFound, match="not kept"):
+        plain.kept_on(cached.shard_id)
+    plain.keep(promised.shard_id, Durability.DISK)
+    assert plain.kept_on(promised.shard_id) is TierKind.SSD
+    plain.disk.reserve_bytes = 1 << 60  # as if others had filled the file system
+    with pytest.raises(NoSpace):
+        plain.stage(MIB)
+    assert [ref.shard_id for ref in plain.shards()] == [promised.shard_id]

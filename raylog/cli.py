@@ -163,6 +163,8 @@ def ship(
     deadline_s = parse_seconds(deadline)
     with Options.connect(quiet=as_json) as client, screen.Bar(f"ship {name}", enabled=not as_json) as bar:
         shipment = client.ship(name, to=to or "all", deadline_s=deadline_s, on_progress=bar)
+        if shipment.forecast.can_meet is False:
+            screen.err.print(f"raylog: too slow for the deadline: {shipment.forecast.reason}", markup=False)
         try:
             report = shipment.result(deadline_s)
         except BaseException:

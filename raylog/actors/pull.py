@@ -167,7 +167,7 @@ class Puller:
                 onlooker.close()
         for node_id, (sealed_bytes, chunks) in report.by_source.items():
             self._meter.received(node_id, sealed_bytes, chunks)
-        self._meter.pulled()
+        self._meter.pulled(report.bytes, report.seconds)
         return Outcome(moved_bytes=report.bytes, twice_bytes=report.twice_bytes, seconds=report.seconds)
 
     def _blame(self, node_id: str, error: DamagedData) -> None:

@@ -33,6 +33,15 @@ class Broadcast:
             targets,
         )
 
+    @property
+    def holders(self) -> int:
+        """How many living nodes hold something of it."""
+        return len({info.node_id for infos in self._holders.values() for info in infos})
+
+    def holds_all(self, target: NodeInfo) -> bool:
+        """Whether a node holds a replica of every shard."""
+        return all(target.node_id in {info.node_id for info in infos} for infos in self._holders.values())
+
     def sources(self, target: NodeInfo, shard: ShardRef) -> tuple[Source, ...]:
         """Where `target` gets the shard; for one that holds it, the others that do. Raises `Unavailable` when no living
         node does."""

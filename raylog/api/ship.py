@@ -1,5 +1,6 @@
 """`ship`: every target node pulls the shards it lacks, from nodes that hold them or get them at the same time."""
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -11,13 +12,16 @@ import msgspec
 from raylog.actors import calls
 from raylog.actors.node import NodeInfo
 from raylog.api.broadcast import Broadcast
+from raylog.api.pace import Pace, ShipForecast, forecast
 from raylog.api.progress import OnProgress, Reporter
 from raylog.api.pulls import Pulls
 from raylog.api.session import Session
 from raylog.catalog.manifest import Manifest
 from raylog.errors import Cancelled, DeadlineExceeded, RaylogError, Unavailable, UsageError
+from raylog.monitor.samples import NodeSample
 from raylog.spec import QosClass, Reference, ShardRef
 
+log = logging.getLogger("raylog.ship")
 SHARDS_AT_ONCE = 2  # on their way to every target
 PULLS_AT_ONCE_MAX = 256
 POLL_PERIOD_S = 0.5
@@ -45,7 +49,8 @@ class ShipProgress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Shipment:
-    """A running `ship`. It ends by itself at its deadline; threads may share it."""
+    """A running `ship`. It ends by itself at its deadline; threads may share it. `forecast` says from the start whether
+    that can be met, and why."""
 
     def __init__(
         self,
@@ -70,6 +75,8 @@ class Shipment:
         self._pulls = Pulls(session)
         self._broadcast = Broadcast.of_replicas(session, list(manifest.distinct_shards().values()), targets)
         self._error: RaylogError | None = None
+        self.forecast = self._forecast(deadline_s)
+        self._pace = Pace(self._total_bytes)
         self._started_s = time.monotonic()
         self._seconds = 0.0
         self._finished = threading.Event()
@@ -80,6 +87,32 @@ class Shipment:
         with self._lock:
             self._asked_s = time.monotonic()
             return ShipProgress(done_bytes=self._done_bytes, total_bytes=self._total_bytes)
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until it is done at the rate of the last seconds, at first by the forecast; None while not known."""
+        self.progress()  # somebody asks
+        with self._lock:
+            found = self._pace.eta_s(time.monotonic())
+        if found is None and self.forecast.expected_s is not None:
+            return max(0.0, self.forecast.expected_s - (time.monotonic() - self._started_s))
+        return found
+
+    def _forecast(self, deadline_s: float) -> ShipForecast:
+        samples: list[NodeSample] = self._session.retried("monitor", "samples")
+        rates = {sample.node_id: sample.transfer.pull_bytes_per_s for sample in samples}
+        lacking = [info for info in self._targets if not self._broadcast.holds_all(info)]
+        found = forecast(
+            sum(entry.shard.stored_bytes for entry in self._manifest.shards),
+            {info.node_id: rates.get(info.node_id) for info in lacking},
+            deadline_s,
+            holders=self._broadcast.holders,
+            streams=self._session.settings.streams,
+            qos=QosClass.SHIP,
+        )
+        if found.can_meet is False:
+            log.warning("%s will not be shipped by its deadline: %s", self._manifest.name, found.reason)
+        return found
 
     def cancel(self) -> None:
         """Ends the pulls under way and starts no other; returns once they have ended. Shards that are whole on their
@@ -138,6 +171,7 @@ class Shipment:
                 polled_s = time.monotonic()
             with self._lock:
                 self._done_bytes = max(self._done_bytes, self._whole_bytes + sum(self._partial.values()))
+                self._pace.reach(self._done_bytes, time.monotonic())
             self._reporter.reach(self._done_bytes)
 
     def _is_watched(self) -> bool:

@@ -4,9 +4,12 @@ import threading
 from dataclasses import dataclass, field
 
 from raylog.monitor.samples import PeerCounters, TransferCounters
+from raylog.units import MIB
 
 PEERS_MAX = 32
 OTHER = "other"
+RATED_BYTES_MIN = 4 * MIB  # a smaller pull's time is mostly that of its beginning
+RATE_SHARE = 0.3  # of the newest pull in the smoothed rate
 
 
 @dataclass(slots=True)
@@ -25,6 +28,7 @@ class _Totals:
     repaired_chunks: int = 0
     pulls_done: int = 0
     pulls_failed: int = 0
+    pull_bytes_per_s: float | None = None
     by_peer: dict[str, _Peer] = field(default_factory=dict)
 
 
@@ -61,10 +65,13 @@ class TransferMeter:
         with self._lock:
             self._totals.repaired_chunks += chunks
 
-    def pulled(self) -> None:
-        """A pull that ended with the whole shard stored."""
+    def pulled(self, sealed_bytes: int = 0, seconds: float = 0.0) -> None:
+        """A pull that ended with the whole shard stored; what it moved counts for the rate if it was enough to tell."""
         with self._lock:
             self._totals.pulls_done += 1
+            if sealed_bytes >= RATED_BYTES_MIN and seconds > 0:
+                rate, known = sealed_bytes / seconds, self._totals.pull_bytes_per_s
+                self._totals.pull_bytes_per_s = rate if known is None else known + RATE_SHARE * (rate - known)
 
     def pull_failed(self) -> None:
         with self._lock:
@@ -83,6 +90,7 @@ class TransferMeter:
                 repaired_chunks=totals.repaired_chunks,
                 pulls_done=totals.pulls_done,
                 pulls_failed=totals.pulls_failed,
+                pull_bytes_per_s=totals.pull_bytes_per_s,
                 by_peer={
                     name: PeerCounters(sent_bytes=peer.sent_bytes, received_bytes=peer.received_bytes)
                     for name, peer in totals.by_peer.items()

@@ -100,6 +100,7 @@ class TransferCounters(msgspec.Struct, frozen=True, kw_only=True):
     """What a node actor moved since it started. Bytes are sealed cargo, without headers and control messages.
 
     `by_peer` maps node ids to their part, at most `meter.PEERS_MAX` of them; the rest is summed under "other".
+    `pull_bytes_per_s` is the rate of its last larger pulls, smoothed; None before the first.
     """
 
     sent_bytes: int = 0
@@ -110,6 +111,7 @@ class TransferCounters(msgspec.Struct, frozen=True, kw_only=True):
     repaired_chunks: int = 0
     pulls_done: int = 0
     pulls_failed: int = 0
+    pull_bytes_per_s: float | None = None
     by_peer: dict[str, PeerCounters] = {}
 
 

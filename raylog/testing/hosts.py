@@ -199,7 +199,14 @@ class Hosts:
 
     def congestion_control(self, host: int, name: str) -> None:
         """Which TCP congestion control new sockets of a host have unless they choose one: "bbr" or "cubic"."""
-        self.run(host, ["sh", "-c", f"echo {name} > /proc/sys/net/ipv4/tcp_congestion_control"])
+        # Linux lets a namespace take only what the machine allows everybody, and asks at this moment only.
+        script = f"""
+            set -e; cd /proc/sys/net/ipv4; read -r allowed < tcp_allowed_congestion_control
+            trap 'echo "$allowed" > tcp_allowed_congestion_control' EXIT
+            echo "$allowed {name}" > tcp_allowed_congestion_control
+            ip netns exec {self.name(host)} sh -c 'echo {name} > /proc/sys/net/ipv4/tcp_congestion_control'
+        """
+        self._machine("sh", "-c", script)
 
     def processes(self, host: int) -> list[int]:
         """The process ids on a host."""

@@ -142,6 +142,17 @@ def test_a_process_on_a_host_acts_on_the_testbed(testbed: Hosts) -> None:
         testbed.heal(3, 2)
 
 
+def test_a_host_has_a_congestion_control_of_its_own(testbed: Hosts) -> None:
+    own, allowed = (Path(f"/proc/sys/net/ipv4/tcp_{name}congestion_control") for name in ("", "allowed_"))
+    before = allowed.read_text()
+    for name in Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split():
+        testbed.congestion_control(1, name)
+        assert testbed.run(1, ["cat", str(own)]).strip() == name
+    assert sorted(allowed.read_text().split()) == sorted(before.split())
+    with pytest.raises(CommandFailed):
+        testbed.congestion_control(1, "nonsense")
+
+
 def test_a_killed_host_loses_processes_and_memory(testbed: Hosts) -> None:
     testbed.run(1, ["sh", "-c", "echo kept > /dev/shm/file"])
     assert testbed.run(1, ["cat", "/dev/shm/file"]) == "kept\n"

@@ -39,7 +39,7 @@ NICS_MAX = 2
 TESTBEDS_MAX = 250
 MACHINE = 254  # this machine's last number in every subnet
 KILL_TIMEOUT_S = 10.0
-VARIABLE = "RAYLOG_HOSTS"  # in the environment of a process on a host: the testbed, for `current`
+VARIABLE, HOST_VARIABLE = "RAYLOG_HOSTS", "RAYLOG_HOST"  # of a process on a host: for `current` and `current_host`
 
 # Everything a testbed does, once, in namespaces that vanish with the shell.
 _PROBE = """
@@ -85,6 +85,14 @@ def current() -> "Hosts | None":
     """The testbed that this process is on a host of."""
     text = os.environ.get(VARIABLE)
     return Hosts(**json.loads(text)) if text else None
+
+
+def current_host() -> int:
+    """The number of the host that this process is on. Raises `UsageError` where it is on none."""
+    text = os.environ.get(HOST_VARIABLE)
+    if text is None:
+        raise UsageError("expected to run on a host of a testbed: start this process by Hosts.run or Hosts.popen")
+    return int(text)
 
 
 @contextlib.contextmanager
@@ -143,7 +151,7 @@ class Hosts:
     def popen(self, host: int, command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
         """Starts `command` on a host; `options` are `subprocess.Popen`'s."""
         environment = {**os.environ, **(options.pop("env", None) or {})}
-        environment |= {"TMPDIR": self._temporary(host), VARIABLE: json.dumps(asdict(self))}
+        environment |= {"TMPDIR": self._temporary(host), VARIABLE: json.dumps(asdict(self)), HOST_VARIABLE: str(host)}
         entered = ["ip", "netns", "exec", self.name(host), "unshare", "--uts", "sh", "-c", _ENTER, "hosts"]
         mounts = [self.name(host), self._shm(host), f"{self.folder}/hosts"]
         return subprocess.Popen([*entered, *mounts, *command], text=True, env=environment, **options)

@@ -5,12 +5,14 @@
         cluster.hosts.kill(2)
         cluster.start(2)
 
-A driver runs on a host: `ray.init` and `raylog.connect` need a raylet beside them. With `cluster.environment` they find
-this cluster and its token, and every host's Ray keeps its files in the testbed's folder. The hosts share the file
-system, so one `Settings.state` serves all of raylog's nodes, each with a slot of its own.
+A driver runs on a host, with `cluster.environment`, and enters `joined()` before it calls `raylog.connect`: the hosts
+share process ids, and Ray by itself would take the head's node for the one beside the driver. They share the file
+system, too, so one `Settings.state` serves all of raylog's nodes, each with a slot of its own.
 """
 
 import contextlib
+import logging
+import os
 import secrets
 import sys
 import time
@@ -19,8 +21,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import ray
+
 from raylog.errors import Unavailable
-from raylog.testing.hosts import CommandFailed, Hosts, hosts
+from raylog.testing.hosts import CommandFailed, Hosts, current, current_host, hosts
 from raylog.units import MIB
 
 PORT = 6379
@@ -93,3 +97,15 @@ def ray_hosts(
         with ThreadPoolExecutor(STARTS_AT_ONCE) as executor:
             list(executor.map(cluster.start, testbed.numbers[1:]))
         yield cluster
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[str]:
+    """Connects this process, a driver on a host, to that host's own Ray node; the cluster's address."""
+    host, testbed, address = current_host(), current(), os.environ["RAY_ADDRESS"]
+    assert testbed is not None
+    ray.init(address, _node_ip_address=testbed.address(host), log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield address
+    finally:
+        ray.shutdown()

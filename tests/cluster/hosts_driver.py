@@ -4,7 +4,6 @@ python hosts_driver.py put | get | healed
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from three_nodes import wait_until
 import raylog
 from raylog.actors import bootstrap
 from raylog.settings import Settings
-from raylog.testing.hosts import current
+from raylog.testing.hosts import current, current_host
+from raylog.testing.ray_hosts import joined
 from raylog.units import MIB
 
 NAME = "hosts/noise"
@@ -38,7 +38,8 @@ def main(step: str) -> None:
         chunk_bytes=MIB // 4, reconcile_period_s=0.5, lost_after_s=2.0,
     )  # fmt: skip
     payload = np.random.default_rng(21).bytes(8 * MIB)
-    with raylog.connect(os.environ["RAY_ADDRESS"], settings=settings) as client:
+    with joined() as address, raylog.connect(address, settings=settings) as client:
+        assert client.local_node().host == testbed.address(current_host())
         if step == "put":
             bootstrap.wait_for_nodes(90)
             client.put(NAME, payload, replicas=REPLICAS)
@@ -46,7 +47,8 @@ def main(step: str) -> None:
             assert len(report.nodes) == testbed.count
             assert report.moved_bytes > len(payload), "one host had nothing"
         elif step == "healed":
-            wait_until(lambda: len(holders(client)) >= REPLICAS, 60, "two living hosts hold everything")
+            wait_until(lambda: len(client.nodes()) == testbed.count - 1, 60, "the loss is noticed")
+            wait_until(lambda: len(holders(client)) == REPLICAS, 60, "two living hosts hold everything")
         assert client.get(NAME) == payload
         print(json.dumps(holders(client)))
 

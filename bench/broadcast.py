@@ -59,7 +59,7 @@ def run(size: int, counts: tuple[int, ...], repeats: int) -> dict[str, Any]:
     times: dict[str, list[float]] = {}
     with network(arena_bytes=2 * size + SPARE_BYTES) as bed:
         bed.client.put("bench/noise", noise)
-        bed.client.put("bench/text", text_bytes(size))
+        text = bed.client.put("bench/text", text_bytes(size))
         movers: dict[str, Callable[[], float]] = {}
         for count in counts:
             hosts = list(range(2, count + 2))
@@ -76,7 +76,8 @@ def run(size: int, counts: tuple[int, ...], repeats: int) -> dict[str, Any]:
                     bed.forget(artifact, everybody)
     one_hop_s = size / RATE_BYTES_PER_S
     ratios = {name: statistics.median(values) / one_hop_s for name, values in times.items()}
-    return {"bytes": size, "repeats": repeats, "rate_bytes_per_s": RATE_BYTES_PER_S, **ratios}
+    known = {"bytes": size, "repeats": repeats, "rate_bytes_per_s": RATE_BYTES_PER_S}
+    return {**known, "text_stored_share": text.stored_bytes / size, **ratios}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@ itself again on host 1, as the driver that measures."""
 
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from raylog.actors.node import NodeInfo
 from raylog.errors import UsageError
 from raylog.settings import Settings
 from raylog.testing.hosts import Hosts, current
-from raylog.testing.ray_hosts import STORE_BYTES_MIN, ray_hosts
+from raylog.testing.ray_hosts import STORE_BYTES_MIN, joined, ray_hosts
 
 DRIVER_TIMEOUT_S = 1800.0
 START_TIMEOUT_S = 180.0
@@ -105,7 +104,7 @@ def settings(**values: Any) -> Settings:
 def network(**values: Any) -> Iterator[Network]:
     """raylog with these settings on every host; the client is on this one."""
     hosts = testbed()
-    with raylog.connect(os.environ["RAY_ADDRESS"], settings=settings(**values)) as client:
+    with joined() as address, raylog.connect(address, settings=settings(**values)) as client:
         bootstrap.wait_for_nodes(START_TIMEOUT_S)
         by_address = {hosts.address(host): host for host in hosts.numbers}
         nodes = {by_address[info.host]: info for info in client.nodes()}

@@ -13,6 +13,7 @@ from typing import Any
 import raylog
 from raylog.actors import bootstrap, calls
 from raylog.actors.node import NodeInfo
+from raylog.actors.requests import DeleteShards, ask
 from raylog.errors import UsageError
 from raylog.settings import Settings
 from raylog.testing.hosts import Hosts, current
@@ -53,9 +54,12 @@ class Network:
 
     def forget(self, name: str, hosts: Sequence[int]) -> None:
         """Takes away the copies that an earlier `ship` or `get` left."""
-        shards = list(self.client.replicas(name))
-        for host in hosts:
-            calls.wait(calls.node(self.nodes[host].ray_node_id).delete.remote(shards), 60, "delete")
+        delete = DeleteShards(shard_ids=tuple(self.client.replicas(name)))
+        running = bootstrap.running_settings()
+        assert running
+        signer = bootstrap.cluster_signer(running)
+        for info in (self.nodes[host] for host in hosts):
+            calls.wait(ask(calls.node(info.ray_node_id), info.node_id, delete, signer), 60, "delete")
 
     def start_ship(self, name: str, to: Sequence[int], deadline_s: float = 300.0) -> Any:
         """A running shipment to hosts that hold nothing of it."""

@@ -32,6 +32,7 @@ from raylog.store.memory import MemoryTier
 from raylog.store.tier import Tier
 from raylog.store.tiered import TieredStore
 from raylog.units import GIB, MIB
+from raylog.wire.classes import Slices
 from raylog.wire.client import PeerAddress
 from raylog.wire.local import LocalServer
 from raylog.wire.server import WireServer
@@ -94,6 +95,7 @@ class NodeActor:
             self._store,
             bind_host=settings.bind or host,
             port_range=(settings.port_first, settings.port_last),
+            slices=Slices.of(settings),
             on_sent=self._meter.sent,
         )
         self._local = LocalServer(self._slot.socket_path, self._store)

@@ -42,12 +42,14 @@ class Shipment:
         session: Session,
         manifest: Manifest,
         targets: Sequence[NodeInfo],
+        qos: QosClass,
         deadline_s: float,
         on_progress: Callable[[int, int], None] | None,
     ) -> None:
         self._session = session
         self._manifest = manifest
         self._targets = targets
+        self._qos = qos
         self._deadline = time.monotonic() + deadline_s
         self._on_progress = on_progress
         self._lock = threading.Lock()
@@ -111,7 +113,7 @@ class Shipment:
             raise Unavailable(f"{self._manifest.name}: the shipment was cancelled")
         if left_s <= 0:
             raise DeadlineExceeded(f"{self._manifest.name}: not all shipped by the deadline; ship again to go on")
-        outcome = self._session.pull(target, shard, QosClass.SHIP, None, timeout_s=left_s)
+        outcome = self._session.pull(target, shard, self._qos, None, timeout_s=left_s)
         with self._lock:
             self._done_bytes += shard.stored_bytes
             self._moved_bytes += outcome.moved_bytes
@@ -123,6 +125,7 @@ def start_shipment(
     session: Session,
     reference: Reference,
     to: str | Sequence[str],
+    qos: QosClass,
     deadline_s: float | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> Shipment:
@@ -133,4 +136,4 @@ def start_shipment(
     targets = session.nodes() if to == "all" else [session.node(node_id) for node_id in to]
     if not targets:
         raise UsageError("expected at least one node to ship to")
-    return Shipment(session, manifest, targets, deadline_s or session.settings.pull_deadline_s, on_progress)
+    return Shipment(session, manifest, targets, qos, deadline_s or session.settings.pull_deadline_s, on_progress)

@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 from wire_parts import Cluster, MemorySink, MemorySource, leak_check, wait_until
@@ -11,8 +12,8 @@ from raylog.errors import RaylogError, Unavailable
 from raylog.spec import QosClass, new_id
 from raylog.testing.shards import sample_shard
 from raylog.units import MIB
-from raylog.wire.client import PeerAddress, pull
 from raylog.wire.classes import Slices
+from raylog.wire.client import PeerAddress, pull
 from raylog.wire.gate import Gate
 from raylog.wire.server import WireServer
 
@@ -38,8 +39,8 @@ def test_two_classes_share_a_capped_node_by_weight() -> None:
         threads = [threading.Thread(target=take, args=(qos,)) for qos in (QosClass.READ, QosClass.SHIP)]
         for thread in threads:
             thread.start()
-        wait_until(lambda: all(server.counters().classes[qos].sent_chunks > 2 for qos in (QosClass.READ, QosClass.SHIP)),
-                   "not both classes send")  # fmt: skip
+        both = (QosClass.READ, QosClass.SHIP)
+        wait_until(lambda: all(server.counters().classes[qos].sent_chunks > 2 for qos in both), "not both send")
         before, began = server.counters(), time.monotonic()
         time.sleep(4)
         after, seconds = server.counters(), time.monotonic() - began
@@ -79,7 +80,7 @@ def test_closing_a_server_lets_threads_that_wait_for_their_turn_go() -> None:
 
 
 @pytest.fixture
-def pair() -> "object":
+def pair() -> Iterator[socket.socket]:
     left, right = socket.socketpair()
     yield left
     left.close()

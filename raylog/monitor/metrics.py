@@ -1,8 +1,8 @@
 """Which metrics raylog exports, as data, and their readings off a sample. `actors/monitor.py` hands them to Ray.
 
 Names follow Prometheus: base units (bytes, ratio, joules, hertz) last, `_total` behind counters. Cardinality is
-bounded: labels are nodes, their GPUs, NICs, disks, tiers and traffic classes; peers stay in the sample, as pairs of nodes
-grow as n².
+bounded: labels are nodes, their GPUs, NICs, disks, tiers and traffic classes; peers stay in the sample, as pairs of
+nodes grow as n².
 """
 
 from collections.abc import Iterable, Iterator

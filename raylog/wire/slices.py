@@ -9,14 +9,14 @@ of another busy one by no more than one chunk over its weight, though nobody kno
 clocked by each other's chunks going out. An idle class claims nothing, and its tag is lifted to the others' when it
 comes back, so it saves nothing up.
 
-Sending may block because a receiver, and not our link, is slow; then nobody should wait. So a class's claim lapses, until
-its next chunk starts or ends, once no chunk of any class has started or ended for `PATIENCE` times as long as all bytes
-on their way take at the link's rate. On a busy link something ends sooner than that, however TCP divides it. The link's
-rate is the most that has been seen to leave (`LinkRate`) or the node's cap. So a chunk waits for a slow one at most about
-`PATIENCE` chunks' time on the link, never longer than `PATIENCE_S_MAX`, and a class whose receivers take r of a link of C
-holds the others up for `PATIENCE * r / C` of the time. In simulation the link is used to 0.6 at worst, with r about C / 2,
-and to 0.87 and more for r below C / 12. For what a link could carry to be seen at all, nobody claims anything during
-`PROBE_S` of every `PROBE_EVERY_S`.
+Sending may block because a receiver, and not our link, is slow; then nobody should wait. So a class's claim lapses,
+until its next chunk starts or ends, once no chunk of any class has started or ended for `PATIENCE` times as long as
+all bytes on their way take at the link's rate. On a busy link something ends sooner than that, however TCP divides
+it. The link's rate is the most that has been seen to leave (`LinkRate`) or the node's cap. So a chunk waits for a
+slow one at most about `PATIENCE` chunks' time on the link, never longer than `PATIENCE_S_MAX`, and a class whose
+receivers take r of a link of C holds the others up for `PATIENCE * r / C` of the time. In simulation the link is used
+to 0.6 at worst, with r about C / 2, and to 0.87 and more for r below C / 12. For what a link could carry to be seen
+at all, nobody claims anything during `PROBE_S` of every `PROBE_EVERY_S`.
 """
 
 import itertools
@@ -216,7 +216,7 @@ class FairQueue:
             self._charge_peer(ticket, now)
 
     def _start(self, of: _Class) -> float:
-        return max(of.tag, self._virtual_time)
+        return of.tag if of.tag > self._virtual_time else self._virtual_time
 
     def _lane(self, peer: str) -> str:
         return peer if self._slices.peer_cap_bytes_per_s else ""

@@ -135,6 +135,9 @@ def show_status(status: Status) -> None:
     for row in status.monitor.rows:
         if row.gpus.problem:
             out.print(f"{row.hostname}: {row.gpus.problem}", markup=False, style="dim")
+        if row.class_bytes_per_s:
+            classes = ", ".join(f"{qos} {format_rate(rate)}" for qos, rate in row.class_bytes_per_s.items())
+            out.print(f"{row.hostname} sends {classes}", markup=False, style="dim")
     totals = status.monitor.totals
     out.print(
         f"{totals.nodes} node(s), {totals.nodes_stale} silent; {totals.damaged_chunks} damaged chunks met, "

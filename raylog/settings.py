@@ -7,8 +7,15 @@ from typing import Any
 
 from raylog.addresses import check_choice
 from raylog.errors import UsageError
-from raylog.spec import CHUNK_CONTENT_BYTES_MAX, SHARD_CONTENT_BYTES_DEFAULT, SHARD_CONTENT_BYTES_MAX
-from raylog.units import GIB, MIB, parse_bytes, parse_seconds
+from raylog.spec import (
+    CAP_BYTES_PER_S_MIN,
+    CHUNK_CONTENT_BYTES_MAX,
+    SHARD_CONTENT_BYTES_DEFAULT,
+    SHARD_CONTENT_BYTES_MAX,
+    WEIGHT_MAX,
+    QosClass,
+)
+from raylog.units import GIB, MIB, parse_bytes, parse_rate, parse_seconds
 
 STATE_DEFAULT = Path("~/.raylog")
 CONFIG_NAME = "raylog.toml"
@@ -38,6 +45,18 @@ class Settings:
     chunk_bytes: int = 2 * MIB
     pull_deadline_s: float = 600.0  # of one shard
     call_deadline_s: float = 30.0  # of one call of an actor
+    # classes of what a node sends: weights share out a busy link, caps (such as "100MB" or "1gbit" per second; 0: none)
+    # hold all that a node sends, what it sends to each peer, and each class
+    read_weight: int = 16
+    checkpoint_weight: int = 8
+    ship_weight: int = 4
+    repair_weight: int = 2
+    node_cap_bytes_per_s: int = 0
+    peer_cap_bytes_per_s: int = 0
+    read_cap_bytes_per_s: int = 0
+    checkpoint_cap_bytes_per_s: int = 0
+    ship_cap_bytes_per_s: int = 0
+    repair_cap_bytes_per_s: int = 0
     # upkeep
     reconcile_period_s: float = 2.0
     sample_period_s: float = 1.0
@@ -57,6 +76,11 @@ class Settings:
             "reconcile_period_s": (0.1, 3600),
             "sample_period_s": (0.1, 60),
             "lost_after_s": (1, 86400),
+            **{f"{qos}_weight": (1, WEIGHT_MAX) for qos in QosClass},
+            **{
+                f"{of}_cap_bytes_per_s": (CAP_BYTES_PER_S_MIN if getattr(self, f"{of}_cap_bytes_per_s") else 0, 1 << 50)
+                for of in ("node", "peer", *QosClass)
+            },
         }
         for choice in (self.bind, *self.advertised):
             check_choice(choice)
@@ -134,6 +158,9 @@ def _parse(key: str, value: Any, where: str) -> Any:
         expected, parsed = "a path", Path(value) if isinstance(value, (str, Path)) and str(value) else None
     elif key in ("bind", "advertise"):
         expected, parsed = "an address, a network or an interface", value if isinstance(value, str) else None
+    elif key.endswith("_bytes_per_s"):
+        expected = "a number of bytes per second such as 100000000, '100MB' or '1gbit'"
+        parsed = parse_rate(value) if isinstance(value, str) else _number(value, int)
     elif key.endswith("_s"):
         expected = "a duration such as 30 or '30s'"
         parsed = parse_seconds(value) if isinstance(value, str) else _number(value, float)

@@ -35,6 +35,7 @@ from raylog.store.memory import MemoryTier
 from raylog.store.tier import Tier
 from raylog.store.tiered import TieredStore
 from raylog.units import GIB, MIB
+from raylog.wire.classes import Slices
 from raylog.wire.fetcher import Source
 from raylog.wire.local import LocalServer
 from raylog.wire.relay import Relay
@@ -109,6 +110,7 @@ class NodeActor:
             self._store,
             bind_host=bind,
             port_range=(settings.port_first, settings.port_last),
+            slices=Slices.of(settings),
             on_sent=self._meter.sent,
             relay=relay,
         )

@@ -24,7 +24,7 @@ from raylog.placement.plan import Plan
 from raylog.placement.reading import read_document
 from raylog.placement.replicas import ReplicaPlan
 from raylog.settings import Settings, load_settings
-from raylog.spec import Kind, Version, parse_name, parse_reference
+from raylog.spec import Kind, Version, parse_name, parse_qos, parse_reference
 
 PLACE_TIME_LIMIT_S = 10.0
 Array = Any
@@ -136,15 +136,18 @@ class Client:
         to: str | Sequence[str] = "all",
         *,
         deadline_s: float | None = None,
+        qos: str = "ship",
         on_progress: OnProgress | None = None,
     ) -> Shipment:
         """Copies a version to nodes (`"all"`, or node ids) straight from the nodes that hold it; returns at once.
 
-        `.result(timeout_s)` waits, `.progress()` tells, `.cancel()` stops; `on_progress(done, total)` gets sealed bytes
-        twice a second, in a thread of the shipment. Shipped copies are cache: they do not count
-        as replicas and give way when room is needed. Raises `NotFound` for a version or node that is not there.
+        `.result(timeout_s)` waits, `.progress()` and `.eta_s` tell, `.forecast` says whether the deadline can be met,
+        `.cancel()` stops; `on_progress(done, total)` gets sealed bytes twice a second, in a thread of the shipment.
+        Shipped copies are cache: they do not count as replicas and give way when room is needed. `qos` is the traffic
+        class by which the sending nodes share out their links: "read", "checkpoint", "ship" or "repair". Raises
+        `NotFound` for a version or node that is not there, `UsageError` for an unknown class.
         """
-        return start_shipment(self._session, parse_reference(name), to, deadline_s, on_progress)
+        return start_shipment(self._session, parse_reference(name), to, parse_qos(qos), deadline_s, on_progress)
 
     def verify(self, name: str, *, on_progress: OnProgress | None = None) -> ScrubReport:
         """Reads and checks every chunk of every replica; replaces damaged ones from another replica.

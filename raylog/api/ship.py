@@ -57,12 +57,14 @@ class Shipment:
         session: Session,
         manifest: Manifest,
         targets: Sequence[NodeInfo],
+        qos: QosClass,
         deadline_s: float,
         on_progress: OnProgress | None,
     ) -> None:
         self._session = session
         self._manifest = manifest
         self._targets = targets
+        self._qos = qos
         self._deadline = time.monotonic() + deadline_s
         self._reporter, self._is_heard = Reporter(on_progress, self._total_bytes), on_progress is not None
         self._asked_s = -ASKED_RECENTLY_S  # when `progress` was called last
@@ -108,7 +110,7 @@ class Shipment:
             deadline_s,
             holders=self._broadcast.holders,
             streams=self._session.settings.streams,
-            qos=QosClass.SHIP,
+            qos=self._qos,
         )
         if found.can_meet is False:
             log.warning("%s will not be shipped by its deadline: %s", self._manifest.name, found.reason)
@@ -204,7 +206,7 @@ class Shipment:
         whole_bytes = moved_bytes = 0
         try:
             sources = self._broadcast.sources(target, shard)
-            outcome = self._pulls.pull(target, shard, QosClass.SHIP, None, sources=sources, timeout_s=left_s)
+            outcome = self._pulls.pull(target, shard, self._qos, None, sources=sources, timeout_s=left_s)
             moved_bytes = outcome.moved_bytes
             whole_bytes = shard.stored_bytes
         finally:
@@ -219,6 +221,7 @@ def start_shipment(
     session: Session,
     reference: Reference,
     to: str | Sequence[str],
+    qos: QosClass,
     deadline_s: float | None,
     on_progress: OnProgress | None,
 ) -> Shipment:
@@ -229,4 +232,4 @@ def start_shipment(
     targets = session.nodes() if to == "all" else [session.node(node_id) for node_id in to]
     if not targets:
         raise UsageError("expected at least one node to ship to")
-    return Shipment(session, manifest, targets, deadline_s or session.settings.pull_deadline_s, on_progress)
+    return Shipment(session, manifest, targets, qos, deadline_s or session.settings.pull_deadline_s, on_progress)

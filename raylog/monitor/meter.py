@@ -4,7 +4,9 @@ import threading
 from dataclasses import dataclass, field
 
 from raylog.monitor.samples import PeerCounters, TransferCounters
+from raylog.spec import QosClass
 from raylog.units import MIB
+from raylog.wire.classes import ClassCounters
 
 PEERS_MAX = 32
 OTHER = "other"
@@ -30,6 +32,7 @@ class _Totals:
     pulls_failed: int = 0
     pull_bytes_per_s: float | None = None
     by_peer: dict[str, _Peer] = field(default_factory=dict)
+    by_class: dict[QosClass, ClassCounters] = field(default_factory=lambda: dict.fromkeys(QosClass, ClassCounters()))
 
 
 class TransferMeter:
@@ -43,10 +46,12 @@ class TransferMeter:
         self._lock = threading.Lock()
         self._totals = _Totals()
 
-    def sent(self, peer: str, sealed_bytes: int, chunks: int = 1) -> None:
+    def sent(self, peer: str, qos: QosClass, sealed_bytes: int, waited_s: float = 0.0) -> None:
+        """A chunk, that had waited for its turn."""
         with self._lock:
             self._totals.sent_bytes += sealed_bytes
-            self._totals.sent_chunks += chunks
+            self._totals.sent_chunks += 1
+            self._totals.by_class[qos] = self._totals.by_class[qos].plus(sealed_bytes, 1, waited_s)
             self._peer(peer).sent_bytes += sealed_bytes
 
     def received(self, peer: str, sealed_bytes: int, chunks: int = 1) -> None:
@@ -95,6 +100,7 @@ class TransferMeter:
                     name: PeerCounters(sent_bytes=peer.sent_bytes, received_bytes=peer.received_bytes)
                     for name, peer in totals.by_peer.items()
                 },
+                by_class=dict(totals.by_class),
             )
 
     def _peer(self, name: str) -> _Peer:

@@ -5,13 +5,14 @@ import queue
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 from raylog.codec.frame import Frame
 from raylog.errors import DamagedData, NotFound, NotPermitted, RaylogError, Unavailable
+from raylog.spec import QosClass
 from raylog.wire.bounds import Bounds
 from raylog.wire.cargo import END_RECORD, CargoSender, has_come, receive_end, tune
 from raylog.wire.effects import Close, CloseStream, Effect, ExpectStream, OpenShard, ReleaseShard, SendChunk
@@ -38,7 +39,11 @@ class Listener(Protocol):
 
     def forget(self, stream: bytes) -> None: ...
 
-    def sent(self, peer_id: str, sealed_bytes: int) -> None:
+    def turn(self, stream: bytes, qos: QosClass, sealed_bytes: int) -> AbstractContextManager[None]:
+        """Entered before a chunk is sent, which waits for its turn, and left when it is out. Raises `Unavailable`."""
+        ...
+
+    def sent(self, stream: bytes, peer_id: str, qos: QosClass, sealed_bytes: int) -> None:
         """A chunk went out."""
         ...
 
@@ -190,7 +195,7 @@ class ServerSession:
         try:
             self._runner.apply(partial(self._machine.stream_attached, stream))
             while (job := _next_job(jobs, connection)) is not None:
-                self._send(sender, job)
+                self._send_in_turn(sender, job)
             if has_come(connection):
                 receive_end(connection, opener, timeout_s)
             with suppress(RaylogError):  # a farewell: nothing depends on it
@@ -202,14 +207,24 @@ class ServerSession:
         self._jobs.pop(stream, None)
         return self._machine.stream_lost(stream, now)
 
-    def _send(self, sender: CargoSender, job: SendChunk) -> None:
+    def _send_in_turn(self, sender: CargoSender, job: SendChunk) -> None:
+        with self._runner.lock:
+            slice_of = self._machine.slice_of(job.pull, job.chunk)
+        if slice_of is None:
+            self._runner.apply(partial(self._machine.chunk_sent, job.stream))
+            return
+        qos, sealed_bytes = slice_of
+        with self._listener.turn(job.stream, qos, sealed_bytes):
+            self._send(sender, job, qos)
+
+    def _send(self, sender: CargoSender, job: SendChunk, qos: QosClass) -> None:
         with self._runner.lock:
             lease = self._leases.get(job.pull)
             if lease is not None:
                 lease.borrowers += 1
         if lease is not None:
             try:
-                self._send_chunk(sender, job, lease)
+                self._send_chunk(sender, job, lease, qos)
             finally:
                 with self._runner.lock:
                     lease.borrowers -= 1
@@ -218,7 +233,7 @@ class ServerSession:
                     lease.reader.close()
         self._runner.apply(partial(self._machine.chunk_sent, job.stream))
 
-    def _send_chunk(self, sender: CargoSender, job: SendChunk, lease: _Lease) -> None:
+    def _send_chunk(self, sender: CargoSender, job: SendChunk, lease: _Lease, qos: QosClass) -> None:
         try:
             if lease.sent[job.chunk]:
                 self._recheck(lease.reader, job.chunk)
@@ -233,7 +248,7 @@ class ServerSession:
             return
         lease.sent[job.chunk] = True
         sender.send(Head(RecordType.CHUNK, job.pull, job.chunk, len(sealed)), sealed)
-        self._listener.sent(self.peer_id, len(sealed))
+        self._listener.sent(job.stream, self.peer_id, qos, len(sealed))
 
     def _recheck(self, reader: ShardReader, number: int) -> None:
         """A chunk that has gone out and is asked for again may have come damaged: a store verifies what it takes into

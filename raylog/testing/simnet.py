@@ -48,7 +48,8 @@ class Link:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
     """Chances per occasion: of a cargo stream or a whole connection to be cut when something is sent on it, of a chunk
-    to come corrupted, to come twice, or never to come though its connection stands, of a connection to be refused."""
+    to come corrupted, to come twice, or never to come though its connection stands, of a connection to be refused, of a
+    thread to be overtaken by another between two effects that it carries out."""
 
     cut_stream: float = 0.0
     cut_session: float = 0.0
@@ -56,6 +57,7 @@ class Faults:
     repeat: float = 0.0
     stall: float = 0.0
     refuse: float = 0.0
+    overtake: float = 0.0
 
 
 class World:
@@ -114,7 +116,7 @@ class SimNode:
         self._sources: Sequence[SourceSpec] = ()
         self._fetch: Fetch | None = None
         self._frame: Frame | None = None  # while there is room for the shard here
-        self._lines: dict[int, Connection] = {}  # our attempts
+        self._lines: dict[tuple[Fetch, int], Connection] = {}  # our attempts
         self.served: list[Connection] = []
         self._waiting: list[tuple[Connection, int]] = []
         self._followed: list[tuple[Connection, int]] = []
@@ -140,23 +142,28 @@ class SimNode:
         self.does(fetch, fetch.start(world.now))
 
     def does(self, fetch: Fetch, effects: Sequence[FetchEffect]) -> None:
-        for effect in effects:
+        for place, effect in enumerate(effects):
+            if self.world.chance(self.world.faults.overtake):
+                self.world.later(
+                    self.world.random.random() * 0.003, partial(self._go_on, fetch, effects[place:], self.life)
+                )
+                break
             match effect:
                 case fetching.Connect(attempt, spec):
                     self._connect(fetch, attempt, spec)
                 case fetching.Create(frame):
                     self.world.later(self.world.random.random() * 0.02, partial(self._create, fetch, frame, self.life))
                 case fetching.Ready(attempt):
-                    self._tell(attempt, PullerSession.shard_created)
+                    self._tell(fetch, attempt, PullerSession.shard_created)
                 case Ask(attempt, chunks):
-                    self._tell(attempt, PullerSession.ask, chunks)
+                    self._tell(fetch, attempt, PullerSession.ask, chunks)
                 case Recall(attempt, chunks):
-                    self._tell(attempt, PullerSession.recall, chunks)
+                    self._tell(fetch, attempt, PullerSession.recall, chunks)
                 case fetching.Cancel(attempt, chunk):
-                    self._tell(attempt, PullerSession.cancel, [chunk])
+                    self._tell(fetch, attempt, PullerSession.cancel, [chunk])
                 case fetching.Leave(attempt):
-                    self._tell(attempt, PullerSession.finish)
-                    if (line := self._lines.pop(attempt, None)) is not None:
+                    self._tell(fetch, attempt, PullerSession.finish)
+                    if (line := self._lines.pop((fetch, attempt), None)) is not None:
                         self.world.later(0.001, line.leave)
                 case fetching.Complete():
                     assert self.is_whole
@@ -167,8 +174,12 @@ class SimNode:
                     self.world.later(RETRY_S, partial(self._begin, self.life))
         self._set_alarm(fetch)
 
-    def _tell(self, attempt: int, event: Callable[..., list[wire.Effect]], *arguments: object) -> None:
-        line = self._lines.get(attempt)
+    def _go_on(self, fetch: Fetch, effects: Sequence[FetchEffect], life: int) -> None:
+        if life == self.life:
+            self.does(fetch, effects)
+
+    def _tell(self, fetch: Fetch, attempt: int, event: Callable[..., list[wire.Effect]], *arguments: object) -> None:
+        line = self._lines.get((fetch, attempt))
         if line is not None and not line.puller.is_closed:
             line.puller_does(event(line.puller, line.pull, *arguments, self.world.now))
 
@@ -185,7 +196,7 @@ class SimNode:
             if not source.is_up or world.chance(world.faults.refuse):
                 failed(Unavailable("connection refused"))
                 return
-            self._lines[attempt] = line = Connection(self, fetch, attempt, source, spec)
+            self._lines[fetch, attempt] = line = Connection(self, fetch, attempt, source, spec)
             source.served.append(line)
             line.start()
 

@@ -135,12 +135,13 @@ class PullerSession(Session):
         return number, self._noted(self._send_opens(now), now)
 
     def shard_created(self, number: int, now: float) -> list[Effect]:
-        """Our sink has room: chunks may be asked for."""
+        """Our sink has room: what is to be asked for, from now on and since before, is asked for."""
         pull = self._pulls.get(number)
-        if pull is not None:
-            pull.step("'created'")
-            pull.progress_deadline = now + self.bounds.progress_timeout_s
-        return []
+        if pull is None:
+            return []
+        pull.step("'created'")
+        pull.progress_deadline = now + self.bounds.progress_timeout_s
+        return self._noted(self._advance(pull), now)
 
     def ask(self, number: int, chunks: Iterable[int], now: float) -> list[Effect]:
         """Asks for chunks that were offered. What is on its way already is not asked for twice."""

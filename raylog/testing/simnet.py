@@ -112,7 +112,7 @@ class SimNode:
         self.whole_at: float | None = None
         self._up_free_at = self._down_free_at = 0.0
         self._sources: Sequence[SourceSpec] = ()
-        self._fetch: Fetch | None = None
+        self.fetch: Fetch | None = None
         self._frame: Frame | None = None  # while there is room for the shard here
         self._lines: dict[int, Connection] = {}  # our attempts
         self.served: list[Connection] = []
@@ -132,14 +132,19 @@ class SimNode:
         self._begin(self.life)
 
     def _begin(self, life: int) -> None:
-        if life != self.life or not self.is_up or self.is_whole:
-            return
         world = self.world
+        if life != self.life or not self.is_up:
+            return
+        if self.is_whole:
+            self.whole_at = self.whole_at or world.now  # it died between the last chunk and its end
+            return
         fetch = Fetch(world.shard.frame.ref(), self._sources, world.now + self._deadline_s, world.bounds.window_bytes)
-        self._fetch, self._alarm_at = fetch, float("inf")
+        self.fetch, self._alarm_at = fetch, float("inf")
         self.does(fetch, fetch.start(world.now))
 
     def does(self, fetch: Fetch, effects: Sequence[FetchEffect]) -> None:
+        if fetch is not self.fetch:
+            return  # it died with the process
         for effect in effects:
             match effect:
                 case fetching.Connect(attempt, spec):
@@ -212,7 +217,7 @@ class SimNode:
         self._alarm_at = at
 
         def ring() -> None:
-            if self._fetch is fetch and self._alarm_at == at:
+            if self.fetch is fetch and self._alarm_at == at:
                 self._alarm_at = float("inf")
                 self.does(fetch, fetch.on_tick(self.world.now))
 
@@ -269,7 +274,7 @@ class SimNode:
 
     def crash(self, *, keeps: float, is_silent: bool) -> None:
         """All of its sessions end, heard by the others or not; a share of what it had is there again later."""
-        self.life, self.is_up, self._fetch, self._frame = self.life + 1, False, None, None
+        self.life, self.is_up, self.fetch, self._frame = self.life + 1, False, None, None
         self._alarm_at = float("inf")
         self._waiting, self._followed = [], []
         if not self.is_whole:
@@ -447,10 +452,8 @@ class Connection:
         self._set_alarm(self.puller, is_source=False)
 
     def _to_fetch(self, event: Callable[[float], list[FetchEffect]]) -> None:
-        life = self.node.life
-
         def tell() -> None:
-            if life == self.node.life:
+            if self.fetch is self.node.fetch:
                 self.node.does(self.fetch, event(self.world.now))
 
         self.world.later(0.0, tell)  # as by the thread that waits
@@ -492,15 +495,15 @@ class Connection:
             effects = self.puller.chunk_arriving(stream, self.pull, chunk, length, self.world.now)
             if wire.TakeChunk(self.pull, chunk) in effects:
                 line.is_busy = True
-                self.world.later(0.0005, partial(self._verify, stream, chunk, is_good, self.node.life))
+                self.world.later(0.0005, partial(self._verify, stream, chunk, is_good))
             elif wire.DropChunk() in effects:
                 self.node.twice_bytes += length
             self.puller_does(effects)
 
-    def _verify(self, stream: bytes, chunk: int, is_good: bool, life: int) -> None:
+    def _verify(self, stream: bytes, chunk: int, is_good: bool) -> None:
         line, now = self._streams[stream], self.world.now
         line.is_busy = False
-        if life != self.node.life or self.fetch.has_ended:
+        if self.fetch is not self.node.fetch or self.fetch.has_ended:
             return
         if not self.puller.is_closed:
             settle = self.puller.chunk_verified if is_good else self.puller.chunk_damaged

@@ -1,11 +1,12 @@
 """Settings that Ray reads once, when it is first imported, and so before any test module is: every Ray of these tests
-asks for a token, notices dead nodes quickly, and reports nothing home."""
+asks for a token, notices dead nodes quickly, and reports nothing home. And hypothesis's, for all property tests."""
 
 import os
 import secrets
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 QUICK_HEALTH_CHECKS = {
     "RAY_health_check_initial_delay_ms": "1000",
@@ -20,6 +21,10 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
 )
 os.environ.pop("RAY_ADDRESS", None)
+
+# How long an example takes says how busy the machine is, and nothing about the property.
+settings.register_profile("raylog", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("raylog")
 
 NEEDS_RAY = {"cluster", "test_demo.py", "test_source_ray.py"}
 

@@ -318,6 +318,7 @@ class Connection:
         self._expected: dict[bytes, StreamKeys] = {}
         self._latest = {True: 0.0, False: 0.0}  # arrival of the last control byte, to the source or not
         self._credit = self._asked_bytes = 0
+        self._unsettled: dict[tuple[bytes, int], int] = {}  # sent, and neither come nor lost with its stream
         self._alarms = {True: float("inf"), False: float("inf")}
 
     def start(self) -> None:
@@ -411,6 +412,8 @@ class Connection:
         assert job.chunk in self.server.here, "a source sends what it does not have"
         self._asked_bytes += length
         assert self._asked_bytes <= self._credit, "credit exceeded"
+        self._unsettled[job.stream, job.chunk] = length
+        assert sum(self._unsettled.values()) <= world.bounds.window_bytes, "window exceeded"
         if world.chance(faults.stall):
             return  # this stream never says another word
         stream = self._streams[job.stream]
@@ -477,7 +480,11 @@ class Connection:
         line.is_cut = True
         self.source_does(self.source.stream_lost(stream, self.world.now))
         if not line.is_busy:
-            self.puller_does(self.puller.stream_lost(stream, "cut", self.world.now))
+            self._lose(stream)
+
+    def _lose(self, stream: bytes) -> None:
+        self._unsettled = {key: length for key, length in self._unsettled.items() if key[0] != stream}
+        self.puller_does(self.puller.stream_lost(stream, "cut", self.world.now))
 
     def _arrive(self, job: wire.SendChunk, is_good: bool) -> None:
         line = self._streams[job.stream]
@@ -497,12 +504,14 @@ class Connection:
                 line.is_busy = True
                 self.world.later(0.0005, partial(self._verify, stream, chunk, is_good))
             elif wire.DropChunk() in effects:
+                self._unsettled.pop((stream, chunk), None)
                 self.node.twice_bytes += length
             self.puller_does(effects)
 
     def _verify(self, stream: bytes, chunk: int, is_good: bool) -> None:
         line, now = self._streams[stream], self.world.now
         line.is_busy = False
+        self._unsettled.pop((stream, chunk), None)
         if self.fetch is not self.node.fetch or self.fetch.has_ended:
             return
         if not self.puller.is_closed:
@@ -514,7 +523,7 @@ class Connection:
             error = DamagedData(f"chunk {chunk} is not the one that was sealed")
             self.node.does(self.fetch, self.fetch.damaged(self.attempt, chunk, error, now))
         if line.is_cut and not self.puller.is_closed:
-            self.puller_does(self.puller.stream_lost(stream, "cut", now))
+            self._lose(stream)
         self._work(stream)
 
 

@@ -21,6 +21,7 @@ HORIZON_S = 0.25  # of work asked of a source ahead
 START_BYTES = 8 * MIB  # asked of a source whose rate is not known yet
 SAMPLE_S = 0.05  # a rate is measured over at least this time
 EWMA_SHARE = 0.3  # of the newest sample
+HELP_S = 0.5  # without work in its own stripe, then a source helps with the others'
 STALL_S = 1.0  # without a chunk, when others could give it
 BACKOFF_S_MAX = 8.0
 LOOK_S = 0.1  # how often overdue chunks are looked for
@@ -66,6 +67,7 @@ class _Source:
     offered: bytearray  # by chunk
     rate_bytes_per_s: float | None
     heard: float  # when it last gave a chunk, or began to owe one
+    busy: float  # when it last was asked for a chunk of its stripe, or gave one
     lanes: list[dict[int, deque[int]]]  # its stripe first: what may be asked of it, by rarity when noted
     asked: dict[int, None] = field(default_factory=dict)  # in order
     asked_bytes: int = 0
@@ -89,6 +91,11 @@ class _Source:
         if self.asked and rate and silent_s > SAMPLE_S:
             rate = min(rate, self.asked_bytes / silent_s)
         return (self.asked_bytes + more_bytes) / rate if rate else math.inf
+
+    def is_free(self, chunk_bytes: int, now: float) -> bool:
+        """Whether it has had nothing to do for its own stripe for a while, and not just waits for its next chunk."""
+        expected_s = chunk_bytes / self.rate_bytes_per_s if self.rate_bytes_per_s else 0.0
+        return now - self.busy >= max(HELP_S, 4 * expected_s)
 
     def is_late(self, now: float) -> bool:
         """Whether it has been silent for much longer than what it was asked for should take."""
@@ -130,7 +137,7 @@ class Schedule:
     def add(self, number: int, now: float, *, stripe: Stripe = WHOLE, rate_bytes_per_s: float | None = None) -> None:
         """A source that chunks may be asked of; `rate_bytes_per_s` is what is known of it from before."""
         offered, lanes = bytearray(len(self._bytes)), [dict[int, deque[int]]() for _ in range(stripe.count)]
-        self._sources[number] = _Source(stripe, self._window_bytes, offered, rate_bytes_per_s, now, lanes)
+        self._sources[number] = _Source(stripe, self._window_bytes, offered, rate_bytes_per_s, now, now, lanes)
 
     def offer(self, number: int, chunks: Iterable[int]) -> None:
         """The source has these chunks."""
@@ -155,7 +162,9 @@ class Schedule:
     def verified(self, number: int, chunk: int, now: float) -> list[int]:
         """A chunk is here. Returns the other sources that were asked for it too: tell them."""
         if number in self._sources:
-            self._measure(self._sources[number], self._bytes[chunk], now)
+            source = self._sources[number]
+            self._measure(source, self._bytes[chunk], now)
+            source.busy = now if chunk in source.stripe else source.busy
         others = []
         self._asked.pop(chunk, None)
         for other, source in self._sources.items():
@@ -206,7 +215,7 @@ class Schedule:
             return None  # after a stall one chunk shows whether it is back
         if room_bytes <= 0 and source.asked:
             return None
-        chunk = self._rarest(source)
+        chunk = self._rarest(source, now)
         if chunk is None:
             return self._hedge(source, now) if not self._todo else None
         has_room = not source.asked or self._bytes[chunk] <= room_bytes
@@ -215,16 +224,15 @@ class Schedule:
         self._lane(source, chunk).appendleft(chunk)
         return None
 
-    def _rarest(self, source: _Source) -> int | None:
-        """The chunk to ask of it next, by rarity; its own stripe only, unless nobody else is there for the others. It
-        is taken out of the source's lanes."""
+    def _rarest(self, source: _Source, now: float) -> int | None:
+        """The chunk to ask of it next, by rarity, its own stripe first. It is taken out of the source's lanes."""
         for place, lane in enumerate(source.lanes):
             while lane:
                 level = min(lane)
                 chunk = self._first(source, lane, level)
                 if chunk is None:
                     lane.pop(level, None)
-                elif place and self._is_covered(chunk):
+                elif place and not self._is_for(source, chunk, now):
                     self._lane(source, chunk).appendleft(chunk)
                     break
                 else:
@@ -251,9 +259,14 @@ class Schedule:
         stripe = source.stripe
         return source.lanes[(chunk - stripe.index) % stripe.count].setdefault(self._offers[chunk], deque())
 
-    def _is_covered(self, chunk: int) -> bool:
-        """Whether a source that is well is there for the chunk's stripe."""
-        return any(chunk in one.stripe and one.stripe.count > 1 and not one.stalls for one in self._sources.values())
+    def _is_for(self, source: _Source, chunk: int, now: float) -> bool:
+        """Whether a source is there for a chunk: one of its stripe; or of another's when nobody who is well is there
+        for that, or this source has nothing else to do (two nodes might wait for each other's stripe for ever)."""
+        if chunk in source.stripe or source.is_free(self._bytes[chunk], now):
+            return True
+        return not any(
+            chunk in one.stripe and one.stripe.count > 1 and not one.stalls for one in self._sources.values()
+        )
 
     def _is_timely(self, source: _Source, chunk: int, now: float) -> bool:
         """Whether this source would not be the one that everything waits for at the end. Whoever would have the chunk
@@ -261,8 +274,8 @@ class Schedule:
         if self._offers[chunk] < 2 or source.rate_bytes_per_s is None:
             return True
         well = [one for one in self._sources.values() if one.rate_bytes_per_s and not one.stalls]
-        own_s, is_covered = source.seconds_for(self._bytes[chunk], now), self._is_covered(chunk)
-        rivals = [one for one in well if one.offered[chunk] and (chunk in one.stripe or not is_covered)]
+        own_s = source.seconds_for(self._bytes[chunk], now)
+        rivals = [one for one in well if one.offered[chunk] and self._is_for(one, chunk, now)]
         if all(own_s <= one.seconds_for(self._bytes[chunk], now) for one in rivals):
             return True
         left_bytes = self._todo_bytes + sum(one.asked_bytes for one in self._sources.values() if not one.stalls)
@@ -313,6 +326,8 @@ class Schedule:
     def _ask(self, number: int, source: _Source, chunk: int, now: float) -> None:
         if not source.asked:
             source.heard = now
+        if chunk in source.stripe:
+            source.busy = now
         source.owed.discard(chunk)
         source.asked[chunk] = None
         source.asked_bytes += self._bytes[chunk]

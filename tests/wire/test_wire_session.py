@@ -95,7 +95,7 @@ def moving(
     """A puller that has its frame, its sink, its streams and all offers, and has asked for `chunks`."""
     machine = puller(streams, bounds)
     _, effects = machine.open(SHARD.frame.ref(), QosClass.SHIP, 1000.0, 0.0)
-    ids = [message.stream for message in sent(effects) if isinstance(message, messages.Stream)]
+    ids = announced(effects)
     assert others(tell(machine, *frame_pieces())) == [CreateShard(0, SHARD.frame)]
     assert tell(machine, have((0, 4))) == [Offered(0, ((0, 4),))]
     for stream in ids:
@@ -114,6 +114,10 @@ def take(machine: PullerSession, stream: bytes, chunk: int, now: float = 0.0) ->
     length = SHARD.frame.chunks[chunk].sealed_bytes
     assert machine.chunk_arriving(stream, 0, chunk, length, now) == [TakeChunk(0, chunk)]
     return machine.chunk_verified(stream, 0, chunk, now)
+
+
+def announced(effects: Iterable[Effect]) -> list[bytes]:
+    return [message.stream for message in sent(effects) if isinstance(message, messages.Stream)]
 
 
 def wants(effects: Iterable[Effect]) -> list[tuple[int, int]]:
@@ -405,7 +409,7 @@ def test_offers_come_as_they_come_also_before_there_is_room() -> None:
 def test_what_was_asked_for_before_there_is_room_goes_out_when_there_is() -> None:
     machine = puller()
     _, effects = machine.open(SHARD.frame.ref(), QosClass.SHIP, 100.0, 0.0)
-    (stream,) = (message.stream for message in sent(effects) if isinstance(message, messages.Stream))
+    (stream,) = announced(effects)
     tell(machine, *frame_pieces(), have((0, 4)), messages.StreamReady(stream=stream, nonce=NONCE, port=9))
     machine.stream_connected(stream, 0.0)
     assert machine.ask(0, [1], 0.0) == []
@@ -415,9 +419,8 @@ def test_what_was_asked_for_before_there_is_room_goes_out_when_there_is() -> Non
 def test_a_chunk_in_flight_or_waiting_is_not_asked_for_twice() -> None:
     machine, (stream,), _ = moving([0, 1])
     assert wants(machine.ask(0, [1, 2], 0.0)) == [(2, 1)]
-    machine.stream_lost(stream, "cut", 0.0)  # all three wait for another stream now
+    (other,) = announced(machine.stream_lost(stream, "cut", 0.0))  # all three wait for another stream now
     assert machine.ask(0, [0, 1, 2, 3], 0.0) == []
-    (other,) = machine._streams
     tell(machine, messages.StreamReady(stream=other, nonce=NONCE, port=9))
     assert wants(machine.stream_connected(other, 0.0)) == [(0, 4)]
     for chunk in range(4):
@@ -427,10 +430,9 @@ def test_a_chunk_in_flight_or_waiting_is_not_asked_for_twice() -> None:
 
 def test_recalled_chunks_are_not_asked_for_unless_they_are_on_their_way() -> None:
     machine, (stream,), _ = moving([0])
-    machine.stream_lost(stream, "cut", 0.0)
+    (other,) = announced(machine.stream_lost(stream, "cut", 0.0))
     machine.ask(0, [1, 2], 0.0)
     assert machine.recall(0, [0, 2, 3], 0.0) == []
-    (other,) = machine._streams
     tell(machine, messages.StreamReady(stream=other, nonce=NONCE, port=9))
     assert wants(machine.stream_connected(other, 0.0)) == [(1, 1)]
     machine.recall(0, [1], 0.0)
@@ -441,7 +443,7 @@ def test_a_cancelled_chunk_is_dropped_when_it_comes_and_its_credit_is_free_again
     big = sample_shard(4, (4_000_000,) * 4)
     machine = puller()
     _, effects = machine.open(big.frame.ref(), QosClass.SHIP, 1000.0, 0.0)
-    (stream,) = (message.stream for message in sent(effects) if isinstance(message, messages.Stream))
+    (stream,) = announced(effects)
     tell(machine, *frame_pieces(big), have((0, 4)), messages.StreamReady(stream=stream, nonce=NONCE, port=9))
     machine.stream_connected(stream, 0.0)
     machine.shard_created(0, 0.0)

@@ -86,7 +86,7 @@ class _Source:
 
     def seconds_for(self, more_bytes: int, now: float) -> float:
         """Until it has given what it was asked for and `more_bytes`, at the rate that it shows."""
-        rate = self.rate_bytes_per_s or 0.0
+        rate = self.rate_bytes_per_s or self.sample_bytes / max(self.sample_seconds, 0.001)
         silent_s = now - self.heard
         if self.asked and rate and silent_s > SAMPLE_S:
             rate = min(rate, self.asked_bytes / silent_s)
@@ -284,7 +284,7 @@ class Schedule:
     def _hedge(self, source: _Source, now: float) -> int | None:
         """A chunk that another source is late with and that this one would have sooner: the last that it was asked
         for, which may not have left yet."""
-        if source.asked or source.rate_bytes_per_s is None:
+        if source.asked or math.isinf(source.seconds_for(1, now)):
             return None
         worst, worst_s = None, SAMPLE_S
         for other in self._sources.values():

@@ -1,5 +1,7 @@
 """One shard from many sources, event by event: who is connected when, and with which error it ends."""
 
+from collections import deque
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -245,14 +247,15 @@ def test_any_events_in_any_order_end_once_and_ask_only_who_is_there(events: list
     offered: set[tuple[int, int]] = set()
     for event, attempt, chunk in [*events, *[("t", 0, 0)] * 200]:
         now += 0.05
-        for effect in effects:
+        pending = deque(effects)
+        while pending:
+            effect = pending.popleft()
             match effect:
                 case Connect(started):
                     assert started not in alive
                     alive.add(started)
                 case Create():
-                    effects = machine.created(SIZES, [(0, 4)], now)
-                    ready |= {one.attempt for one in effects if isinstance(one, Ready)}
+                    pending.extend(machine.created(SIZES, [(0, 4)], now))
                 case Ready(one):
                     ready.add(one)
                 case Ask(one, chunks):

@@ -1,5 +1,5 @@
 """Settings that Ray reads once, when it is first imported, and so before any test module is: every Ray of these tests
-asks for a token, notices dead nodes quickly, and reports nothing home."""
+asks for a token, notices dead nodes quickly, and reports nothing home. And hypothesis's, for all property tests."""
 
 import os
 import secrets
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from hypothesis import HealthCheck, settings
 
 QUICK_HEALTH_CHECKS = {
     "RAY_health_check_initial_delay_ms": "1000",
@@ -25,6 +26,10 @@ os.environ.pop("RAY_ADDRESS", None)
 hypothesis.settings.register_profile("any load", deadline=None)  # pytest-timeout ends what hangs
 hypothesis.settings.load_profile("any load")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
+
+# How long an example takes says how busy the machine is, and nothing about the property.
+settings.register_profile("raylog", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("raylog")
 
 NEEDS_RAY = {"cluster", "test_demo.py", "test_source_ray.py"}
 

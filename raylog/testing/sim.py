@@ -32,7 +32,9 @@ class History:
 
     seed: int
     nodes: int
+    receivers: int
     chunks: int
+    shard_bytes: int
     seconds: float
     events: int
     control_messages: int
@@ -48,10 +50,11 @@ def _shard(kind: int) -> SampleShard:
     return sample_shard(kind, tuple(sizes))
 
 
-def play(seed: int) -> History:
-    """One history: some holders, some receivers, faults on the way. Raises `AssertionError` when anything is wrong."""
+def play(seed: int, only: Faults | None = None) -> History:
+    """One history: some holders, some receivers, faults on the way; with `only`, no others than these. Raises
+    `AssertionError` when anything is wrong."""
     source = random.Random(seed)  # noqa: S311
-    faults = Faults(**{name: source.choice(CHANCES) for name in Faults.__dataclass_fields__})
+    faults = only or Faults(**{name: source.choice(CHANCES) for name in Faults.__dataclass_fields__})
     world = World(seed, _shard(seed % 7), BOUNDS, faults, streams=source.randint(1, 3))
     links = [_link(source) for _ in range(source.randint(2, 7))]
     holders = [world.add(f"h{n}", link, is_holder=True) for n, link in enumerate(links[: source.randint(1, 2)])]
@@ -61,7 +64,8 @@ def play(seed: int) -> History:
     for node in receivers:
         sources = specs(plan[node.id])
         world.later(source.random() * 0.05, partial(node.want, sources))
-    _schedule_trouble(world, source, holders, receivers)
+    if only is None:
+        _schedule_trouble(world, source, holders, receivers)
     done = world.run(lambda: all(node.is_whole and node.whole_at is not None for node in receivers), LIMIT_S)
     missing = {node.id[-4:]: len(world.shard.chunks) - len(node.here) for node in receivers if not node.is_whole}
     said = [str(error) for node in receivers for error in node.errors]
@@ -69,7 +73,9 @@ def play(seed: int) -> History:
     return History(
         seed=seed,
         nodes=len(world.nodes),
+        receivers=len(receivers),
         chunks=len(world.shard.chunks),
+        shard_bytes=sum(map(len, world.shard.chunks)),
         seconds=world.now,
         events=world.events,
         control_messages=world.control_messages,

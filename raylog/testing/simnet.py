@@ -114,9 +114,9 @@ class SimNode:
         self.whole_at: float | None = None
         self._up_free_at = self._down_free_at = 0.0
         self._sources: Sequence[SourceSpec] = ()
-        self._fetch: Fetch | None = None
+        self.fetch: Fetch | None = None
         self._frame: Frame | None = None  # while there is room for the shard here
-        self._lines: dict[tuple[Fetch, int], Connection] = {}  # our attempts
+        self._lines: dict[int, Connection] = {}  # our attempts
         self.served: list[Connection] = []
         self._waiting: list[tuple[Connection, int]] = []
         self._followed: list[tuple[Connection, int]] = []
@@ -134,19 +134,22 @@ class SimNode:
         self._begin(self.life)
 
     def _begin(self, life: int) -> None:
-        if life != self.life or not self.is_up or self.is_whole:
-            return
         world = self.world
+        if life != self.life or not self.is_up:
+            return
+        if self.is_whole:
+            self.whole_at = self.whole_at or world.now  # it died between the last chunk and its end
+            return
         fetch = Fetch(world.shard.frame.ref(), self._sources, world.now + self._deadline_s, world.bounds.window_bytes)
-        self._fetch, self._alarm_at = fetch, float("inf")
+        self.fetch, self._alarm_at = fetch, float("inf")
         self.does(fetch, fetch.start(world.now))
 
     def does(self, fetch: Fetch, effects: Sequence[FetchEffect]) -> None:
+        if fetch is not self.fetch:
+            return  # it died with the process
         for place, effect in enumerate(effects):
             if self.world.chance(self.world.faults.overtake):
-                self.world.later(
-                    self.world.random.random() * 0.003, partial(self._go_on, fetch, effects[place:], self.life)
-                )
+                self.world.later(self.world.random.random() * 0.003, partial(self.does, fetch, effects[place:]))
                 break
             match effect:
                 case fetching.Connect(attempt, spec):
@@ -154,16 +157,16 @@ class SimNode:
                 case fetching.Create(frame):
                     self.world.later(self.world.random.random() * 0.02, partial(self._create, fetch, frame, self.life))
                 case fetching.Ready(attempt):
-                    self._tell(fetch, attempt, PullerSession.shard_created)
+                    self._tell(attempt, PullerSession.shard_created)
                 case Ask(attempt, chunks):
-                    self._tell(fetch, attempt, PullerSession.ask, chunks)
+                    self._tell(attempt, PullerSession.ask, chunks)
                 case Recall(attempt, chunks):
-                    self._tell(fetch, attempt, PullerSession.recall, chunks)
+                    self._tell(attempt, PullerSession.recall, chunks)
                 case fetching.Cancel(attempt, chunk):
-                    self._tell(fetch, attempt, PullerSession.cancel, [chunk])
+                    self._tell(attempt, PullerSession.cancel, [chunk])
                 case fetching.Leave(attempt):
-                    self._tell(fetch, attempt, PullerSession.finish)
-                    if (line := self._lines.pop((fetch, attempt), None)) is not None:
+                    self._tell(attempt, PullerSession.finish)
+                    if (line := self._lines.pop(attempt, None)) is not None:
                         self.world.later(0.001, line.leave)
                 case fetching.Complete():
                     assert self.is_whole
@@ -174,12 +177,8 @@ class SimNode:
                     self.world.later(RETRY_S, partial(self._begin, self.life))
         self._set_alarm(fetch)
 
-    def _go_on(self, fetch: Fetch, effects: Sequence[FetchEffect], life: int) -> None:
-        if life == self.life:
-            self.does(fetch, effects)
-
-    def _tell(self, fetch: Fetch, attempt: int, event: Callable[..., list[wire.Effect]], *arguments: object) -> None:
-        line = self._lines.get((fetch, attempt))
+    def _tell(self, attempt: int, event: Callable[..., list[wire.Effect]], *arguments: object) -> None:
+        line = self._lines.get(attempt)
         if line is not None and not line.puller.is_closed:
             line.puller_does(event(line.puller, line.pull, *arguments, self.world.now))
 
@@ -196,7 +195,7 @@ class SimNode:
             if not source.is_up or world.chance(world.faults.refuse):
                 failed(Unavailable("connection refused"))
                 return
-            self._lines[fetch, attempt] = line = Connection(self, fetch, attempt, source, spec)
+            self._lines[attempt] = line = Connection(self, fetch, attempt, source, spec)
             source.served.append(line)
             line.start()
 
@@ -223,7 +222,7 @@ class SimNode:
         self._alarm_at = at
 
         def ring() -> None:
-            if self._fetch is fetch and self._alarm_at == at:
+            if self.fetch is fetch and self._alarm_at == at:
                 self._alarm_at = float("inf")
                 self.does(fetch, fetch.on_tick(self.world.now))
 
@@ -280,7 +279,7 @@ class SimNode:
 
     def crash(self, *, keeps: float, is_silent: bool) -> None:
         """All of its sessions end, heard by the others or not; a share of what it had is there again later."""
-        self.life, self.is_up, self._fetch, self._frame = self.life + 1, False, None, None
+        self.life, self.is_up, self.fetch, self._frame = self.life + 1, False, None, None
         self._alarm_at = float("inf")
         self._waiting, self._followed = [], []
         if not self.is_whole:
@@ -324,6 +323,7 @@ class Connection:
         self._expected: dict[bytes, StreamKeys] = {}
         self._latest = {True: 0.0, False: 0.0}  # arrival of the last control byte, to the source or not
         self._credit = self._asked_bytes = 0
+        self._unsettled: dict[tuple[bytes, int], int] = {}  # sent, and neither come nor lost with its stream
         self._alarms = {True: float("inf"), False: float("inf")}
 
     def start(self) -> None:
@@ -417,6 +417,8 @@ class Connection:
         assert job.chunk in self.server.here, "a source sends what it does not have"
         self._asked_bytes += length
         assert self._asked_bytes <= self._credit, "credit exceeded"
+        self._unsettled[job.stream, job.chunk] = length
+        assert sum(self._unsettled.values()) <= world.bounds.window_bytes, "window exceeded"
         if world.chance(faults.stall):
             return  # this stream never says another word
         stream = self._streams[job.stream]
@@ -458,10 +460,8 @@ class Connection:
         self._set_alarm(self.puller, is_source=False)
 
     def _to_fetch(self, event: Callable[[float], list[FetchEffect]]) -> None:
-        life = self.node.life
-
         def tell() -> None:
-            if life == self.node.life:
+            if self.fetch is self.node.fetch:
                 self.node.does(self.fetch, event(self.world.now))
 
         self.world.later(0.0, tell)  # as by the thread that waits
@@ -485,7 +485,11 @@ class Connection:
         line.is_cut = True
         self.source_does(self.source.stream_lost(stream, self.world.now))
         if not line.is_busy:
-            self.puller_does(self.puller.stream_lost(stream, "cut", self.world.now))
+            self._lose(stream)
+
+    def _lose(self, stream: bytes) -> None:
+        self._unsettled = {key: length for key, length in self._unsettled.items() if key[0] != stream}
+        self.puller_does(self.puller.stream_lost(stream, "cut", self.world.now))
 
     def _arrive(self, job: wire.SendChunk, is_good: bool) -> None:
         line = self._streams[job.stream]
@@ -503,15 +507,17 @@ class Connection:
             effects = self.puller.chunk_arriving(stream, self.pull, chunk, length, self.world.now)
             if wire.TakeChunk(self.pull, chunk) in effects:
                 line.is_busy = True
-                self.world.later(0.0005, partial(self._verify, stream, chunk, is_good, self.node.life))
+                self.world.later(0.0005, partial(self._verify, stream, chunk, is_good))
             elif wire.DropChunk() in effects:
+                self._unsettled.pop((stream, chunk), None)
                 self.node.twice_bytes += length
             self.puller_does(effects)
 
-    def _verify(self, stream: bytes, chunk: int, is_good: bool, life: int) -> None:
+    def _verify(self, stream: bytes, chunk: int, is_good: bool) -> None:
         line, now = self._streams[stream], self.world.now
         line.is_busy = False
-        if life != self.node.life or self.fetch.has_ended:
+        self._unsettled.pop((stream, chunk), None)
+        if self.fetch is not self.node.fetch or self.fetch.has_ended:
             return
         if not self.puller.is_closed:
             settle = self.puller.chunk_verified if is_good else self.puller.chunk_damaged
@@ -522,7 +528,7 @@ class Connection:
             error = DamagedData(f"chunk {chunk} is not the one that was sealed")
             self.node.does(self.fetch, self.fetch.damaged(self.attempt, chunk, error, now))
         if line.is_cut and not self.puller.is_closed:
-            self.puller_does(self.puller.stream_lost(stream, "cut", now))
+            self._lose(stream)
         self._work(stream)
 
 

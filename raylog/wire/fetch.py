@@ -151,7 +151,7 @@ class Fetch:
         if peer is None or self.has_ended:
             return []
         self._heard = now
-        if self._schedule is None:
+        if self._schedule is None or not peer.is_framed:
             peer.offers += ranges
             return []
         self._schedule.offer(attempt, _chunks(ranges))

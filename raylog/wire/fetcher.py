@@ -190,10 +190,10 @@ class Fetcher:
         for thread in self._connecting:
             thread.join()
         if self._writer is not None:
-            self._await_idle()
-            self._writer.close()
             if self._onlooker is not None:
                 self._onlooker.ended(False)
+            self._await_idle()
+            self._writer.close()
 
     def _await_idle(self) -> None:
         with self._idle:
@@ -217,8 +217,8 @@ class Fetcher:
             case Connect(attempt, spec):
                 self._links[attempt] = link = _Link(self, attempt, spec)
                 thread = threading.Thread(target=self._connect, args=(link,), name="raylog-wire-connect", daemon=True)
-                self._connecting.append(thread)
                 thread.start()
+                self._connecting.append(thread)
             case Create(frame):
                 self._frame = frame
                 self._news.put(None)
@@ -235,9 +235,14 @@ class Fetcher:
         except RaylogError as error:
             link.failed(error)
             return
+        except OSError as error:
+            link.failed(Unavailable(f"node {peer.node_id}: this process cannot connect: {error}"))
+            return
         patience_s = RELAY_PATIENCE_S if link.spec.is_relay else 0
         session.open(self._ref, self._qos, self._deadline, link, patience_s)
-        if self._over.is_set():
+        with self._lock:
+            has_ended = self._machine.has_ended
+        if has_ended:  # before the link had a session to leave
             link.tell(Leave(link.attempt))
 
     # What links tell.

@@ -1,8 +1,9 @@
 """The puller's machine: which chunks it asks for on which stream, and what has come. Pure; see session.py."""
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from raylog.codec.frame import METADATA_BYTES_MAX, Frame
 from raylog.errors import (
@@ -56,7 +57,8 @@ class _Pull:
     metadata: bytearray = field(default_factory=bytearray)
     frame: Frame | None = None
     offered: int = 0  # chunks
-    todo: deque[int] = field(default_factory=deque)  # to be asked for, in order
+    todo: OrderedDict[int, None] = field(default_factory=OrderedDict)  # to be asked for, in order
+    in_flight: set[int] = field(default_factory=set)  # asked for and not come
     unwanted: set[int] = field(default_factory=set)  # asked for; dropped when they come
     asked_again: int = 0
 
@@ -150,17 +152,17 @@ class PullerSession(Session):
             return []
         if not pull.is_waiting:
             pull.progress_deadline = now + self.bounds.progress_timeout_s
-        wanted, in_flight = list(chunks), self._in_flight(number)
-        pull.unwanted -= set(wanted)
-        pull.todo.extend(chunk for chunk in wanted if chunk not in in_flight)
+        wanted = list(chunks)
+        pull.unwanted.difference_update(wanted)
+        pull.todo.update(dict.fromkeys(chunk for chunk in wanted if chunk not in pull.in_flight))
         return self._noted(self._advance(pull), now)
 
     def recall(self, number: int, chunks: Iterable[int], now: float) -> list[Effect]:
         """Does not ask for these chunks if it has not yet."""
         pull = self._pulls.get(number)
         if pull is not None:
-            recalled = set(chunks)
-            pull.todo = deque(chunk for chunk in pull.todo if chunk not in recalled)
+            for chunk in chunks:
+                pull.todo.pop(chunk, None)
         return []
 
     def cancel(self, number: int, chunks: Iterable[int], now: float) -> list[Effect]:
@@ -169,12 +171,8 @@ class PullerSession(Session):
         if pull is not None:
             cancelled = set(chunks)
             self.recall(number, cancelled, now)
-            pull.unwanted |= cancelled & self._in_flight(number)
+            pull.unwanted |= cancelled & pull.in_flight
         return []
-
-    def _in_flight(self, number: int) -> set[int]:
-        """Chunks of a pull that were asked for and have not come."""
-        return {chunk for stream in self._streams.values() for pulled, chunk in stream.asked if pulled == number}
 
     def finish(self, number: int, now: float) -> list[Effect]:
         """Nothing more is wanted of this source."""
@@ -183,7 +181,8 @@ class PullerSession(Session):
             return []
         pull.step("'finish'")
         self._forget(pull)
-        return self._noted([Send(messages.Done(pull=number)), Complete(number, pull.asked_again)], now)
+        done: list[Effect] = [Send(messages.Done(pull=number)), Complete(number, pull.asked_again)]
+        return self._noted([*done, *self._advance_all()], now)
 
     def stream_connected(self, stream_id: bytes, now: float) -> list[Effect]:
         """The cargo connection stands and has sent its proof."""
@@ -191,10 +190,7 @@ class PullerSession(Session):
         if stream is None:
             return []
         stream.step("'connected'")
-        effects: list[Effect] = []
-        for pull in list(self._pulls.values()):
-            effects += self._advance(pull)
-        return self._noted(effects, now)
+        return self._noted(self._advance_all(), now)
 
     def stream_lost(self, stream_id: bytes, why: str, now: float) -> list[Effect]:
         """A cargo connection did not come to stand, was cut, or brought a record that does not open."""
@@ -208,9 +204,7 @@ class PullerSession(Session):
             message = f"{self._peer}: {self._streams_lost} cargo streams were lost, the last: {why}; ask another source"
             return self._noted(self._end(messages.ByeReason.SHUTDOWN, Unavailable(message)), now)
         effects = self._announce_streams(now) if self._pulls else []
-        for pull in list(self._pulls.values()):
-            effects += self._advance(pull)
-        return self._noted(effects, now)
+        return self._noted([*effects, *self._advance_all()], now)
 
     def chunk_arriving(self, stream_id: bytes, number: int, chunk: int, body_bytes: int, now: float) -> list[Effect]:
         """A record's head is here: `TakeChunk` or `DropChunk`, or the end of the session when nobody asked for it.
@@ -232,7 +226,7 @@ class PullerSession(Session):
         pull.progress_deadline = now + self.bounds.progress_timeout_s
         if chunk in pull.unwanted:
             self._settle(stream_id, number, chunk)
-            return [DropChunk(), *self._noted(self._advance(pull), now)]
+            return [DropChunk(), *self._noted(self._advance_all(pull), now)]
         return [TakeChunk(number, chunk)]
 
     def chunk_verified(self, stream_id: bytes, number: int, chunk: int, now: float) -> list[Effect]:
@@ -242,7 +236,7 @@ class PullerSession(Session):
             return []
         pull.step("'verified'")
         pull.progress_deadline = now + self.bounds.progress_timeout_s
-        return self._noted(self._advance(pull), now)
+        return self._noted(self._advance_all(pull), now)
 
     def chunk_damaged(self, stream_id: bytes, number: int, chunk: int, now: float) -> list[Effect]:
         """The chunk of the last `TakeChunk` on this stream is not the one that was sealed. It is not asked for again
@@ -251,7 +245,7 @@ class PullerSession(Session):
         if pull is None:
             return []
         pull.step("'damaged'")
-        return self._noted(self._advance(pull), now)
+        return self._noted(self._advance_all(pull), now)
 
     def fail(self, number: int, error: RaylogError, now: float) -> list[Effect]:
         """Our end gives this pull up: cancelled, out of time, or the sink failed."""
@@ -345,7 +339,7 @@ class PullerSession(Session):
             f"shard {pull.ref.shard_id}{at}: {self._peer} refused ({refused.reason}): {refused.message}",
             **self._place(pull, refused.chunk),
         )
-        return [Fail(pull.number, error)]
+        return [Fail(pull.number, error), *self._advance_all()]
 
     # Deadlines.
 
@@ -380,6 +374,13 @@ class PullerSession(Session):
 
     # Work.
 
+    def _advance_all(self, last: _Pull | None = None) -> list[Effect]:
+        """There is room for more ranges: others come before the pull that made it."""
+        pulls = [pull for pull in self._pulls.values() if pull.todo and pull is not last]
+        if last is not None:
+            pulls.append(last)
+        return [effect for pull in pulls for effect in self._advance(pull)]
+
     def _advance(self, pull: _Pull) -> list[Effect]:
         """Grants credit and asks for chunks as far as it reaches."""
         if pull.state is not PullState.MOVING:
@@ -390,10 +391,15 @@ class PullerSession(Session):
         effects: list[Effect] = []
         if (total_bytes := pull.window.grant()) is not None:
             effects.append(Send(messages.Credit(pull=pull.number, total_bytes=total_bytes)))
-        for stream_id, first, count in deal(pull.todo, pull.sealed_bytes, live, pull.window.room_bytes):
+        # Each chunk may be a range of its own at the source, which may not have seen yet that streams were lost.
+        ranges_max = self.bounds.ranges_queued_max // (self.bounds.stream_losses_max + 1)
+        room_chunks = ranges_max - sum(len(one.asked) for one in self._streams.values())
+        ready = islice(pull.todo, max(room_chunks, 0))
+        for stream_id, first, count in deal(ready, pull.sealed_bytes, live, pull.window.room_bytes):
             stream = self._streams[stream_id]
             for chunk in range(first, first + count):
-                assert pull.todo.popleft() == chunk
+                assert pull.todo.popitem(last=False)[0] == chunk
+                pull.in_flight.add(chunk)
                 sealed_bytes = pull.sealed_bytes(chunk)
                 pull.window.ask(sealed_bytes)
                 stream.asked[pull.number, chunk] = sealed_bytes
@@ -411,6 +417,7 @@ class PullerSession(Session):
             return None
         stream.settle(number, chunk)
         pull.window.settle(pull.sealed_bytes(chunk))
+        pull.in_flight.discard(chunk)
         pull.unwanted.discard(chunk)
         return pull
 
@@ -419,10 +426,12 @@ class PullerSession(Session):
         for (number, chunk), sealed_bytes in reversed(stream.asked.items()):
             pull = self._pulls[number]
             pull.window.settle(sealed_bytes)
+            pull.in_flight.discard(chunk)
             if chunk in pull.unwanted:
                 pull.unwanted.discard(chunk)
             else:
-                pull.todo.appendleft(chunk)
+                pull.todo[chunk] = None
+                pull.todo.move_to_end(chunk, last=False)
                 pull.asked_again += 1
 
     def _fail(self, pull: _Pull, error: RaylogError) -> list[Effect]:
@@ -430,7 +439,7 @@ class PullerSession(Session):
         self._forget(pull)
         is_opened = self.state is SessionState.OPEN
         done: list[Effect] = [Send(messages.Done(pull=pull.number))] if is_opened else []
-        return [*done, Fail(pull.number, error)]
+        return [*done, Fail(pull.number, error), *self._advance_all()]
 
     def _forget(self, pull: _Pull) -> None:
         del self._pulls[pull.number]

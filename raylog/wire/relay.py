@@ -83,6 +83,7 @@ class Incoming:
         self._writer: ShardWriter | None = None
         self._here: set[int] = set()
         self._followers: list[Follower] = []
+        self._has_failed = False
         self._reader: ShardReader | None = None  # of the whole shard, once somebody asks after its end
 
     # What its fetch says.
@@ -104,7 +105,7 @@ class Incoming:
         with self._lock:
             if self._writer is None:
                 return
-            self._writer = None
+            self._writer, self._has_failed = None, not is_whole
             for follower in [] if is_whole else self._followers:
                 follower.gone()
 
@@ -117,6 +118,8 @@ class Incoming:
         with self._lock:
             self._followers.append(follower)
             follower.begun(self, [(chunk, 1) for chunk in sorted(self._here)])
+            if self._has_failed:
+                follower.gone()
 
     def remove(self, follower: Follower) -> None:
         """The last one to go closes the door."""
@@ -145,4 +148,5 @@ class Incoming:
         with self._lock:
             if self._reader is None:
                 self._reader = self._open_shard(self.shard_id)
-            return self._reader.chunk(number)
+            reader = self._reader
+        return reader.chunk(number)  # whoever reads still follows, so the door stays open

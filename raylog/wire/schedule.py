@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from raylog.units import MIB
 
@@ -20,9 +21,11 @@ HORIZON_S = 0.25  # of work asked of a source ahead
 START_BYTES = 8 * MIB  # asked of a source whose rate is not known yet
 SAMPLE_S = 0.05  # a rate is measured over at least this time
 EWMA_SHARE = 0.3  # of the newest sample
+HELP_S = 0.5  # without work in its own stripe, then a source helps with the others'
 STALL_S = 1.0  # without a chunk, when others could give it
 BACKOFF_S_MAX = 8.0
 LOOK_S = 0.1  # how often overdue chunks are looked for
+HEDGE_LOOK = 64  # of the chunks that a late source was asked for last, those that are looked at
 HEDGE_SHARE = 0.02  # of the shard's bytes, at most, are asked for twice without a stall; and four chunks
 
 
@@ -64,8 +67,9 @@ class _Source:
     offered: bytearray  # by chunk
     rate_bytes_per_s: float | None
     heard: float  # when it last gave a chunk, or began to owe one
-    buckets: dict[int, deque[int]] = field(default_factory=dict)  # chunks by how many sources offered them when noted
-    asked: set[int] = field(default_factory=set)
+    busy: float  # when it last was asked for a chunk of its stripe, or gave one
+    lanes: list[dict[int, deque[int]]]  # its stripe first: what may be asked of it, by rarity when noted
+    asked: dict[int, None] = field(default_factory=dict)  # in order
     asked_bytes: int = 0
     owed: set[int] = field(default_factory=set)  # recalled when it stalled; may still come
     sample_seconds: float = 0.0
@@ -82,11 +86,16 @@ class _Source:
 
     def seconds_for(self, more_bytes: int, now: float) -> float:
         """Until it has given what it was asked for and `more_bytes`, at the rate that it shows."""
-        rate = self.rate_bytes_per_s or 0.0
+        rate = self.rate_bytes_per_s or self.sample_bytes / max(self.sample_seconds, 0.001)
         silent_s = now - self.heard
         if self.asked and rate and silent_s > SAMPLE_S:
             rate = min(rate, self.asked_bytes / silent_s)
         return (self.asked_bytes + more_bytes) / rate if rate else math.inf
+
+    def is_free(self, chunk_bytes: int, now: float) -> bool:
+        """Whether it has had nothing to do for its own stripe for a while, and not just waits for its next chunk."""
+        expected_s = chunk_bytes / self.rate_bytes_per_s if self.rate_bytes_per_s else 0.0
+        return now - self.busy >= max(HELP_S, 4 * expected_s)
 
     def is_late(self, now: float) -> bool:
         """Whether it has been silent for much longer than what it was asked for should take."""
@@ -127,7 +136,8 @@ class Schedule:
 
     def add(self, number: int, now: float, *, stripe: Stripe = WHOLE, rate_bytes_per_s: float | None = None) -> None:
         """A source that chunks may be asked of; `rate_bytes_per_s` is what is known of it from before."""
-        self._sources[number] = _Source(stripe, self._window_bytes, bytearray(len(self._bytes)), rate_bytes_per_s, now)
+        offered, lanes = bytearray(len(self._bytes)), [dict[int, deque[int]]() for _ in range(stripe.count)]
+        self._sources[number] = _Source(stripe, self._window_bytes, offered, rate_bytes_per_s, now, now, lanes)
 
     def offer(self, number: int, chunks: Iterable[int]) -> None:
         """The source has these chunks."""
@@ -135,8 +145,8 @@ class Schedule:
         for chunk in chunks:
             self._offers[chunk] += not source.offered[chunk]
             source.offered[chunk] = 1
-            if chunk in self._todo or chunk in self._asked:
-                self._note(source, chunk)
+            if chunk in self._todo:
+                self._lane(source, chunk).append(chunk)
 
     def drop(self, number: int) -> None:
         """The source is gone; what it was asked for goes to the others."""
@@ -152,7 +162,9 @@ class Schedule:
     def verified(self, number: int, chunk: int, now: float) -> list[int]:
         """A chunk is here. Returns the other sources that were asked for it too: tell them."""
         if number in self._sources:
-            self._measure(self._sources[number], self._bytes[chunk], now)
+            source = self._sources[number]
+            self._measure(source, self._bytes[chunk], now)
+            source.busy = now if chunk in source.stripe else source.busy
         others = []
         self._asked.pop(chunk, None)
         for other, source in self._sources.items():
@@ -170,7 +182,6 @@ class Schedule:
         if source is not None:
             self._settle(source, chunk)
             source.heard = now
-            self._note(source, chunk)
         self._unask(number, chunk)
 
     # What to ask for.
@@ -182,7 +193,7 @@ class Schedule:
         open_sources = {number: source for number, source in self._sources.items() if now >= source.suspended_until}
         while open_sources:
             for number, source in list(open_sources.items()):
-                chunk = self._next(number, source, now)
+                chunk = self._next(source, now)
                 if chunk is None:
                     del open_sources[number]
                     continue
@@ -198,79 +209,101 @@ class Schedule:
 
     # Choosing.
 
-    def _next(self, number: int, source: _Source, now: float) -> int | None:
+    def _next(self, source: _Source, now: float) -> int | None:
         room_bytes = source.budget_bytes - source.asked_bytes
         if source.stalls and source.asked:
             return None  # after a stall one chunk shows whether it is back
         if room_bytes <= 0 and source.asked:
             return None
-        chunk = self._rarest(source)
+        chunk = self._rarest(source, now)
         if chunk is None:
-            return self._hedge(number, source, now) if not self._todo else None
-        if source.asked and self._bytes[chunk] > room_bytes:
-            return None
-        return chunk if self._is_timely(number, source, chunk, now) else None
-
-    def _rarest(self, source: _Source) -> int | None:
-        """The chunk to ask of it next, by rarity; its own stripe only, unless nobody else is there for the others."""
-        looked: set[int] = set()
-        while levels := source.buckets.keys() - looked:
-            level = min(levels)
-            looked.add(level)
-            bucket, passed = source.buckets.pop(level), []
-            found = None
-            while bucket and found is None:
-                chunk = bucket.popleft()
-                if self._offers[chunk] != level:
-                    looked.discard(self._note(source, chunk))
-                elif chunk in self._todo and (chunk in source.stripe or not self._is_covered(chunk)):
-                    found = chunk
-                elif chunk in self._todo or chunk in self._asked:
-                    passed.append(chunk)  # for another, or it may come back
-            bucket.extend(passed)
-            if bucket:
-                source.buckets[level] = bucket
-            if found is not None:
-                self._note(source, found)
-                return found
+            return self._hedge(source, now) if not self._todo else None
+        has_room = not source.asked or self._bytes[chunk] <= room_bytes
+        if has_room and self._is_timely(source, chunk, now):
+            return chunk
+        self._lane(source, chunk).appendleft(chunk)
         return None
 
-    def _note(self, source: _Source, chunk: int) -> int:
-        """Keeps a chunk that may be asked of a source, by its rarity."""
-        level = self._offers[chunk]
-        source.buckets.setdefault(level, deque()).append(chunk)
-        return level
+    def _rarest(self, source: _Source, now: float) -> int | None:
+        """The chunk to ask of it next, by rarity, its own stripe first. It is taken out of the source's lanes."""
+        for place, lane in enumerate(source.lanes):
+            while lane:
+                level = min(lane)
+                chunk = self._first(source, lane, level)
+                if chunk is None:
+                    lane.pop(level, None)
+                elif place and not self._is_for(source, chunk, now):
+                    self._lane(source, chunk).appendleft(chunk)
+                    break
+                else:
+                    return chunk
+        return None
 
-    def _is_covered(self, chunk: int) -> bool:
-        """Whether a source that is well is there for the chunk's stripe."""
-        return any(chunk in one.stripe and one.stripe.count > 1 and not one.stalls for one in self._sources.values())
+    def _first(self, source: _Source, lane: dict[int, deque[int]], level: int) -> int | None:
+        """Takes a chunk from the bucket of one rarity. Those that are no longer to be had are dropped (`_unask` notes
+        them again), those that have become rarer or more frequent go where they belong."""
+        bucket = lane[level]
+        while bucket:
+            chunk = bucket.popleft()
+            if chunk not in self._todo:
+                continue
+            if self._offers[chunk] == level:
+                return chunk
+            self._lane(source, chunk).append(chunk)
+            if self._offers[chunk] < level:
+                return self._first(source, lane, self._offers[chunk])
+        return None
 
-    def _is_timely(self, number: int, source: _Source, chunk: int, now: float) -> bool:
-        """Whether this source would not be the one that everything waits for at the end."""
+    def _lane(self, source: _Source, chunk: int) -> deque[int]:
+        """Where a chunk that may be asked of a source is noted."""
+        stripe = source.stripe
+        return source.lanes[(chunk - stripe.index) % stripe.count].setdefault(self._offers[chunk], deque())
+
+    def _is_for(self, source: _Source, chunk: int, now: float) -> bool:
+        """Whether a source is there for a chunk: one of its stripe; or of another's when nobody who is well is there
+        for that, or this source has nothing else to do (two nodes might wait for each other's stripe for ever)."""
+        if chunk in source.stripe or source.is_free(self._bytes[chunk], now):
+            return True
+        return not any(
+            chunk in one.stripe and one.stripe.count > 1 and not one.stalls for one in self._sources.values()
+        )
+
+    def _is_timely(self, source: _Source, chunk: int, now: float) -> bool:
+        """Whether this source would not be the one that everything waits for at the end. Whoever would have the chunk
+        first always is, or nobody might take it."""
         if self._offers[chunk] < 2 or source.rate_bytes_per_s is None:
             return True
-        rates = [one.rate_bytes_per_s for one in self._sources.values() if one.rate_bytes_per_s and not one.stalls]
-        if len(rates) < 2:
+        well = [one for one in self._sources.values() if one.rate_bytes_per_s and not one.stalls]
+        own_s = source.seconds_for(self._bytes[chunk], now)
+        rivals = [one for one in well if one.offered[chunk] and self._is_for(one, chunk, now)]
+        if all(own_s <= one.seconds_for(self._bytes[chunk], now) for one in rivals):
             return True
         left_bytes = self._todo_bytes + sum(one.asked_bytes for one in self._sources.values() if not one.stalls)
-        return source.seconds_for(self._bytes[chunk], now) <= max(1.25 * left_bytes / sum(rates), SAMPLE_S)
+        return own_s <= max(1.25 * left_bytes / sum(one.rate_bytes_per_s or 0 for one in well), SAMPLE_S)
 
-    def _hedge(self, number: int, source: _Source, now: float) -> int | None:
-        """A chunk that another source is late with and that this one would have sooner."""
-        if source.asked or source.rate_bytes_per_s is None:
+    def _hedge(self, source: _Source, now: float) -> int | None:
+        """A chunk that another source is late with and that this one would have sooner: the last that it was asked
+        for, which may not have left yet."""
+        if source.asked or math.isinf(source.seconds_for(1, now)):
             return None
-        worst, worst_s = None, 0.0
-        for chunk, asked_of in self._asked.items():
-            if len(asked_of) > 1 or asked_of[0] == number or asked_of[0] not in self._sources:
+        worst, worst_s = None, SAMPLE_S
+        for other in self._sources.values():
+            late_s = other.seconds_for(0, now)
+            if other is source or late_s <= worst_s:
                 continue
-            if self._bytes[chunk] > self._hedge_bytes or not source.offered[chunk]:
-                continue
-            late_s = self._sources[asked_of[0]].seconds_for(0, now)
-            if late_s > worst_s and late_s > 2 * source.seconds_for(self._bytes[chunk], now) + SAMPLE_S:
-                worst, worst_s = chunk, late_s
+            for chunk in islice(reversed(other.asked), HEDGE_LOOK):
+                if not self._may_hedge(source, chunk):
+                    continue
+                if late_s > 2 * source.seconds_for(self._bytes[chunk], now) + SAMPLE_S:
+                    worst, worst_s = chunk, late_s
+                break
         if worst is not None:
             self._hedge_bytes -= self._bytes[worst]
         return worst
+
+    def _may_hedge(self, source: _Source, chunk: int) -> bool:
+        is_asked_once = len(self._asked[chunk]) == 1
+        return is_asked_once and bool(source.offered[chunk]) and self._bytes[chunk] <= self._hedge_bytes
 
     def _look(self, now: float) -> list[Ask | Recall]:
         """Passes over sources that have stalled while others could give what they owe."""
@@ -283,7 +316,7 @@ class Schedule:
                 recalls.append(Recall(number, tuple(sorted(source.asked))))
                 source.stalls += 1
                 source.suspended_until = now + min(STALL_S * 2 ** (source.stalls - 1), BACKOFF_S_MAX)
-                owed = source.owed | source.asked
+                owed = source.owed | source.asked.keys()
                 self._release(number, source)
                 source.owed = owed
         return recalls
@@ -293,8 +326,10 @@ class Schedule:
     def _ask(self, number: int, source: _Source, chunk: int, now: float) -> None:
         if not source.asked:
             source.heard = now
+        if chunk in source.stripe:
+            source.busy = now
         source.owed.discard(chunk)
-        source.asked.add(chunk)
+        source.asked[chunk] = None
         source.asked_bytes += self._bytes[chunk]
         if chunk in self._todo:
             self._todo.discard(chunk)
@@ -304,7 +339,7 @@ class Schedule:
     def _settle(self, source: _Source, chunk: int) -> None:
         source.owed.discard(chunk)
         if chunk in source.asked:
-            source.asked.discard(chunk)
+            del source.asked[chunk]
             source.asked_bytes -= self._bytes[chunk]
 
     def _unask(self, number: int, chunk: int) -> None:
@@ -317,6 +352,9 @@ class Schedule:
             del self._asked[chunk]
             self._todo.add(chunk)
             self._todo_bytes += self._bytes[chunk]
+            for source in self._sources.values():
+                if source.offered[chunk]:
+                    self._lane(source, chunk).appendleft(chunk)
 
     def _release(self, number: int, source: _Source) -> None:
         for chunk in list(source.asked):

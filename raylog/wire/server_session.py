@@ -3,6 +3,7 @@
 import logging
 import queue
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -266,21 +267,25 @@ class _Following:
         self._session, self._shard_id, self._relay = session, shard_id, relay
         self._incoming: Incoming | None = None
         self._fresh: list[Range] = []  # not offered yet
+        self._lock = threading.Lock()  # of what is fresh: one thread adds while another takes
 
     def begun(self, incoming: Incoming, available: Sequence[Range]) -> None:
         self._incoming = incoming
         self._session.hear(partial(self._session.begin, self, available))
 
     def more(self, ranges: Sequence[Range]) -> None:
-        if not self._fresh:
+        with self._lock:
+            is_first = not self._fresh
+            self._fresh += ranges
+        if is_first:
             self._session.hear(self._offer)
-        self._fresh += ranges
 
     def gone(self) -> None:
         self._session.hear(partial(self._session.lose, self.pull))
 
     def _offer(self) -> None:
-        ranges, self._fresh = self._fresh, []
+        with self._lock:
+            ranges, self._fresh = self._fresh, []
         self._session.offer(self.pull, ranges)
 
     @property
@@ -293,10 +298,9 @@ class _Following:
         return self._incoming.chunk(number)
 
     def close(self) -> None:
+        self._relay.unfollow(self._shard_id, self)  # first: it may begin at this very moment
         if self._incoming is not None:
             self._incoming.remove(self)
-        else:
-            self._relay.unfollow(self._shard_id, self)
 
 
 def _next_job(jobs: "queue.SimpleQueue[SendChunk | None]", connection: socket.socket) -> SendChunk | None:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 from raylog.errors import Cancelled, DeadlineExceeded, Unavailable
@@ -37,6 +37,7 @@ class _Place:
     lock: threading.Lock = field(default_factory=threading.Lock)
     session: ClientSession | None = None
     used: float = 0.0
+    is_gone: bool = False  # no longer in the pool: whoever waited for it looks again
 
 
 class Sessions:
@@ -52,19 +53,25 @@ class Sessions:
 
     def get(self, peer: PeerAddress, qos: QosClass, deadline: float, cancel: threading.Event) -> ClientSession:
         """A session that is up. Raises what `ClientSession.connect` does."""
+        while True:
+            place = self._place(peer, qos)
+            self._wait_for(place, peer, deadline, cancel)
+            try:
+                if place.is_gone:
+                    continue
+                if place.session is None or not place.session.is_usable:
+                    place.session = self._connect(peer, deadline, cancel)
+                place.used = time.monotonic()
+                return place.session
+            finally:
+                place.lock.release()
+
+    def _place(self, peer: PeerAddress, qos: QosClass) -> _Place:
         with self._lock:
             if self._closed.is_set():
                 raise Unavailable(f"node {peer.node_id}: this node goes down")
-            place = self._places.setdefault((peer, qos), _Place())
             self._watch()
-        self._wait_for(place, peer, deadline, cancel)
-        try:
-            place.used = time.monotonic()
-            if place.session is None or not place.session.is_usable:
-                place.session = self._connect(peer, deadline, cancel)
-            return place.session
-        finally:
-            place.lock.release()
+            return self._places.setdefault((peer, qos), _Place())
 
     @staticmethod
     def _wait_for(place: _Place, peer: PeerAddress, deadline: float, cancel: threading.Event) -> None:
@@ -84,13 +91,15 @@ class Sessions:
 
     def close(self) -> None:
         """Ends every session; pulls that run over them fail."""
-        self._closed.set()
         with self._lock:
+            self._closed.set()
             places, self._places = list(self._places.values()), {}
-        for place in places:
-            with place.lock:
-                if place.session is not None:
-                    place.session.close()
+        with ExitStack() as stack:  # one that does not end in time keeps none of the others
+            for place in places:
+                with place.lock:
+                    place.is_gone = True
+                    if place.session is not None:
+                        stack.callback(place.session.close)
         if self._reaper is not None:
             self._reaper.join()
 
@@ -119,6 +128,7 @@ class Sessions:
                     place.used = now
                 if session is None or not session.is_usable or now - place.used > IDLE_S:
                     found += [session] if session is not None else []
+                    place.is_gone = True
                     del self._places[key]
                 place.lock.release()
         return found

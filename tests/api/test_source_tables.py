@@ -295,7 +295,7 @@ json_row = st.dictionaries(
 
 
 @given(st.lists(json_row, min_size=1, max_size=40), st.integers(16, 200), st.sampled_from(["\n", "\r\n", "\n \n"]))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_json_rows_come_back_whatever_the_blocks(tmp_path, monkeypatch, rows, block, ends):
     monkeypatch.setattr(text, "BLOCK_BYTES", block)
     (tmp_path / "t.jsonl").write_text(

@@ -10,7 +10,7 @@ from raylog.errors import PeerFault, UsageError
 from raylog.units import MIB
 from raylog.wire.bounds import Bounds
 from raylog.wire.credit import CREDIT_BYTES_MAX, Allowance, Window
-from raylog.wire.schedule import deal
+from raylog.wire.deal import deal
 
 WINDOW = 1000
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 
 import pytest
 from wire_parts import Cluster, MemorySink, MemorySource, leak_check, wait_until
@@ -539,11 +540,11 @@ def truncate(line: socket.socket, keys: StreamKeys) -> None:
 def test_a_node_of_the_cluster_that_misbehaves(
     misbehave: Callable[[socket.socket, StreamKeys], None], words: str
 ) -> None:
-    sink = MemorySink(SHARD)
+    sink, patient = MemorySink(SHARD), replace(QUICK, greeting_timeout_s=5)  # a busy machine shakes hands slowly
     with socket.create_server(("127.0.0.1", 0)) as cargo:
-        cargo.settimeout(2)
+        cargo.settimeout(5)
         with listening(evil_source(cargo, misbehave)) as port, pytest.raises(RaylogError) as caught:
             address = Source(peer=PeerAddress(node_id=NODE.identity.id, host="127.0.0.1", control_port=port))
-            pull(SHARD.frame.ref(), [address], sink, ME, deadline_s=10, bounds=QUICK, streams=1)
+            pull(SHARD.frame.ref(), [address], sink, ME, deadline_s=20, bounds=patient, streams=1)
     assert words in str(caught.value), caught.value
     assert sink.verified == [] and not sink.is_committed and sink.closed == 1

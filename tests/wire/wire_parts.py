@@ -1,5 +1,6 @@
 """What the wire's tests are made of: a small cluster's certificates, a shard in memory, and sinks to fill."""
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,20 @@ from raylog.security.credentials import Credentials
 from raylog.security.identity import Identity, issue_authority, issue_certificate
 from raylog.spec import new_id
 from raylog.testing.shards import SampleShard
+from raylog.wire.session import Parties
+
+CLUSTER_ID, PULLER, SOURCE = "c" * 32, "a" * 32, "b" * 32
+
+
+def parties(me: str, peer: str, seed: int, expires: float = 1e9) -> Parties:
+    """Two nodes that know each other, for machines without a network; the same bytes for the same arguments."""
+    return Parties(
+        me=Identity(role="node", id=me, cluster_id=CLUSTER_ID),
+        peer=Identity(role="node", id=peer, cluster_id=CLUSTER_ID),
+        expires=expires,
+        software="test",
+        random_bytes=random.Random(f"{me}{seed}").randbytes,
+    )
 
 
 class Cluster:

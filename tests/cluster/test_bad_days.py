@@ -26,7 +26,9 @@ from raylog.security.providers.file import FileKeyring
 from raylog.spec import new_id, parse_reference
 from raylog.store.disk import DiskTier
 from raylog.units import MIB
-from raylog.wire.client import PeerAddress, pull
+from raylog.wire.client import pull
+from raylog.wire.fetcher import Source
+from raylog.wire.sessions import PeerAddress
 
 DISK_BYTES = 24 * MIB
 
@@ -168,9 +170,9 @@ def test_a_peer_of_another_cluster_gets_nothing(client: raylog.Client, tmp_path:
     client.put("bad/private", noise(9, MIB))
     ref = client._session.manifest(parse_reference("bad/private")).shards[0].shard
     node = client.local_node()
-    address = PeerAddress(node_id=node.node_id, host=node.host, control_port=node.control_port)
+    address = Source(peer=PeerAddress(node_id=node.node_id, host=node.host, control_port=node.control_port))
     tier = DiskTier(tmp_path / "tier", cluster_id=new_id())
     with closing(tier), pytest.raises((PeerFault, NotPermitted)) as told:
-        pull(ref, address, tier, stranger, deadline_s=20)
+        pull(ref, [address], tier, stranger, deadline_s=20)
     assert node.node_id in str(told.value)
     assert client.get("bad/private") == noise(9, MIB)

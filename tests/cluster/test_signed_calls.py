@@ -9,8 +9,18 @@ from three_nodes import Machine, ask_node, signer_of, wait_until
 
 import raylog
 from raylog.actors import bootstrap, calls
-from raylog.actors.node import NodeInfo, peers_for
-from raylog.actors.requests import LAUNCH, CloseNode, DeleteShards, EvictShard, PullShard, RepairShard, StopRaylog, ask
+from raylog.actors.node import NodeInfo, sources_for
+from raylog.actors.requests import (
+    LAUNCH,
+    CancelPull,
+    CloseNode,
+    DeleteShards,
+    EvictShard,
+    PullShard,
+    RepairShard,
+    StopRaylog,
+    ask,
+)
 from raylog.catalog.requests import CATALOG, DeleteVersions
 from raylog.errors import NotPermitted, RaylogError
 from raylog.security.certs import Authority
@@ -76,9 +86,15 @@ def claiming(signer: Signer, cluster_id: str) -> Signer:
 
 def requests(shard: ShardRef, holder: NodeInfo, empty: NodeInfo) -> list[tuple[NodeInfo, Request]]:
     """One of each kind, that would do something where it is sent."""
-    sources = peers_for(empty, [holder])
+    sources = sources_for(empty, [holder])
     return [
-        (empty, PullShard(shard=shard, sources=sources, durability=None, qos=QosClass.SHIP, deadline_s=20)),
+        (
+            empty,
+            PullShard(
+                pull_id=new_id(), shard=shard, sources=sources, durability=None, qos=QosClass.SHIP, deadline_s=20
+            ),
+        ),
+        (empty, CancelPull(pull_id=new_id())),
         (holder, RepairShard(shard=shard, numbers=(0,), sources=(), deadline_s=20)),
         (holder, EvictShard(shard_id=shard.shard_id)),
         (holder, DeleteShards(shard_ids=(shard.shard_id,))),

@@ -13,8 +13,10 @@ from raylog.store.disk import DiskTier
 from raylog.store.tiered import TieredStore
 from raylog.testing.shards import sample_shard
 from raylog.units import MIB
-from raylog.wire.client import PeerAddress
+from raylog.wire.fetcher import Source
+from raylog.wire.relay import Relay
 from raylog.wire.server import WireServer
+from raylog.wire.sessions import PeerAddress
 
 SHARD = sample_shard(8, (MIB,) * 12)
 HELD_BACK = 8
@@ -31,9 +33,11 @@ def test_a_running_pull_shows_the_bytes_that_are_verified_here(tmp_path: Path) -
 
     disk = DiskTier(tmp_path / "tier", cluster_id=cluster.id)
     store, ref = TieredStore(None, disk), SHARD.frame.ref()
-    puller = Puller(store, lambda: ours, Settings(), TransferMeter())
+    puller = Puller(store, lambda: ours, Settings(), TransferMeter(), Relay(store.open))
     with WireServer(lambda: theirs, MemorySource(SHARD, slow), bind_host="127.0.0.1") as server:
-        source = PeerAddress(node_id=theirs.identity.id, host=server.host, control_port=server.control_port)
+        source = Source(
+            peer=PeerAddress(node_id=theirs.identity.id, host=server.host, control_port=server.control_port)
+        )
         pulling = threading.Thread(target=puller.pull, args=(ref, [source], None, QosClass.SHIP, 30.0))
         assert puller.running() == {}
         pulling.start()
@@ -44,4 +48,5 @@ def test_a_running_pull_shows_the_bytes_that_are_verified_here(tmp_path: Path) -
     assert not pulling.is_alive()
     assert puller.running() == {}
     assert store.disk.holds(ref.shard_id)
+    puller.close()
     store.close()

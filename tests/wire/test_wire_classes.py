@@ -13,9 +13,11 @@ from raylog.spec import QosClass, new_id
 from raylog.testing.shards import sample_shard
 from raylog.units import MIB
 from raylog.wire.classes import Slices
-from raylog.wire.client import PeerAddress, pull
+from raylog.wire.client import pull
+from raylog.wire.fetcher import Source
 from raylog.wire.gate import Gate
 from raylog.wire.server import WireServer
+from raylog.wire.sessions import PeerAddress
 
 SHARD = sample_shard(11, (MIB,) * 160)
 CAP_BYTES_PER_S = 40_000_000
@@ -31,11 +33,11 @@ def test_two_classes_share_a_capped_node_by_weight() -> None:
     def take(qos: QosClass) -> None:
         with pytest.raises(RaylogError):
             while True:
-                pull(SHARD.frame.ref(), address, MemorySink(SHARD), cluster.credentials(), deadline_s=30, qos=qos,
+                pull(SHARD.frame.ref(), [address], MemorySink(SHARD), cluster.credentials(), deadline_s=30, qos=qos,
                      streams=2, cancel=cancel)  # fmt: skip
 
     with WireServer(lambda: node, MemorySource(SHARD), bind_host="127.0.0.1", slices=slices) as server:
-        address = PeerAddress(node_id=node.identity.id, host=server.host, control_port=server.control_port)
+        address = Source(peer=PeerAddress(node_id=node.identity.id, host=server.host, control_port=server.control_port))
         threads = [threading.Thread(target=take, args=(qos,)) for qos in (QosClass.READ, QosClass.SHIP)]
         for thread in threads:
             thread.start()
@@ -63,13 +65,13 @@ def test_closing_a_server_lets_threads_that_wait_for_their_turn_go() -> None:
 
     def take() -> None:
         try:
-            pull(SHARD.frame.ref(), address, MemorySink(SHARD), cluster.credentials(), deadline_s=30)
+            pull(SHARD.frame.ref(), [address], MemorySink(SHARD), cluster.credentials(), deadline_s=30)
         except RaylogError as error:
             caught.append(error)
 
     server = WireServer(lambda: node, MemorySource(SHARD), bind_host="127.0.0.1",
                         slices=Slices(node_cap_bytes_per_s=1_000_000))  # fmt: skip
-    address = PeerAddress(node_id=node.identity.id, host=server.host, control_port=server.control_port)
+    address = Source(peer=PeerAddress(node_id=node.identity.id, host=server.host, control_port=server.control_port))
     thread = threading.Thread(target=take)
     thread.start()
     wait_until(lambda: server.counters().sent_chunks >= 1, "nothing is sent")

@@ -147,6 +147,7 @@ def run_demo(source: str | None, say: Callable[[str], None]) -> Report:
         reconcile_period_s=0.5,
         sample_period_s=0.5,
         lost_after_s=2.0,
+        shared_memory=False,  # three machines are played here
     )
     try:
         say(f"starting {NODES} Ray nodes on this machine")

@@ -41,6 +41,7 @@ class Settings:
     port_last: int = 0
     # transfer
     streams: int = 2  # cargo streams of one pull
+    shared_memory: bool = True  # nodes on one machine copy from each other's arenas, without network and encryption
     shard_bytes: int = SHARD_CONTENT_BYTES_DEFAULT
     chunk_bytes: int = 2 * MIB
     pull_deadline_s: float = 600.0  # of one shard
@@ -156,6 +157,8 @@ def _parse(key: str, value: Any, where: str) -> Any:
     parsed: Any
     if key == "state":
         expected, parsed = "a path", Path(value) if isinstance(value, (str, Path)) and str(value) else None
+    elif key == "shared_memory":
+        expected, parsed = "true or false", value if isinstance(value, bool) else None
     elif key in ("bind", "advertise"):
         expected, parsed = "an address, a network or an interface", value if isinstance(value, str) else None
     elif key.endswith("_bytes_per_s"):

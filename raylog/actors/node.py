@@ -39,6 +39,7 @@ from raylog.wire.classes import Slices
 from raylog.wire.fetcher import Source
 from raylog.wire.local import LocalServer
 from raylog.wire.relay import Relay
+from raylog.wire.same_machine import machine_id
 from raylog.wire.server import WireServer
 from raylog.wire.sessions import PeerAddress
 
@@ -53,8 +54,8 @@ ARENA_BYTES_MIN = 8 * MIB
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """How to reach a node and its store. `host` and `control_port` are the wire's, `more_hosts` its addresses in other
-    networks; `socket_path` is for processes of the same machine; `labels` are Ray's, and name the failure domains
-    `rack` and `zone` where they are given."""
+    networks; `socket_path` is for processes of the same machine, which `machine` names ("": its memory is not shared);
+    `labels` are Ray's, and name the failure domains `rack` and `zone` where they are given."""
 
     node_id: str
     ray_node_id: str
@@ -62,6 +63,7 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     more_hosts: tuple[str, ...] = ()
     control_port: int
+    machine: str = ""
     socket_path: str
     directory: str
     arena_path: str
@@ -72,7 +74,14 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 def address_of(info: NodeInfo) -> PeerAddress:
     """Where a node's wire is reached."""
-    return PeerAddress(node_id=info.node_id, host=info.host, control_port=info.control_port, more_hosts=info.more_hosts)
+    return PeerAddress(
+        node_id=info.node_id,
+        host=info.host,
+        control_port=info.control_port,
+        more_hosts=info.more_hosts,
+        machine=info.machine,
+        socket_path=info.socket_path,
+    )
 
 
 def sources_for(target: NodeInfo, holders: Sequence[NodeInfo]) -> tuple[Source, ...]:
@@ -105,6 +114,7 @@ class NodeActor:
         self._meter = TransferMeter()
         self._sampler = NodeSampler(self._slot.node_id(), self._meter, [self._slot.path])
         relay = Relay(self._store.open)
+        machine = machine_id() if settings.shared_memory else ""
         self._wire = WireServer(
             self._membership.credentials,
             self._store,
@@ -115,7 +125,7 @@ class NodeActor:
             relay=relay,
         )
         self._local = LocalServer(self._slot.socket_path, self._store)
-        self._puller = Puller(self._store, self._membership.credentials, settings, self._meter, relay)
+        self._puller = Puller(self._store, self._membership.credentials, settings, self._meter, relay, machine)
         self._records = RecordCopy(
             self._slot.path / "records", self._membership.cluster_id, self._membership.verify_cluster
         )
@@ -126,6 +136,7 @@ class NodeActor:
             host=advertised[0],
             more_hosts=advertised[1:],
             control_port=self._wire.control_port,
+            machine=machine,
             socket_path=str(self._slot.socket_path),
             directory=str(self._slot.path),
             arena_path=str(self._slot.arena_path),

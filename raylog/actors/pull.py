@@ -57,9 +57,10 @@ class Puller:
         settings: Settings,
         meter: TransferMeter,
         relay: Relay,
+        machine: str = "",
     ) -> None:
         self._store, self._meter, self._relay = store, meter, relay
-        self._sessions = Sessions(credentials, streams=settings.streams)
+        self._sessions = Sessions(credentials, streams=settings.streams, machine=machine)
         self._distrust = Distrust()
         self._slots = threading.BoundedSemaphore(PULLS_AT_ONCE)
         self._shard_locks: dict[str, threading.Lock] = {}

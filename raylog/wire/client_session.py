@@ -45,6 +45,28 @@ Event = Callable[[float], list[Effect]]
 Range = tuple[int, int]
 
 
+class Puller(Protocol):
+    """How a shard that was opened somewhere is asked for, chunk by chunk."""
+
+    def ready(self, pull: int) -> None:
+        """There is room for the shard."""
+        ...
+
+    def ask(self, pull: int, chunks: Iterable[int]) -> None: ...
+
+    def recall(self, pull: int, chunks: Iterable[int]) -> None:
+        """Do not ask for these if you have not yet."""
+        ...
+
+    def cancel(self, pull: int, chunks: Iterable[int]) -> None:
+        """These came from elsewhere."""
+        ...
+
+    def leave(self, pull: int) -> None:
+        """Nothing more is wanted of it."""
+        ...
+
+
 class Receiver(Protocol):
     """Whoever pulls a shard over a session.
 
@@ -52,7 +74,7 @@ class Receiver(Protocol):
     The others are called by the threads of cargo streams, several at once.
     """
 
-    def opened(self, session: "ClientSession", pull: int) -> None:
+    def opened(self, session: Puller, pull: int) -> None:
         """Before anything else."""
         ...
 
@@ -164,7 +186,6 @@ class ClientSession:
         self._runner.apply(partial(self._begin, ref, qos, deadline, receiver, patience_s))
 
     def ready(self, pull: int) -> None:
-        """There is room for the shard."""
         self._runner.apply(partial(self._machine.shard_created, pull))
 
     def ask(self, pull: int, chunks: Iterable[int]) -> None:
@@ -177,7 +198,6 @@ class ClientSession:
         self._runner.apply(partial(self._machine.cancel, pull, chunks))
 
     def leave(self, pull: int) -> None:
-        """Nothing more is wanted of it."""
         self._runner.apply(partial(self._machine.finish, pull))
 
     def close(self) -> None:

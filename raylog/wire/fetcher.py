@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 from raylog.codec.frame import Frame
 from raylog.errors import Cancelled, DamagedData, RaylogError, Unavailable
 from raylog.spec import QosClass, ShardRef
-from raylog.wire.client_session import ClientSession, Range
+from raylog.wire.client_session import Puller, Range
 from raylog.wire.endpoints import ShardSink, ShardWriter
 from raylog.wire.fetch import (
     Cancel,
@@ -28,6 +29,7 @@ from raylog.wire.fetch import (
     Ready,
     SourceSpec,
 )
+from raylog.wire.same_machine import SameMachine
 from raylog.wire.schedule import WHOLE, Ask, Recall, Stripe
 from raylog.wire.sessions import PeerAddress, Sessions
 
@@ -230,19 +232,26 @@ class Fetcher:
 
     def _connect(self, link: "_Link") -> None:
         peer = self._peers[link.spec.node_id]
+        if self._sessions.shares_memory_with(peer) and not link.spec.is_relay:
+            SameMachine(Path(peer.socket_path)).open(self._ref, link)
+            return self._leave_if_over(link)
         try:
             session = self._sessions.get(peer, self._qos, self._deadline, self._over)
         except RaylogError as error:
             link.failed(error)
-            return
+            return None
         except OSError as error:
             link.failed(Unavailable(f"node {peer.node_id}: this process cannot connect: {error}"))
-            return
+            return None
         patience_s = RELAY_PATIENCE_S if link.spec.is_relay else 0
         session.open(self._ref, self._qos, self._deadline, link, patience_s)
+        return self._leave_if_over(link)
+
+    def _leave_if_over(self, link: "_Link") -> None:
+        """The fetch may have ended before the link had anything to leave."""
         with self._lock:
             has_ended = self._machine.has_ended
-        if has_ended:  # before the link had a session to leave
+        if has_ended:
             link.tell(Leave(link.attempt))
 
     # What links tell.
@@ -307,7 +316,7 @@ class _Link:
     def __init__(self, fetcher: Fetcher, attempt: int, spec: SourceSpec) -> None:
         self.attempt, self.spec = attempt, spec
         self._fetcher = fetcher
-        self._session: ClientSession | None = None
+        self._session: Puller | None = None
         self._pull = -1
 
     def tell(self, effect: Ready | Leave | Ask | Recall | Cancel) -> None:
@@ -327,7 +336,7 @@ class _Link:
 
     # As `Receiver` says.
 
-    def opened(self, session: ClientSession, pull: int) -> None:
+    def opened(self, session: Puller, pull: int) -> None:
         self._session, self._pull = session, pull
 
     def framed(self, frame: Frame) -> None:

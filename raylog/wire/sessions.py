@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from raylog.errors import Cancelled, DeadlineExceeded, Unavailable
 from raylog.security.credentials import Credentials
@@ -19,12 +20,15 @@ LOOK_S = 2.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerAddress:
     """Where a node's `WireServer` listens; `host` is a name or an address of either family. A node with several network
-    interfaces has an address on each: cargo streams take turns over `host` and `more_hosts`."""
+    interfaces has an address on each: cargo streams take turns over `host` and `more_hosts`. `machine` is its
+    `machine_id` and `socket_path` its local socket, for pullers that share the machine's memory."""
 
     node_id: str
     host: str
     control_port: int
     more_hosts: tuple[str, ...] = ()
+    machine: str = ""
+    socket_path: str = ""
 
 
 _Key = tuple[PeerAddress, QosClass]
@@ -41,15 +45,30 @@ class _Place:
 
 
 class Sessions:
-    """At most one session per source and class, made when it is asked for. Thread-safe; `close` ends them all."""
+    """At most one session per source and class, made when it is asked for. Thread-safe; `close` ends them all.
 
-    def __init__(self, credentials: Callable[[], Credentials], bounds: Bounds | None = None, streams: int = 2) -> None:
+    `machine` is this process's `machine_id`, if chunks of nodes on the same machine are to be copied from memory.
+    """
+
+    def __init__(
+        self,
+        credentials: Callable[[], Credentials],
+        bounds: Bounds | None = None,
+        streams: int = 2,
+        machine: str = "",
+    ) -> None:
         self.bounds = bounds or Bounds()
+        self._machine = machine
         self._credentials, self._streams = credentials, streams
         self._places: dict[_Key, _Place] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._reaper: threading.Thread | None = None
+
+    def shares_memory_with(self, peer: PeerAddress) -> bool:
+        """Whether chunks of that node can be had without a network."""
+        is_same = bool(self._machine) and peer.machine == self._machine
+        return is_same and Path(peer.socket_path).is_socket()
 
     def get(self, peer: PeerAddress, qos: QosClass, deadline: float, cancel: threading.Event) -> ClientSession:
         """A session that is up. Raises what `ClientSession.connect` does."""

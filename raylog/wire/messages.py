@@ -109,6 +109,12 @@ class StreamReady(_Message, frozen=True, tag=True):
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
 
+class Advise(_Message, frozen=True, tag=True):
+    """The source sees losses: with so many streams the puller would get more."""
+
+    streams: Annotated[int, msgspec.Meta(ge=1, le=1024)]
+
+
 class Want(_Message, frozen=True, tag=True):
     pull: U32
     stream: StreamId
@@ -145,7 +151,9 @@ class Bye(_Message, frozen=True, tag=True):
     message: Text
 
 
-Message = Hello | Open | Frame | Have | Stream | StreamReady | Want | Credit | Done | Refused | Ping | Pong | Bye
+Message = (
+    Hello | Open | Frame | Have | Stream | StreamReady | Advise | Want | Credit | Done | Refused | Ping | Pong | Bye
+)
 
 _decode = msgspec.msgpack.Decoder(Message).decode
 

@@ -270,6 +270,8 @@ class PullerSession(Session):
                 return self._on_have(message)
             case messages.StreamReady():
                 return self._on_stream_ready(message, now)
+            case messages.Advise():
+                return self._on_advise(message, now)
             case messages.Refused():
                 return self._on_refused(message)
             case _:
@@ -332,6 +334,11 @@ class PullerSession(Session):
             source_nonce=ready.nonce,
         )
         return [ConnectStream(stream.id, ready.port, derive_keys(context))]
+
+    def _on_advise(self, advice: messages.Advise, now: float) -> list[Effect]:
+        """More streams, within our own bound; fewer would end what is on its way."""
+        self._streams_wanted = max(self._streams_wanted, min(advice.streams, self.bounds.streams_max))
+        return self._announce_streams(now) if self._pulls else []
 
     def _on_refused(self, refused: messages.Refused) -> list[Effect]:
         pull = self._find(refused.pull)

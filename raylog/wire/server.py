@@ -20,6 +20,7 @@ from raylog.wire.bounds import Bounds
 from raylog.wire.cargo import receive_proof
 from raylog.wire.endpoints import ShardSource
 from raylog.wire.messages import ByeReason
+from raylog.wire.paths import Paths
 from raylog.wire.record import PREAMBLE_BYTES, RecordOpener, RecordType, StreamKeys, parse_preamble
 from raylog.wire.relay import Relay
 from raylog.wire.server_session import ServerSession
@@ -68,6 +69,7 @@ class WireServer:
         self._credentials, self._store, self._on_sent = credentials, store, on_sent
         self._relay = relay or Relay(store.open)
         self._bounds = bounds or Bounds()
+        self.paths = Paths()
         self._lock = threading.Lock()
         self._is_closing = False
         self._connections: dict[socket.socket, threading.Thread] = {}
@@ -233,7 +235,9 @@ class WireServer:
             software=__version__,
             random_bytes=secrets.token_bytes,
         )
-        session = ServerSession(channel, parties, self._store, self, self.cargo_port, self._bounds, self._relay)
+        session = ServerSession(
+            channel, parties, self._store, self, self.cargo_port, self._bounds, self._relay, self.paths
+        )
         try:
             self._admit(session)
         except Unavailable as error:

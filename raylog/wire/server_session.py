@@ -17,6 +17,7 @@ from raylog.wire.cargo import END_RECORD, CargoSender, has_come, receive_end, tu
 from raylog.wire.effects import Close, CloseStream, Effect, ExpectStream, OpenShard, ReleaseShard, SendChunk
 from raylog.wire.endpoints import ShardReader, ShardSource
 from raylog.wire.messages import ByeReason, RefusalReason
+from raylog.wire.paths import Paths
 from raylog.wire.record import Head, RecordOpener, RecordType, StreamKeys
 from raylog.wire.relay import Incoming, Range, Relay
 from raylog.wire.runner import SessionRunner
@@ -64,8 +65,9 @@ class ServerSession:
         cargo_port: int,
         bounds: Bounds,
         relay: Relay,
+        paths: Paths,
     ) -> None:
-        self._relay = relay
+        self._relay, self._paths = relay, paths
         self._channel, self._source, self._listener, self._bounds = channel, source, listener, bounds
         self.peer_id = parties.peer.id
         self._machine = SourceSession(parties, bounds, cargo_port)
@@ -186,15 +188,20 @@ class ServerSession:
             jobs = self._jobs.get(stream)
         if jobs is None:
             return
+        watch = self._paths.watch(self.peer_id, connection)
         try:
             self._runner.apply(partial(self._machine.stream_attached, stream))
             while (job := _next_job(jobs, connection)) is not None:
                 self._send(sender, job)
+                watch.look()
+                if watch.streams_wanted is not None:
+                    self._runner.apply(partial(self._machine.advise, watch.streams_wanted))
             if has_come(connection):
                 receive_end(connection, opener, timeout_s)
             with suppress(RaylogError):  # a farewell: nothing depends on it
                 sender.send(END_RECORD)
         finally:
+            watch.end()
             self._runner.apply(partial(self._lost, stream))
 
     def _lost(self, stream: bytes, now: float) -> list[Effect]:

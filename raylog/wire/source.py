@@ -21,7 +21,7 @@ from raylog.wire.effects import (
 from raylog.wire.messages import FRAME_PIECE_BYTES_MAX, HAVE_RANGES_MAX, Message, RefusalReason, shorten
 from raylog.wire.record import StreamContext, derive_keys
 from raylog.wire.session import Parties, Session
-from raylog.wire.states import SERVE, SOURCE_STREAM, ServeState, StreamState, step
+from raylog.wire.states import SERVE, SOURCE_STREAM, ServeState, SessionState, StreamState, step
 
 STREAM_IDS_MAX = 4096  # ever used in one session
 
@@ -77,6 +77,7 @@ class SourceSession(Session):
         self._streams: dict[bytes, _Stream] = {}
         self._stream_ids: set[bytes] = set()
         self._next_pull = 0
+        self._has_advised = False
 
     # Events.
 
@@ -157,6 +158,14 @@ class SourceSession(Session):
             return []
         stream.is_sending = False
         return self._noted(self._pump(stream), now)
+
+    def advise(self, streams: int, now: float) -> list[Effect]:
+        """With so many streams, or as many as there may be, the puller would get more. Said once per session."""
+        streams = min(streams, self.bounds.streams_max)
+        if self._has_advised or self.state is not SessionState.OPEN or len(self._streams) >= streams:
+            return []
+        self._has_advised = True
+        return self._noted([Send(messages.Advise(streams=streams))], now)
 
     def stream_lost(self, stream_id: bytes, now: float) -> list[Effect]:
         """A cargo connection ended. What it had to send counts as sent (credit.py)."""

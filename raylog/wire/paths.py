@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 PEERS_MAX = 256  # the least recently used is forgotten
 DECISIONS_MAX = 256
+PROBES_WITHIN_S = 3.0  # of cargo
 _LOOK_S = 0.1  # a stream is looked at no more often
 
 
@@ -43,12 +45,15 @@ class _Path:
     estimate: PathEstimate = field(default_factory=PathEstimate)
     streams: int = 0
     decision: Decision | None = None
+    sent_since: float | None = None
+    awaits_probes: bool = True
 
 
 class Paths:
     """One per server. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
         self._lock = threading.Lock()
         self._facts = Facts(default=default_congestion_control(), has_bbr=can_use("bbr"))
         self._paths: OrderedDict[str, _Path] = OrderedDict()
@@ -85,15 +90,21 @@ class Paths:
 
     def sent(self, peer_id: str, sent: Sent) -> PathChoice:
         """What a stream has sent; how it should go on."""
-        now = time.monotonic()
+        now = self.clock()
         with self._lock:
             path = self._path(peer_id)
             path.estimate = path.estimate.sent(sent, now)
-            decisions = self._choose(peer_id, path, now)
+            decisions = [*self._choose(peer_id, path, now), *self._miss_probes(peer_id, path, now)]
             choice = path.choice
         for decision in decisions:
             log.info("%s", decision)
         return choice
+
+    def probed(self, peer_id: str, rtt_s: float | None) -> None:
+        """A probe came back after so long, or did not (None)."""
+        with self._lock:
+            path = self._path(peer_id)
+            path.estimate = path.estimate.probed(rtt_s)
 
     def refused(self, congestion_control: str, why: OSError) -> None:
         """The kernel does not let a stream use what it was found to offer: it is not chosen again."""
@@ -137,13 +148,28 @@ class Paths:
         path.decision = decisions[-1] if decisions else path.decision
         return decisions
 
+    def _miss_probes(self, peer_id: str, path: _Path, now: float) -> list[Decision]:
+        """Says once that a path is known from TCP alone."""
+        if path.estimate.probe_rtt_s is not None or not path.awaits_probes:
+            return []
+        path.sent_since = now if path.sent_since is None else path.sent_since
+        if now - path.sent_since < PROBES_WITHIN_S:
+            return []
+        path.awaits_probes = False
+        reason = f"none came back within {PROBES_WITHIN_S:g} s (is UDP blocked?): TCP_INFO alone tells of this path"
+        decision = Decision(
+            time_s=time.time(), peer_id=peer_id, what="probes", before="awaited", after="none", reason=reason
+        )
+        self._decisions.append(decision)
+        return [decision]
+
 
 class StreamWatch:
     """One stream that sends, for the thread that sends."""
 
     def __init__(self, paths: Paths, peer_id: str, connection: socket.socket) -> None:
         self._paths, self._peer_id, self._connection = paths, peer_id, connection
-        self._looked = time.monotonic()
+        self._looked = paths.clock()
         self._seen: TcpInfo | None = None
         self.streams_wanted: int | None = None  # by the path, to this peer
         self._congestion_control = congestion_control(connection)
@@ -151,7 +177,7 @@ class StreamWatch:
 
     def look(self) -> None:
         """To be called after each record: now and then it asks the kernel how the stream does, and switches it."""
-        now = time.monotonic()
+        now = self._paths.clock()
         if now - self._looked < _LOOK_S:
             return
         self._looked = now

@@ -20,6 +20,7 @@ from raylog.wire.bounds import Bounds
 from raylog.wire.credit import Window
 from raylog.wire.deal import deal
 from raylog.wire.effects import (
+    CallProbes,
     CloseStream,
     Complete,
     ConnectStream,
@@ -32,6 +33,7 @@ from raylog.wire.effects import (
     TakeChunk,
 )
 from raylog.wire.messages import Message, RefusalReason
+from raylog.wire.probe import derive_probe_keys
 from raylog.wire.record import StreamContext, derive_keys
 from raylog.wire.session import Parties, Session
 from raylog.wire.states import PULL, PULLER_STREAM, PullState, SessionState, StreamState, step
@@ -260,7 +262,17 @@ class PullerSession(Session):
     # Messages.
 
     def _greeted(self, now: float) -> list[Effect]:
-        return self._send_opens(now)
+        opens = self._send_opens(now)
+        if not self.peer_probe_port:
+            return opens
+        keys = derive_probe_keys(
+            puller_secret=self.secret,
+            source_secret=self.peer_secret,
+            cluster_id=self.parties.me.cluster_id,
+            puller_id=self.parties.me.id,
+            source_id=self.parties.peer.id,
+        )
+        return [*opens, CallProbes(self.peer_probe_port, keys)]
 
     def _on_business(self, message: Message, now: float) -> list[Effect]:
         match message:

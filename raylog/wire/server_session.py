@@ -8,16 +8,26 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from raylog.codec.frame import Frame
 from raylog.errors import DamagedData, NotFound, NotPermitted, RaylogError, Unavailable
 from raylog.wire.bounds import Bounds
 from raylog.wire.cargo import END_RECORD, CargoSender, has_come, receive_end, tune
-from raylog.wire.effects import Close, CloseStream, Effect, ExpectStream, OpenShard, ReleaseShard, SendChunk
+from raylog.wire.effects import (
+    Close,
+    CloseStream,
+    Effect,
+    ExpectProbes,
+    ExpectStream,
+    OpenShard,
+    ReleaseShard,
+    SendChunk,
+)
 from raylog.wire.endpoints import ShardReader, ShardSource
 from raylog.wire.messages import ByeReason, RefusalReason
 from raylog.wire.paths import Paths
+from raylog.wire.probe import ProbeKeys
 from raylog.wire.record import Head, RecordOpener, RecordType, StreamKeys
 from raylog.wire.relay import Incoming, Range, Relay
 from raylog.wire.runner import SessionRunner
@@ -30,6 +40,13 @@ log = logging.getLogger(__name__)
 IDLE_LOOK_S = 1.0  # how late a cargo stream that has nothing to send sees that it was closed
 
 
+class Ports(NamedTuple):
+    """Where a server takes what belongs to its sessions."""
+
+    cargo: int
+    probe: int
+
+
 class Listener(Protocol):
     """What a session needs of the server around it."""
 
@@ -38,6 +55,8 @@ class Listener(Protocol):
         ...
 
     def forget(self, stream: bytes) -> None: ...
+
+    def expect_probes(self, session: "ServerSession", keys: ProbeKeys) -> None: ...
 
     def sent(self, peer_id: str, sealed_bytes: int) -> None:
         """A chunk went out."""
@@ -62,7 +81,7 @@ class ServerSession:
         parties: Parties,
         source: ShardSource,
         listener: Listener,
-        cargo_port: int,
+        ports: Ports,
         bounds: Bounds,
         relay: Relay,
         paths: Paths,
@@ -70,7 +89,7 @@ class ServerSession:
         self._relay, self._paths = relay, paths
         self._channel, self._source, self._listener, self._bounds = channel, source, listener, bounds
         self.peer_id = parties.peer.id
-        self._machine = SourceSession(parties, bounds, cargo_port)
+        self._machine = SourceSession(parties, bounds, ports.cargo, ports.probe)
         self._runner = SessionRunner(self._machine, channel, self._carry_out)
         self._to_open: deque[OpenShard] = deque()
         self._following: dict[int, _Following] = {}  # what has not begun to come here
@@ -108,6 +127,8 @@ class ServerSession:
             case ExpectStream(stream, keys):
                 self._jobs[stream] = queue.SimpleQueue()
                 self._listener.expect(stream, self, keys)
+            case ExpectProbes(keys):
+                self._listener.expect_probes(self, keys)
             case SendChunk(stream):
                 self._jobs[stream].put(effect)
             case CloseStream(stream):

@@ -12,6 +12,7 @@ from raylog.wire.credit import Allowance
 from raylog.wire.effects import (
     CloseStream,
     Effect,
+    ExpectProbes,
     ExpectStream,
     OpenShard,
     ReleaseShard,
@@ -19,6 +20,7 @@ from raylog.wire.effects import (
     SendChunk,
 )
 from raylog.wire.messages import FRAME_PIECE_BYTES_MAX, HAVE_RANGES_MAX, Message, RefusalReason, shorten
+from raylog.wire.probe import derive_probe_keys
 from raylog.wire.record import StreamContext, derive_keys
 from raylog.wire.session import Parties, Session
 from raylog.wire.states import SERVE, SOURCE_STREAM, ServeState, SessionState, StreamState, step
@@ -64,14 +66,14 @@ class _Stream:
 
 
 class SourceSession(Session):
-    """Serves one puller. `cargo_port` is where its cargo connections are awaited.
+    """Serves one puller. `cargo_port` is where its cargo connections are awaited, `probe_port` where its probes.
 
     A stream has one chunk to send at a time: `SendChunk`, then `chunk_sent`. So the choice of the next one is made
     here, when the last is out (the seam for traffic classes), and a pull without credit holds up no other.
     """
 
-    def __init__(self, parties: Parties, bounds: Bounds, cargo_port: int) -> None:
-        super().__init__(parties, bounds)
+    def __init__(self, parties: Parties, bounds: Bounds, cargo_port: int, probe_port: int = 0) -> None:
+        super().__init__(parties, bounds, probe_port)
         self._cargo_port = cargo_port
         self._served: dict[int, _Served] = {}
         self._streams: dict[bytes, _Stream] = {}
@@ -180,7 +182,16 @@ class SourceSession(Session):
     # Messages.
 
     def _greeted(self, now: float) -> list[Effect]:
-        return []
+        if not self.probe_port:
+            return []
+        keys = derive_probe_keys(
+            puller_secret=self.peer_secret,
+            source_secret=self.secret,
+            cluster_id=self.parties.me.cluster_id,
+            puller_id=self.parties.peer.id,
+            source_id=self.parties.me.id,
+        )
+        return [ExpectProbes(keys)]
 
     def _on_business(self, message: Message, now: float) -> list[Effect]:
         match message:

@@ -128,7 +128,7 @@ def test_a_caller_whom_nobody_answers_ends_when_it_is_told() -> None:
         thread.start()
         assert len(silent.recv(1000)) == DATAGRAM_BYTES
         caller.close()
-        thread.join(0.2)
+        thread.join(5.0)
         assert not thread.is_alive()
 
 

@@ -24,12 +24,13 @@ import numpy as np
 import pyarrow as pa
 
 from raylog.codec.arrow import add_batch, arrow_preamble, open_batches
+from raylog.codec.assemble import open_tensors
 from raylog.codec.frame import Frame
 from raylog.codec.header import ShardIds
 from raylog.codec.keys import GroupKey
 from raylog.codec.open import ShardOpener
 from raylog.codec.seal import ShardSealer
-from raylog.codec.tensors import add_tensors, open_tensors, plan_tensors, tensors_preamble
+from raylog.codec.tensors import TensorSpec, add_tensors, plan_tensors, tensors_preamble
 from raylog.spec import Kind, new_id
 from raylog.units import MIB
 
@@ -149,8 +150,8 @@ def arrow_payload(table: pa.Table) -> Payload:
 
 def tensor_payload(weights: dict[str, np.ndarray]) -> Payload:
     """bf16 tensors, which the peer gets as columns of 16-bit numbers."""
-    dtypes = dict.fromkeys(weights, "bfloat16")
-    entries = plan_tensors(weights, dtypes)
+    specs = [TensorSpec(name, "bfloat16", array.shape) for name, array in weights.items()]
+    (entries,) = plan_tensors(specs)
     into = {name: np.zeros_like(array) for name, array in weights.items()}
     tables = [pa.table({"weight": array.reshape(-1)}) for array in weights.values()]
     return Payload(

@@ -30,6 +30,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import raylog
 from raylog.actors import bootstrap, calls
 from raylog.actors.node import NodeInfo
+from raylog.actors.requests import DeleteShards, ask
 from raylog.settings import Settings
 from raylog.units import GIB, MIB
 
@@ -60,10 +61,13 @@ def two_nodes(
 
 def raylog_mover(client: raylog.Client, name: str, target: NodeInfo) -> Callable[[], float]:
     """Ships `name` to a target that does not hold it (what the last one left is deleted first, untimed)."""
-    shards = list(client.replicas(name))
+    delete = DeleteShards(shard_ids=tuple(client.replicas(name)))
+    settings = bootstrap.running_settings()
+    assert settings
+    signer = bootstrap.cluster_signer(settings)
 
     def move() -> float:
-        calls.wait(calls.node(target.ray_node_id).delete.remote(shards), 60, "delete")
+        calls.wait(ask(calls.node(target.ray_node_id), target.node_id, delete, signer), 60, "delete")
         shipped = client.ship(name, to=[target.node_id], deadline_s=300).result(300)
         assert shipped.moved_bytes > 0
         return shipped.seconds

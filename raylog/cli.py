@@ -38,6 +38,11 @@ Name = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of text")]
 
 
+def stop_in_order() -> None:
+    """Stopped by a supervisor (SIGTERM): clean up as after Ctrl-C. Ray, when it connects, has it otherwise."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 class Options:
     """What was given before the command's name."""
 
@@ -53,7 +58,9 @@ class Options:
     def connect(cls, *, quiet: bool = False) -> "raylog.Client":
         screen.claim_standard_output()
         with screen.waiting("connecting to raylog", enabled=not quiet):
-            return raylog.connect(cls.address, settings=cls.settings())
+            client = raylog.connect(cls.address, settings=cls.settings())
+        stop_in_order()
+        return client
 
 
 @app.callback()
@@ -156,6 +163,8 @@ def ship(
     deadline_s = parse_seconds(deadline)
     with Options.connect(quiet=as_json) as client, screen.Bar(f"ship {name}", enabled=not as_json) as bar:
         shipment = client.ship(name, to=to or "all", deadline_s=deadline_s, on_progress=bar)
+        if shipment.forecast.can_meet is False:
+            screen.err.print(f"raylog: too slow for the deadline: {shipment.forecast.reason}", markup=False)
         try:
             report = shipment.result(deadline_s)
         except BaseException:
@@ -173,8 +182,9 @@ def ship(
 @app.command()
 def verify(name: Name, as_json: Json = False) -> None:
     """Read every byte of every replica, replace what is damaged. Exit status 3 when that was not possible."""
-    with Options.connect(quiet=as_json) as client, screen.waiting(f"verifying {name}", enabled=not as_json):
-        report = client.verify(name)
+    bar = screen.Bar(f"verify {name}", counts="copies", enabled=not as_json)
+    with Options.connect(quiet=as_json) as client, bar:
+        report = client.verify(name, on_progress=bar)
     if as_json:
         screen.print_json(report)
     else:
@@ -239,17 +249,28 @@ def status(as_json: Json = False) -> None:
 
 @app.command()
 def place(
-    file: Annotated[Path, typer.Argument(help="placement file (YAML or JSON): nodes, jobs, quotas")],
+    file: Annotated[Path, typer.Argument(help="placement file (YAML or JSON): jobs, nodes, quotas")],
     objective: Annotated[str, typer.Option(help="waste: least shortfall, then least waste")] = "waste",
     time_limit: Annotated[str, typer.Option(help="of the solver, such as 10s")] = "10s",
     as_json: Json = False,
 ) -> None:
-    """Solve an allocation of jobs to nodes and explain it. Needs no cluster."""
+    """Solve an allocation of jobs to nodes and explain it.
+
+    A file with nodes needs no cluster. Without them the cluster's live capacity is used, and the notes say which node
+    gives less than it has, and why.
+    """
     from raylog.placement.explain import explain
-    from raylog.placement.model import Problem
+    from raylog.placement.model import Problem, is_complete
+    from raylog.placement.reading import read_document
     from raylog.placement.solve import solve
 
-    plan = solve(Problem.from_file(file), objective=objective, time_limit_s=parse_seconds(time_limit))
+    demands, time_limit_s = read_document(file.expanduser()), parse_seconds(time_limit)
+    if is_complete(demands):
+        plan = solve(Problem.from_mapping(demands, str(file)), objective=objective, time_limit_s=time_limit_s)
+    else:
+        Problem.without_nodes(demands, str(file))  # a mistake is named before anything is started
+        with Options.connect(quiet=as_json) as client:
+            plan = client.place(demands, objective, time_limit_s=time_limit_s)
     if as_json:
         screen.print_json(plan)
     else:
@@ -283,7 +304,7 @@ def demo(
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     from raylog.demo import run_demo
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped by a supervisor: clean up as after Ctrl-C
+    stop_in_order()
     with screen.others_silenced():  # Ray tells of the node that is killed on purpose
         report = run_demo(source, lambda step: None if as_json else screen.out.print(step + " …", markup=False))
     if as_json:
@@ -298,6 +319,7 @@ def main() -> None:
 
 
 def _guarded() -> int:
+    stop_in_order()
     try:
         status = app(standalone_mode=False)  # what `typer.Exit` carried, or nothing
     except MISUSED as error:

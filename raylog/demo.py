@@ -11,7 +11,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,10 @@ import raylog
 from raylog.actors import bootstrap
 from raylog.actors.node import NodeInfo
 from raylog.errors import DamagedData, DeadlineExceeded
+from raylog.monitor.samples import NodeSample
+from raylog.placement.memory import reasons_by_nodes
 from raylog.settings import Settings
+from raylog.spec import TierKind
 from raylog.units import MIB
 
 NAME = "demo/data"
@@ -33,6 +36,7 @@ OBJECT_STORE_BYTES = 80 * MIB
 START_TIMEOUT_S = 60.0
 SHIP_TIMEOUT_S = 60.0
 HEAL_TIMEOUT_S = 40.0
+SAMPLE_TIMEOUT_S = 3.0
 T = TypeVar("T")
 # Ray notices a dead node after 13 s by default; a demo need not wait for that.
 QUICK_HEALTH_CHECKS = {
@@ -82,6 +86,32 @@ def three_nodes(folder: Path) -> Iterator[Cluster]:
             os.environ.pop(key) if value is None else os.environ.__setitem__(key, value)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """Shards that the placement actor put on the same nodes, and its reasons for the first of them."""
+
+    nodes: tuple[str, ...]
+    shards: int
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFigures:
+    """What the monitor saw of a node; None where nothing was measured. Bytes moved are sealed cargo since its actor
+    started; `gpu_problem` says why there is no GPU."""
+
+    node_id: str
+    received_bytes: int
+    sent_bytes: int
+    cpu_share: float | None
+    cpus: int
+    memory_available_bytes: int
+    disk_free_bytes: int
+    gpus: int
+    gpu_problem: str | None
+    is_killed: bool
+
+
 @dataclass(slots=True, kw_only=True)
 class Report:
     """What the demo saw; the last thing it prints, as text or as one JSON line."""
@@ -99,6 +129,8 @@ class Report:
     healed_seconds: float
     verified_chunks: int
     replicas: dict[str, list[str]]  # shard id -> node ids
+    placed: list[Placed]
+    monitored: list[NodeFigures]
     seconds: float = 0.0
 
 
@@ -113,6 +145,7 @@ def run_demo(source: str | None, say: Callable[[str], None]) -> Report:
         chunk_bytes=MIB // 2,
         disk_reserve_bytes=64 * MIB,
         reconcile_period_s=0.5,
+        sample_period_s=0.5,
         lost_after_s=2.0,
     )
     try:
@@ -140,7 +173,9 @@ def _story(client: raylog.Client, cluster: Cluster, source: str | None, say: Cal
     say(f"shipping it to a third node, {third.node_id[:12]}")
     shipped = client.ship(NAME, to=[third.node_id]).result(SHIP_TIMEOUT_S)
 
+    placed = _placed(client)
     victim = _victim(client, holding)
+    before = _figures(client)[victim.node_id]
     say(f"killing node {victim.node_id[:12]}: its raylet, its node actor, its disk and its memory")
     _destroy(cluster, victim)
     back, read_seconds = _timed(lambda: client.inspect(NAME))
@@ -165,6 +200,41 @@ def _story(client: raylog.Client, cluster: Cluster, source: str | None, say: Cal
         healed_seconds=healed_seconds,
         verified_chunks=scrubbed.chunks_read,
         replicas=client.replicas(NAME),
+        placed=placed,
+        monitored=[*_figures(client).values(), replace(before, is_killed=True)],
+    )
+
+
+def _placed(client: raylog.Client) -> list[Placed]:
+    """Why the replicas lie where they do, as the placement actor said when they were put."""
+    found = reasons_by_nodes(client.replica_plans(NAME).values())
+    return [Placed(nodes=nodes, shards=shards, reasons=reasons) for nodes, (shards, reasons) in found.items()]
+
+
+def _figures(client: raylog.Client) -> dict[str, NodeFigures]:
+    """The monitor's view of the living nodes, by node id. A moment ago is not now: its next samples are waited for."""
+    living, since_s = {info.node_id for info in client.nodes()}, time.time()
+    deadline = time.monotonic() + SAMPLE_TIMEOUT_S
+    while True:
+        samples = {sample.node_id: sample for sample in client.telemetry() if sample.node_id in living}
+        is_fresh = len(samples) == len(living) and all(sample.time_s > since_s for sample in samples.values())
+        if is_fresh or time.monotonic() > deadline:
+            return {node_id: _node_figures(sample) for node_id, sample in sorted(samples.items())}
+        time.sleep(0.1)
+
+
+def _node_figures(sample: NodeSample) -> NodeFigures:
+    return NodeFigures(
+        node_id=sample.node_id,
+        received_bytes=sample.transfer.received_bytes,
+        sent_bytes=sample.transfer.sent_bytes,
+        cpu_share=sample.host.cpu_share,
+        cpus=sample.host.cpus,
+        memory_available_bytes=sample.host.memory_available_bytes,
+        disk_free_bytes=sum(tier.free_bytes for tier in sample.tiers if tier.kind is not TierKind.MEMORY),
+        gpus=len(sample.gpus),
+        gpu_problem=sample.gpu_problem,
+        is_killed=False,
     )
 
 

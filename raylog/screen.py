@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import TracebackType
@@ -13,17 +14,29 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.padding import Padding
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from raylog.spec import TierKind
 from raylog.units import format_bytes, format_rate, format_seconds
 
 if TYPE_CHECKING:  # the screen is needed before Ray is, and by commands that never load it
     from raylog.api.operate import Status
-    from raylog.demo import Report
+    from raylog.demo import NodeFigures, Report
     from raylog.monitor.rows import NodeRow
 
+_LONG_ID = re.compile(r"\b[0-9a-f]{32}\b")
 out = Console(file=sys.stdout, highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -56,34 +69,38 @@ def print_table(columns: list[str], rows: list[list[object]], *, right: Set[str]
 
 
 class Bar:
-    """A progress bar of bytes, on standard error and only on a terminal; appears after a second, so that quick work is
-    quiet. Use as `on_progress`: called with (done, total) bytes, total 0 while unknown."""
+    """A progress bar, on standard error and only on a terminal; appears after a second, so that quick work is quiet.
+    Use as `on_progress`: called with (done, total), total 0 while unknown; bytes, or whatever `counts` names."""
 
     APPEARS_AFTER_S = 1.0
 
-    def __init__(self, what: str, *, enabled: bool = True) -> None:
+    def __init__(self, what: str, *, counts: str | None = None, enabled: bool = True) -> None:
         self._what = what
+        self._columns: list[ProgressColumn] = (
+            [MofNCompleteColumn(), TextColumn(counts)]
+            if counts
+            else [DownloadColumn(binary_units=True), TransferSpeedColumn()]
+        )
         self._enabled = enabled and err.is_terminal
         self._started_s = time.monotonic()
         self._progress: Progress | None = None
         self._task: Any = None
 
-    def __call__(self, done_bytes: int, total_bytes: int) -> None:
+    def __call__(self, done: int, total: int) -> None:
         if not self._enabled or time.monotonic() - self._started_s < self.APPEARS_AFTER_S:
             return
         if self._progress is None:
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
-                DownloadColumn(binary_units=True),
-                TransferSpeedColumn(),
+                *self._columns,
                 TimeRemainingColumn(),
                 console=err,
                 transient=True,
             )
-            self._task = self._progress.add_task(self._what, total=total_bytes or None)
+            self._task = self._progress.add_task(self._what, total=total or None)
             self._progress.start()
-        self._progress.update(self._task, completed=done_bytes, total=total_bytes or None)
+        self._progress.update(self._task, completed=done, total=total or None)
 
     def __enter__(self) -> Self:
         return self
@@ -118,6 +135,9 @@ def show_status(status: Status) -> None:
     for row in status.monitor.rows:
         if row.gpus.problem:
             out.print(f"{row.hostname}: {row.gpus.problem}", markup=False, style="dim")
+        if row.class_bytes_per_s:
+            classes = ", ".join(f"{qos} {format_rate(rate)}" for qos, rate in row.class_bytes_per_s.items())
+            out.print(f"{row.hostname} sends {classes}", markup=False, style="dim")
     totals = status.monitor.totals
     out.print(
         f"{totals.nodes} node(s), {totals.nodes_stale} silent; {totals.damaged_chunks} damaged chunks met, "
@@ -139,7 +159,7 @@ def _node_cells(row: NodeRow) -> list[object]:
         format_bytes(row.memory_available_bytes),
         gpus,
         format_bytes(disk_bytes),
-        format_bytes(free.get(TierKind.MEMORY, 0)),
+        format_bytes(free[TierKind.MEMORY]) if TierKind.MEMORY in free else "no memory tier",
         format_rate(row.received_bytes_per_s or 0.0),
         format_rate(row.sent_bytes_per_s or 0.0),
         row.damaged_chunks,
@@ -169,7 +189,37 @@ def show_demo(report: Report) -> None:
     print_table(["shard", "replicas on nodes"], [
         [shard[:12], ", ".join(node[:12] for node in nodes)] for shard, nodes in report.replicas.items()
     ])  # fmt: skip
+    for placed in report.placed:
+        nodes = " and ".join(node[:12] for node in placed.nodes)
+        out.print(f"why {placed.shards} of {len(report.replicas)} shards were put on {nodes}:")
+        for reason in placed.reasons:
+            out.print(Padding(Text(_LONG_ID.sub(lambda found: found[0][:12], reason)), (0, 0, 0, 2), expand=False))
+    _show_figures(report.monitored)
     out.print(f"done in {format_seconds(report.seconds)}; nothing of it is left on this machine")
+
+
+def _show_figures(figures: Sequence[NodeFigures]) -> None:
+    """A line per node: what the monitor saw."""
+    print_table(
+        ["monitored", "received", "sent", "cpu", "memory free", "disk free", "gpus"],
+        [
+            [
+                row.node_id[:12] + (" †" if row.is_killed else ""),
+                format_bytes(row.received_bytes),
+                format_bytes(row.sent_bytes),
+                "" if row.cpu_share is None else f"{row.cpu_share:.0%} of {row.cpus}",
+                format_bytes(row.memory_available_bytes),
+                format_bytes(row.disk_free_bytes),
+                row.gpus or "no GPU",
+            ]
+            for row in figures
+        ],
+        right={"received", "sent", "cpu", "memory free", "disk free"},
+    )
+    if any(row.is_killed for row in figures):
+        out.print("† as it was before it was killed", style="dim")
+    for problem in sorted({row.gpu_problem for row in figures if row.gpu_problem}):
+        out.print(problem, markup=False, style="dim")
 
 
 def _rate(count: float, seconds: float) -> str:

@@ -5,9 +5,17 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from raylog.addresses import check_choice
 from raylog.errors import UsageError
-from raylog.spec import CHUNK_CONTENT_BYTES_MAX, SHARD_CONTENT_BYTES_DEFAULT, SHARD_CONTENT_BYTES_MAX
-from raylog.units import GIB, MIB, parse_bytes, parse_seconds
+from raylog.spec import (
+    CAP_BYTES_PER_S_MIN,
+    CHUNK_CONTENT_BYTES_MAX,
+    SHARD_CONTENT_BYTES_DEFAULT,
+    SHARD_CONTENT_BYTES_MAX,
+    WEIGHT_MAX,
+    QosClass,
+)
+from raylog.units import GIB, MIB, parse_bytes, parse_rate, parse_seconds
 
 STATE_DEFAULT = Path("~/.raylog")
 CONFIG_NAME = "raylog.toml"
@@ -26,8 +34,9 @@ class Settings:
     # node
     arena_bytes: int = 0  # memory tier; 0: a quarter of what /dev/shm leaves, at most 4 GiB
     disk_reserve_bytes: int = GIB  # never filled
+    # An address, or what each node finds its own by: a network such as "10.0.0.0/16", an interface such as "eth1".
     bind: str = ""  # "": the address that Ray knows the node by
-    advertise: str = ""  # "": the bind address
+    advertise: str = ""  # "": the bind address; several networks, by commas, carry shards side by side
     port_first: int = 0  # control and cargo listen on free ports from here on; 0: any
     port_last: int = 0
     # transfer
@@ -36,6 +45,18 @@ class Settings:
     chunk_bytes: int = 2 * MIB
     pull_deadline_s: float = 600.0  # of one shard
     call_deadline_s: float = 30.0  # of one call of an actor
+    # classes of what a node sends: weights share out a busy link, caps (such as "100MB" or "1gbit" per second; 0: none)
+    # hold all that a node sends, what it sends to each peer, and each class
+    read_weight: int = 16
+    checkpoint_weight: int = 8
+    ship_weight: int = 4
+    repair_weight: int = 2
+    node_cap_bytes_per_s: int = 0
+    peer_cap_bytes_per_s: int = 0
+    read_cap_bytes_per_s: int = 0
+    checkpoint_cap_bytes_per_s: int = 0
+    ship_cap_bytes_per_s: int = 0
+    repair_cap_bytes_per_s: int = 0
     # upkeep
     reconcile_period_s: float = 2.0
     sample_period_s: float = 1.0
@@ -55,11 +76,22 @@ class Settings:
             "reconcile_period_s": (0.1, 3600),
             "sample_period_s": (0.1, 60),
             "lost_after_s": (1, 86400),
+            **{f"{qos}_weight": (1, WEIGHT_MAX) for qos in QosClass},
+            **{
+                f"{of}_cap_bytes_per_s": (CAP_BYTES_PER_S_MIN if getattr(self, f"{of}_cap_bytes_per_s") else 0, 1 << 50)
+                for of in ("node", "peer", *QosClass)
+            },
         }
+        for choice in (self.bind, *self.advertised):
+            check_choice(choice)
         for name, (least, most) in checks.items():
             value = getattr(self, name)
             if not least <= value <= most:
                 raise UsageError(f"expected {name} from {least} to {most}, got {value}")
+
+    @property
+    def advertised(self) -> tuple[str, ...]:
+        return tuple(choice.strip() for choice in self.advertise.split(",") if choice.strip())
 
     @property
     def keyring_path(self) -> Path:
@@ -125,7 +157,10 @@ def _parse(key: str, value: Any, where: str) -> Any:
     if key == "state":
         expected, parsed = "a path", Path(value) if isinstance(value, (str, Path)) and str(value) else None
     elif key in ("bind", "advertise"):
-        expected, parsed = "an address", value if isinstance(value, str) else None
+        expected, parsed = "an address, a network or an interface", value if isinstance(value, str) else None
+    elif key.endswith("_bytes_per_s"):
+        expected = "a number of bytes per second such as 100000000, '100MB' or '1gbit'"
+        parsed = parse_rate(value) if isinstance(value, str) else _number(value, int)
     elif key.endswith("_s"):
         expected = "a duration such as 30 or '30s'"
         parsed = parse_seconds(value) if isinstance(value, str) else _number(value, float)

@@ -58,6 +58,10 @@ class QosClass(enum.StrEnum):
     REPAIR = "repair"
 
 
+CAP_BYTES_PER_S_MIN = 1_000_000  # of what a node sends: below it a puller would take its source for dead
+WEIGHT_MAX = 1000
+
+
 class ShardRef(msgspec.Struct, frozen=True, kw_only=True):
     """One sealed shard as manifests and messages name it. `frame_digest` pins header and index (FORMAT.md)."""
 
@@ -146,6 +150,13 @@ def parse_codec(text: str) -> Codec | None:
     if text not in known:
         raise UsageError(f"expected a codec of {', '.join(known)}, got {text!r}")
     return known[text]
+
+
+def parse_qos(text: str) -> QosClass:
+    """`"ship"` -> `QosClass.SHIP`; raises `UsageError`."""
+    if text not in tuple(QosClass):
+        raise UsageError(f"expected a traffic class of {', '.join(QosClass)}, got {text!r}")
+    return QosClass(text)
 
 
 class ShardStanding(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ _BYTE_UNITS = {
     "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "kib": KIB, "mib": MIB, "gib": GIB, "tib": TIB,
 }  # fmt: skip
+_BIT_UNITS = {"kbit": 125, "mbit": 125_000, "gbit": 125_000_000}
 _SECONDS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*")
 
@@ -25,6 +26,11 @@ def _parse(text: str, units: dict[str, float] | dict[str, int], what: str, examp
 def parse_bytes(text: str) -> int:
     """`"64MiB"` -> 67108864. Decimal (MB) and binary (MiB) units are told apart; raises `UsageError`."""
     return int(_parse(text, _BYTE_UNITS, "a number of bytes", "64MiB"))
+
+
+def parse_rate(text: str) -> int:
+    """Bytes per second: `"100MB"`, `"100MB/s"` -> 100000000, `"1gbit"` -> 125000000; raises `UsageError`."""
+    return int(_parse(text.strip().removesuffix("/s"), {**_BYTE_UNITS, **_BIT_UNITS}, "a rate", "100MB"))
 
 
 def parse_seconds(text: str) -> float:

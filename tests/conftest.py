@@ -3,8 +3,10 @@ asks for a token, notices dead nodes quickly, and reports nothing home."""
 
 import os
 import secrets
+import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 QUICK_HEALTH_CHECKS = {
@@ -20,6 +22,9 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
 )
 os.environ.pop("RAY_ADDRESS", None)
+hypothesis.settings.register_profile("any load", deadline=None)  # pytest-timeout ends what hangs
+hypothesis.settings.load_profile("any load")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
 
 NEEDS_RAY = {"cluster", "test_demo.py", "test_source_ray.py"}
 

@@ -66,6 +66,18 @@ def test_place_answers_the_seed_example(tmp_path: Path, workers: int, missing: i
     assert "waste + fragmentation + moves" in text
 
 
+def test_a_placement_file_without_nodes_is_checked_before_anything_is_started(tmp_path: Path) -> None:
+    file = tmp_path / "jobs.yaml"
+    file.write_text("jobs: [{id: train, workers: 0}]")
+    done = raylog("place", str(file), home=tmp_path)
+    assert done.returncode == 2
+    assert f"{file}: jobs[0].workers" in done.stderr
+    file.write_text("jobs: [{id: train, workers: 1, each: {cpu: 1}}]")
+    done = raylog("--address", "127.0.0.1:1", "place", str(file), home=tmp_path)
+    assert done.returncode == 1
+    assert "no Ray cluster answers" in done.stderr
+
+
 def test_doctor_says_what_it_found_and_how_to_fix_it(tmp_path: Path) -> None:
     done = raylog("doctor", "--json", home=tmp_path)
     checks = {check["name"]: check for check in json.loads(done.stdout)}

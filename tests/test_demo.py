@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -49,6 +50,28 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
+def check_why(report: dict[str, Any]) -> None:
+    """Every shard's nodes are explained, and so is each node that was not chosen."""
+    assert sum(placed["shards"] for placed in report["placed"]) == len(report["replicas"])
+    for placed in report["placed"]:
+        assert len(placed["nodes"]) == 2
+        for node in placed["nodes"]:
+            assert any(reason.startswith(f"node {node}: 1 new replica (") for reason in placed["reasons"])
+        assert len(placed["reasons"]) == 3
+        assert any("the writer's own node" in reason for reason in placed["reasons"])
+
+
+def check_figures(report: dict[str, Any]) -> None:
+    """The monitor saw the bytes that the report says were moved, on all three nodes."""
+    rows = report["monitored"]
+    assert len({row["node_id"] for row in rows}) == 3
+    assert [row["node_id"] for row in rows if row["is_killed"]] == [report["killed_node"]]
+    assert sum(row["received_bytes"] for row in rows) >= report["shipped_bytes"] > 0
+    assert sum(row["sent_bytes"] for row in rows) > 0
+    assert all(row["memory_available_bytes"] > 0 and row["disk_free_bytes"] > 0 for row in rows)
+    assert all(row["gpus"] > 0 or row["gpu_problem"] for row in rows)
+
+
 def test_the_demo_with_a_users_own_data(folder: Path, tmp_path: Path) -> None:
     source = tmp_path / "rows.csv"
     source.write_text("a,b\n" + "".join(f"{n},word{n % 7}\n" for n in range(5000)))
@@ -63,6 +86,8 @@ def test_the_demo_with_a_users_own_data(folder: Path, tmp_path: Path) -> None:
     assert all(len(nodes) == 2 for nodes in report["replicas"].values())
     assert report["killed_node"] not in {node for nodes in report["replicas"].values() for node in nodes}
     assert report["verified_chunks"] > 0
+    check_why(report)
+    check_figures(report)
     assert leftovers(folder) == before
 
 

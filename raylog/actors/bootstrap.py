@@ -13,9 +13,12 @@ from raylog.actors.launch import LaunchActor, detached
 from raylog.actors.monitor import MonitorActor
 from raylog.actors.node import NodeInfo
 from raylog.actors.placement import PlacementActor
-from raylog.errors import RaylogError, Unavailable
+from raylog.actors.requests import LAUNCH, StopRaylog, ask
+from raylog.errors import NotPermitted, RaylogError, Unavailable
 from raylog.security.certs import Authority
 from raylog.security.providers.file import FileKeyring
+from raylog.security.requests import Signer
+from raylog.security.trust import trust_of
 from raylog.settings import Settings
 from raylog.spec import new_id
 
@@ -33,10 +36,10 @@ HEAD_ACTORS = {
 def prepare(settings: Settings) -> None:
     """Makes keyring, authority and join token where there are none; starts nothing, changes nothing that exists."""
     if settings.keyring_path.exists():
-        FileKeyring.load(settings.keyring_path)
-        return
+        with Authority.load(settings.authority_path, FileKeyring.load(settings.keyring_path)):
+            return  # what they refuse is raised here, before an actor starts
     if (settings.catalog_path / "journal.sqlite").exists() or settings.join_token_path.exists():
-        raise Unavailable(
+        raise NotPermitted(
             f"{settings.state} belongs to a cluster, but the keyring {settings.keyring_path} is missing: on the head "
             "restore it from its backup (a new one could open nothing that is stored); no other machine is the head"
         )
@@ -98,10 +101,26 @@ def wait_for_nodes(timeout_s: float, only: str | None = None) -> None:
 
 
 def stop(timeout_s: float = 30.0) -> None:
-    """Ends every actor of raylog in this cluster; what is stored stays. Raises `Unavailable` when it is not up."""
+    """Ends every actor of raylog in this cluster; what is stored stays.
+
+    On the head only, since it is asked for in the cluster's name: on any other machine, or without keyring or
+    authority, nothing is ended. Raises `Unavailable`, also when raylog is not up, and `NotPermitted`.
+    """
+    settings = running_settings()
+    signer = cluster_signer(settings) if settings else None
     try:
-        calls.call("launch", "stop", timeout_s=timeout_s)
+        if signer is None:
+            raise Unavailable("raylog is not up on this Ray cluster: start it with 'raylog up'")
+        calls.wait(ask(calls.find(LAUNCH), LAUNCH, StopRaylog(), signer), timeout_s, "launch.stop")
     finally:
         for name in ("launch", "monitor", "placement", "catalog", "keys"):
             with suppress(Unavailable):
                 ray.kill(calls.find(name))
+
+
+def cluster_signer(settings: Settings) -> Signer:
+    """To ask in the cluster's name. Raises `Unavailable` on any other machine than the head."""
+    if not is_head():
+        raise Unavailable("only the head has the cluster's key, and so can end raylog: run 'raylog down' there")
+    with Authority.load(settings.authority_path, FileKeyring.load(settings.keyring_path)) as authority:
+        return Signer.of_cluster(trust_of(authority, time.time))

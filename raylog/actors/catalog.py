@@ -10,12 +10,13 @@ from raylog.actors import calls
 from raylog.actors.upkeep import Upkeep
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.journal import FILE_NAME, Journal
-from raylog.catalog.requests import verify_delete
+from raylog.catalog.requests import CATALOG, DeleteVersions
 from raylog.catalog.state import Pending
-from raylog.catalog.trust import Trust, identify_by, verify_by
 from raylog.errors import Conflict, Unavailable
 from raylog.security.certs import Authority
 from raylog.security.providers.file import FileKeyring
+from raylog.security.requests import Receiver, Signer
+from raylog.security.trust import trust_of
 from raylog.settings import Settings
 from raylog.spec import Reference, Version, parse_reference
 
@@ -29,10 +30,11 @@ class CatalogActor:
 
     def __init__(self, settings: Settings) -> None:
         authority = Authority.load(settings.authority_path, FileKeyring.load(settings.keyring_path))
-        self._trust = trust_of(authority)
-        self._catalog = Catalog(Journal(settings.catalog_path, self._trust, time.time, create=may_create(settings)))
+        trust = trust_of(authority, time.time)
+        self._requests = Receiver(CATALOG, trust.cluster_id, trust.verify, trust.identify, time.time)
+        self._catalog = Catalog(Journal(settings.catalog_path, trust, time.time, create=may_create(settings)))
         self._catalog.begin_epoch(claim_epoch(authority.cluster_id, self._catalog.epoch_seen()))
-        self._upkeep = Upkeep(self._catalog, settings)
+        self._upkeep = Upkeep(self._catalog, Signer.of_cluster(trust), settings)
 
     def ready(self) -> None:
         """Answers once the actor is up; what kept it from starting is raised to whoever asks."""
@@ -49,14 +51,14 @@ class CatalogActor:
         return version
 
     def delete(self, signed_request: bytes) -> list[Version]:
-        """`signed_request` is one of catalog/requests.py: a Ray call alone proves nothing."""
+        """`signed_request` is for `DeleteVersions`: a Ray call alone proves nothing."""
         self._upkeep.check_not_outdated()
-        request, by = verify_delete(signed_request, self._trust.cluster_id, self._trust.identify, time.time())
+        request, asker = self._requests.open(signed_request, DeleteVersions)
         reference = parse_reference(request.reference)
         newest = self._catalog.versions(reference.name)[-1].number
         if reference.number is None and newest > request.latest:
             raise Conflict(f"{reference.name}@{newest} came after the request to delete {reference.name}: ask again")
-        deleted = self._catalog.delete(reference, by)
+        deleted = self._catalog.delete(reference, asker.identity)
         self._upkeep.copy_to_another_node(self._catalog.sequence)
         return deleted
 
@@ -77,16 +79,6 @@ class CatalogActor:
 
     def epoch(self) -> int:
         return self._catalog.epoch_seen()
-
-
-def trust_of(authority: Authority) -> Trust:
-    """The cluster's keys as the catalog uses them."""
-    return Trust(
-        cluster_id=authority.cluster_id,
-        sign=authority.sign,
-        verify=verify_by(authority.cluster_public_key),
-        identify=identify_by(authority.ca_der, time.time),
-    )
 
 
 def may_create(settings: Settings) -> bool:

@@ -13,13 +13,19 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylog.actors import calls
 from raylog.actors.node import CONTROL, CONTROL_THREADS, NodeActor, NodeInfo
+from raylog.actors.requests import LAUNCH, CloseNode, StopRaylog, ask
 from raylog.errors import DeadlineExceeded, RaylogError
+from raylog.security.certs import Authority
+from raylog.security.providers.file import FileKeyring
+from raylog.security.requests import Receiver, Signer
+from raylog.security.trust import trust_of
 from raylog.settings import Settings
 
 log = logging.getLogger("raylog.launch")
 
 DESCRIBE_TIMEOUT_S = 3.0
 START_TIMEOUT_S = 30.0
+CLOSE_TIMEOUT_S = 10.0
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 2.0, 60.0
 
 
@@ -45,6 +51,9 @@ class LaunchActor:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        trust = trust_of(Authority.load(settings.authority_path, FileKeyring.load(settings.keyring_path)), time.time)
+        self._requests = Receiver(LAUNCH, trust.cluster_id, trust.verify, trust.identify, time.time)
+        self._signer = Signer.of_cluster(trust)
         self._members: dict[str, Member] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -68,13 +77,20 @@ class LaunchActor:
         with self._lock:
             return {key: member.problem for key, member in self._members.items() if not member.info}
 
-    def stop(self) -> None:
-        """Ends all node actors in order: they release what they hold on their machine."""
+    def stop(self, signed_request: bytes) -> None:
+        """Ends all node actors in order: they release what they hold on their machine. `signed_request` is for
+        `StopRaylog`; raises `NotPermitted` for any other."""
+        self._requests.open(signed_request, StopRaylog)
         self._stopping.set()
         self._thread.join(self._settings.reconcile_period_s + DESCRIBE_TIMEOUT_S * 2)
         with self._lock:
             handles = [member.handle for member in self._members.values() if member.handle]
-        calls.wait_all([handle.close.remote() for handle in handles], 10.0, "node.close")
+        infos = calls.wait_all([handle.describe.remote() for handle in handles], CLOSE_TIMEOUT_S, "node.describe")
+        answering = [(handle, info) for handle, info in zip(handles, infos, strict=True) if isinstance(info, NodeInfo)]
+        asked = [ask(handle, info.node_id, CloseNode(), self._signer) for handle, info in answering]
+        for answer in calls.wait_all(asked, CLOSE_TIMEOUT_S, "node.close"):
+            if isinstance(answer, RaylogError):
+                log.warning("a node did not let go of its machine in order: %s", answer)
         for handle in handles:
             ray.kill(handle)
 

@@ -10,6 +10,8 @@ from raylog.errors import RaylogError
 from raylog.security.credentials import Credentials, CurrentCredentials
 from raylog.security.identity import verify_ed25519
 from raylog.security.join import JoinToken, request_renewal, request_with_token
+from raylog.security.requests import Receiver
+from raylog.security.trust import identify_by
 from raylog.settings import Settings
 from raylog.spec import new_id
 
@@ -53,6 +55,11 @@ class Membership:
     def verify_cluster(self, data: bytes, signature: bytes) -> None:
         """Raises `NotPermitted` unless the cluster's long-lived key made `signature` over `data`."""
         verify_ed25519(self.credentials().cluster_public_key, data, signature, "the cluster's key")
+
+    def receiver(self, name: str) -> Receiver:
+        """Of signed requests to `name`, by members of this cluster or by the cluster itself."""
+        identify = identify_by(self.credentials().ca_der, time.time)
+        return Receiver(name, self.cluster_id, self.verify_cluster, identify, time.time)
 
     def close(self) -> None:
         self._closed.set()

@@ -14,24 +14,28 @@ import ray
 
 from raylog import __version__
 from raylog.actors.membership import Membership
-from raylog.actors.pull import Outcome, Puller
+from raylog.actors.pull import Outcome, Puller, PullProgress
+from raylog.actors.requests import CancelPull, CloseNode, DeleteShards, EvictShard, PullShard, RepairShard
 from raylog.actors.slot import claim_slot
+from raylog.addresses import everywhere, is_everywhere, machine_addresses, own_address, own_bind_address
 from raylog.catalog.copy import RecordCopy
 from raylog.catalog.journal import Entry
 from raylog.catalog.receipt import Receipt, make_receipt
 from raylog.catalog.record import Tail
-from raylog.errors import DamagedData, NotFound
+from raylog.errors import DamagedData, NoSpace, NotFound, NotPermitted
 from raylog.monitor.meter import TransferMeter
 from raylog.monitor.sampler import NodeSampler
 from raylog.monitor.samples import NodeSample, TierSample
+from raylog.security.requests import CLUSTER
 from raylog.settings import Settings
-from raylog.spec import Durability, QosClass, ShardRef, TierKind, parse_id
+from raylog.spec import ShardRef, TierKind
 from raylog.store.device import device_kind
 from raylog.store.disk import DiskTier
 from raylog.store.memory import MemoryTier
 from raylog.store.tier import Tier
 from raylog.store.tiered import TieredStore
 from raylog.units import GIB, MIB
+from raylog.wire.classes import Slices
 from raylog.wire.fetcher import Source
 from raylog.wire.local import LocalServer
 from raylog.wire.relay import Relay
@@ -48,13 +52,15 @@ ARENA_BYTES_MIN = 8 * MIB
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """How to reach a node and its store. `host` and `control_port` are the wire's; `socket_path` is for processes of
-    the same machine; `labels` are Ray's, and name the failure domains `rack` and `zone` where they are given."""
+    """How to reach a node and its store. `host` and `control_port` are the wire's, `more_hosts` its addresses in other
+    networks; `socket_path` is for processes of the same machine; `labels` are Ray's, and name the failure domains
+    `rack` and `zone` where they are given."""
 
     node_id: str
     ray_node_id: str
     hostname: str
     host: str
+    more_hosts: tuple[str, ...] = ()
     control_port: int
     socket_path: str
     directory: str
@@ -66,12 +72,12 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 def address_of(info: NodeInfo) -> PeerAddress:
     """Where a node's wire is reached."""
-    return PeerAddress(node_id=info.node_id, host=info.host, control_port=info.control_port)
+    return PeerAddress(node_id=info.node_id, host=info.host, control_port=info.control_port, more_hosts=info.more_hosts)
 
 
-def sources_for(target: NodeInfo, holders: Sequence[NodeInfo]) -> list[Source]:
+def sources_for(target: NodeInfo, holders: Sequence[NodeInfo]) -> tuple[Source, ...]:
     """Nodes that hold a shard, as sources for `target`, itself left out."""
-    return [Source(peer=address_of(info)) for info in holders if info.node_id != target.node_id]
+    return tuple(Source(peer=address_of(info)) for info in holders if info.node_id != target.node_id)
 
 
 class ChunkReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,12 +89,18 @@ class ChunkReport(msgspec.Struct, frozen=True, kw_only=True):
 
 class NodeActor:
     """One per Ray node. A restart claims the same slot: its identity, its disk tier and what was acknowledged are there
-    again, its arena begins empty."""
+    again, its arena begins empty.
+
+    What changes or moves something is asked for by signed requests (requests.py) and raises `NotPermitted` for any
+    others; reading is for whoever can call.
+    """
 
     def __init__(self, ray_node_id: str, host: str, labels: dict[str, str], settings: Settings) -> None:
         self._settings = settings
+        bind, advertised = listening_addresses(settings, host)
         self._slot = claim_slot(settings.nodes_path)
         self._membership = Membership.of_node(settings, self._slot.node_id(), self._slot.path / "identity")
+        self._requests = self._membership.receiver(self._slot.node_id())
         self._store = self._open_store()
         self._meter = TransferMeter()
         self._sampler = NodeSampler(self._slot.node_id(), self._meter, [self._slot.path])
@@ -96,8 +108,9 @@ class NodeActor:
         self._wire = WireServer(
             self._membership.credentials,
             self._store,
-            bind_host=settings.bind or host,
+            bind_host=bind,
             port_range=(settings.port_first, settings.port_last),
+            slices=Slices.of(settings),
             on_sent=self._meter.sent,
             relay=relay,
         )
@@ -110,7 +123,8 @@ class NodeActor:
             node_id=self._slot.node_id(),
             ray_node_id=ray_node_id,
             hostname=socket.gethostname(),
-            host=settings.advertise or host,
+            host=advertised[0],
+            more_hosts=advertised[1:],
             control_port=self._wire.control_port,
             socket_path=str(self._slot.socket_path),
             directory=str(self._slot.path),
@@ -119,7 +133,9 @@ class NodeActor:
             pid=os.getpid(),
             labels=labels,
         )
-        log.info("node %s serves at %s:%d from %s", self._info.node_id, host, self._info.control_port, self._slot.path)
+        log.info(
+            "node %s serves at %s:%d from %s", self._info.node_id, advertised, self._info.control_port, self._slot.path
+        )
 
     @ray.method(concurrency_group=CONTROL)
     def describe(self) -> NodeInfo:
@@ -129,16 +145,23 @@ class NodeActor:
     def sample(self) -> NodeSample:
         return self._sampler.sample([self._tier_sample(tier) for tier in self._store.tiers])
 
-    def pull(
-        self,
-        ref: ShardRef,
-        sources: Sequence[Source],
-        durability: Durability | None,
-        qos: QosClass,
-        deadline_s: float,
-    ) -> Outcome:
+    def pull(self, signed_request: bytes) -> Outcome:
         """Makes a shard present here (pull.py)."""
-        return self._puller.pull(ref, sources, durability, qos, deadline_s)
+        asked, _ = self._requests.open(signed_request, PullShard)
+        return self._puller.pull(
+            asked.shard, asked.sources, asked.durability, asked.qos, asked.deadline_s, asked.pull_id
+        )
+
+    @ray.method(concurrency_group=CONTROL)
+    def pulls(self) -> dict[str, PullProgress]:
+        """How far the running pulls are, by shard id."""
+        return self._puller.running()
+
+    @ray.method(concurrency_group=CONTROL)
+    def cancel_pull(self, signed_request: bytes) -> None:
+        """Ends the pull that was given this id, be it under way or still to come."""
+        asked, _ = self._requests.open(signed_request, CancelPull)
+        self._puller.cancel(asked.pull_id)
 
     @ray.method(concurrency_group=CONTROL)
     def receipts(self, refs: Sequence[ShardRef]) -> list[bytes]:
@@ -199,9 +222,10 @@ class NodeActor:
         self._meter.damaged(len(damaged))
         return ChunkReport(chunks_read=chunks_read, damaged=sorted(damaged)) if chunks_read else None
 
-    def repair(self, ref: ShardRef, numbers: Sequence[int], sources: Sequence[Source], deadline_s: float) -> int:
-        """Replaces damaged chunks by other nodes' bytes; how many."""
-        return self._puller.repair(ref, numbers, sources, deadline_s)
+    def repair(self, signed_request: bytes) -> int:
+        """Replaces damaged chunks in every copy here (pull.py); how many."""
+        asked, _ = self._requests.open(signed_request, RepairShard)
+        return self._puller.repair(asked.shard, asked.numbers, asked.sources, asked.deadline_s)
 
     @ray.method(concurrency_group=CONTROL)
     def append_records(self, entries: Sequence[Entry]) -> Tail:
@@ -218,25 +242,38 @@ class NodeActor:
         """Every shard that lies here."""
         return self._store.shards()
 
-    def delete(self, shard_ids: Sequence[str]) -> int:
-        """Takes shards away; how many were here."""
-        found = 0
-        for shard_id in shard_ids:
+    def delete(self, signed_request: bytes) -> int:
+        """Takes shards away; how many were here. Those that a version named, as far as the records here tell, only the
+        catalog may take away: all are kept when a client asks for one of them."""
+        asked, asker = self._requests.open(signed_request, DeleteShards)
+        named = self._records.named(asked.shard_ids) if asker.role != CLUSTER else []
+        if named:
+            log.warning("refused %s, who asked to delete shards of versions: %s", asker, ", ".join(named))
+            raise NotPermitted(
+                f"{asker} may not have shard {named[0]} deleted from node {self._info.node_id}, since a version names "
+                "it: delete the version"
+            )
+        found = []
+        for shard_id in asked.shard_ids:
             with suppress(NotFound):
-                self._store.delete(parse_id(shard_id, "shard id"))
-                found += 1
-        return found
+                self._store.delete(shard_id)
+                found.append(shard_id)
+        if found:  # a warning, since it is the audit: Ray shows nothing below
+            log.warning("deleted for %s: %s", asker, ", ".join(found))
+        return len(found)
 
-    def evict(self, shard_id: str) -> None:
+    def evict(self, signed_request: bytes) -> None:
         """Drops the copy in the arena of a shard that is on disk; nothing to do where there is none."""
-        memory = self._store.memory
+        asked, _ = self._requests.open(signed_request, EvictShard)
+        shard_id, memory = asked.shard_id, self._store.memory
         if memory is not None and self._store.disk.holds(shard_id):
             with suppress(NotFound):
                 memory.delete(shard_id)
 
     @ray.method(concurrency_group=CONTROL)
-    def close(self) -> None:
+    def close(self, signed_request: bytes) -> None:
         """Lets go of everything on this machine but what is stored."""
+        self._requests.open(signed_request, CloseNode)
         self._membership.close()
         self._local.close()
         self._puller.close()
@@ -257,7 +294,11 @@ class NodeActor:
                 "no memory tier: /dev/shm leaves %d bytes, at least %d are needed", capacity_bytes, ARENA_BYTES_MIN
             )
             return TieredStore(None, disk)
-        return TieredStore(MemoryTier(path, capacity_bytes), disk)
+        try:
+            return TieredStore(MemoryTier(path, capacity_bytes), disk)
+        except NoSpace as error:  # what is put with durability memory goes to disk, which promises more
+            log.warning("no memory tier: %s; or set a smaller arena_bytes", error)
+            return TieredStore(None, disk)
 
     def _tier_sample(self, tier: Tier) -> TierSample:
         path = self._slot.arena_path if tier.kind is TierKind.MEMORY else self._slot.path
@@ -268,6 +309,19 @@ class NodeActor:
             free_bytes=tier.free_bytes,
             shards=len(tier.shards()),
         )
+
+
+def listening_addresses(settings: Settings, host: str) -> tuple[str, tuple[str, ...]]:
+    """Where this node listens, and where others find it, one address for each of its networks that are to carry
+    shards; `host` is the address that Ray knows it by. Raises `UsageError` naming this machine's addresses when the
+    settings name none of them."""
+    addresses = machine_addresses()
+    advertised = tuple(own_address(choice, addresses, host) for choice in settings.advertised)
+    if settings.bind:
+        bind = own_bind_address(settings.bind, addresses, host)
+    else:
+        bind = host if len(advertised) < 2 else everywhere(advertised)
+    return bind, advertised or (host if is_everywhere(bind) else bind,)
 
 
 def default_arena_bytes(shm: Path) -> int:

@@ -9,13 +9,15 @@ from typing import Any
 import msgspec
 import ray
 from ray._private.state import available_resources_per_node
+from ray._private.state import state as ray_state
 
 from raylog.actors import calls
 from raylog.actors.node import NodeInfo
-from raylog.errors import UsageError
+from raylog.errors import Unavailable
 from raylog.monitor.samples import NodeSample
 from raylog.placement.capacity import GpuState, NodeState, capacity
-from raylog.placement.model import Problem
+from raylog.placement.memory import PlanMemory
+from raylog.placement.model import Problem, is_complete
 from raylog.placement.plan import Plan
 from raylog.placement.replicas import FailureDomain, ReplicaPlan, replica_targets
 from raylog.placement.solve import load_solver, solve
@@ -27,10 +29,12 @@ FAILURE_DOMAINS: tuple[FailureDomain, ...] = ("zone", "rack", "node")  # the lar
 
 
 class PlacementActor:
-    """Runs on the head; keeps nothing that a restart would lose."""
+    """Runs on the head. A restart loses only the reasons of earlier plans."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._memory = PlanMemory()
+        self._lock = threading.Lock()
         threading.Thread(target=load_solver, name="solver", daemon=True).start()  # seconds, once
 
     def ready(self) -> None:
@@ -51,17 +55,25 @@ class PlacementActor:
             durability=durability,
         )
         log.info("Placing %d shard(s) on %d node(s) each: %s", len(shards), replicas, "; ".join(plan.reasons))
+        with self._lock:
+            self._memory.remember(plan)
         return plan
 
+    def replica_plans(self, shard_ids: Sequence[str]) -> dict[str, ReplicaPlan]:
+        """The last plan of each shard, as far as it is still known."""
+        with self._lock:
+            return self._memory.recall(shard_ids)
+
     def place(self, demands: Mapping[str, Any], objective: str, time_limit_s: float) -> Plan:
-        """Allocates the jobs of a placement mapping; without `nodes` in it, over the cluster's live capacity."""
-        if "nodes" in demands:
+        """Allocates the jobs of a placement mapping; without `nodes` in it, over the cluster's live capacity, whose
+        reductions are among the plan's notes."""
+        if is_complete(demands):
             return solve(Problem.from_mapping(demands), objective, time_limit_s)
+        problem = Problem.without_nodes(demands)
         live = capacity(self._states())
         if not live.nodes:
-            raise UsageError(f"no node of the cluster can take anything now: {'; '.join(live.reasons)}")
-        problem = Problem.from_mapping({**demands, "nodes": []})
-        filled = msgspec.structs.replace(problem, nodes=live.nodes, notes=live.reasons)
+            raise Unavailable(f"no node of the cluster can take anything now: {'; '.join(live.reasons)}")
+        filled = msgspec.structs.replace(problem, nodes=live.nodes, notes=(*problem.notes, *live.reasons))
         filled.check()
         return solve(filled, objective, time_limit_s)
 
@@ -73,17 +85,30 @@ class PlacementActor:
         by_id = {sample.node_id: sample for sample in samples}
         totals = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
         available = available_resources_per_node()
+        draining = ray_state.get_draining_nodes()
         return [
-            node_state(info, by_id[info.node_id], totals[info.ray_node_id], available.get(info.ray_node_id, {}))
+            node_state(
+                info,
+                by_id[info.node_id],
+                totals[info.ray_node_id],
+                available.get(info.ray_node_id, {}),
+                is_draining=info.ray_node_id in draining,
+            )
             for info in infos
             if info.node_id in by_id and info.ray_node_id in totals
         ]
 
 
 def node_state(
-    info: NodeInfo, sample: NodeSample, total: Mapping[str, float], available: Mapping[str, float]
+    info: NodeInfo,
+    sample: NodeSample,
+    total: Mapping[str, float],
+    available: Mapping[str, float],
+    *,
+    is_draining: bool,
 ) -> NodeState:
-    """One node as the model sees it. `total` and `available` are Ray's resources of it."""
+    """One node as the model sees it. `total` and `available` are Ray's resources of it; `is_draining` says that Ray
+    was asked to drain it (by its autoscaler, or 'ray drain-node')."""
     host = sample.host
     return NodeState(
         node_id=info.node_id,
@@ -105,5 +130,6 @@ def node_state(
         load=host.load[0],
         free_bytes={tier.kind: tier.free_bytes for tier in sample.tiers},
         labels=info.labels,
+        is_draining=is_draining,
         last_seen_s=max(time.time() - sample.time_s, 0.0),
     )

@@ -4,19 +4,22 @@ offered to others while the rest is still on its way."""
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 
 import msgspec
 
 from raylog.codec.frame import Frame
-from raylog.errors import DamagedData, DeadlineExceeded, NotFound, RaylogError, Unavailable
+from raylog.errors import Cancelled, DamagedData, DeadlineExceeded, NotFound, RaylogError, Unavailable, UsageError
 from raylog.monitor.meter import TransferMeter
 from raylog.security.certs import Credentials
 from raylog.settings import Settings
 from raylog.spec import Durability, QosClass, ShardRef
 from raylog.store.tier import ShardWriter
 from raylog.store.tiered import TieredStore
+from raylog.wire.distrust import Distrust
 from raylog.wire.endpoints import ShardSink
 from raylog.wire.fetcher import Fetcher, Source
 from raylog.wire.relay import Relay
@@ -24,6 +27,8 @@ from raylog.wire.sessions import Sessions
 
 log = logging.getLogger("raylog.pull")
 PULLS_AT_ONCE = 4
+CANCELS_KEPT = 1024  # that came before their pull
+CANCEL_SEEN_WITHIN_S = 0.2
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +38,13 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     moved_bytes: int
     twice_bytes: int
     seconds: float
+
+
+class PullProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a running pull is: sealed bytes of the shard's chunks that are verified here, and of all of them."""
+
+    done_bytes: int
+    total_bytes: int
 
 
 class Puller:
@@ -48,9 +60,12 @@ class Puller:
     ) -> None:
         self._store, self._meter, self._relay = store, meter, relay
         self._sessions = Sessions(credentials, streams=settings.streams)
+        self._distrust = Distrust()
         self._slots = threading.BoundedSemaphore(PULLS_AT_ONCE)
         self._shard_locks: dict[str, threading.Lock] = {}
+        self._running: dict[str, PullProgress] = {}
         self._lock = threading.Lock()
+        self._cancels = Cancels()
 
     def close(self) -> None:
         """Ends the sessions with other nodes; pulls under way fail."""
@@ -63,23 +78,39 @@ class Puller:
         durability: Durability | None,
         qos: QosClass,
         deadline_s: float,
+        pull_id: str = "",
     ) -> Outcome:
         """Makes the shard present here as `durability` promises; None: as cache, that may be evicted.
 
         What has come is kept when the pull fails. Raises `Unavailable`, `NotFound` or `DamagedData` with what every
-        source said, `NoSpace`, `DeadlineExceeded`.
+        source said, `NoSpace`, `DeadlineExceeded`, `Cancelled` after `cancel(pull_id)`; then nothing of it is kept.
         """
         started_s = time.monotonic()
         deadline = started_s + deadline_s
-        with self._alone(ref.shard_id, deadline):
+        with self._cancels.watched(pull_id) as cancel, self._alone(ref.shard_id, deadline, cancel):
             if self._is_here(ref, durability):
                 return Outcome(moved_bytes=0, twice_bytes=0, seconds=time.monotonic() - started_s)
-            with self._slot(deadline):
-                return self._fetch(ref, sources, StoreSink(self._store, durability), qos, deadline, is_relayed=True)
+            sink = StoreSink(self._store, durability)
+            try:
+                with self._slot(deadline, cancel):
+                    return self._fetch(ref, sources, sink, qos, deadline, cancel, is_relayed=True)
+            except Cancelled:
+                with suppress(NotFound):
+                    self._store.delete(ref.shard_id)
+                raise
+
+    def cancel(self, pull_id: str) -> None:
+        """Ends the pull of that id within a second; one that is still to come ends before it begins."""
+        self._cancels.cancel(pull_id)
+
+    def running(self) -> dict[str, PullProgress]:
+        """The pulls and repairs that move bytes now, by shard id."""
+        with self._lock:
+            return dict(self._running)
 
     def repair(self, ref: ShardRef, numbers: Sequence[int], sources: Sequence[Source], deadline_s: float) -> int:
-        """Replaces damaged chunks in every copy here by other nodes' bytes, or the whole shard where it was put aside;
-        how many chunks. Raises as `pull`."""
+        """Replaces damaged chunks in every copy here: by those of a copy here that has them whole, else by other nodes'
+        bytes, or the whole shard where it was put aside; how many chunks. Raises as `pull`."""
         try:
             with self._store.open(ref.shard_id) as reader:
                 frame = reader.frame
@@ -89,10 +120,15 @@ class Puller:
             return len(numbers)
         if frame.digest != ref.frame_digest:
             raise DamagedData(f"shard {ref.shard_id}: its frame here is not the manifest's", shard_id=ref.shard_id)
-        sink = RepairSink(self._store, frame, numbers)
-        self._fetch(ref, sources, sink, QosClass.REPAIR, time.monotonic() + deadline_s, is_relayed=False)
-        self._meter.repaired(sink.replaced)
-        return sink.replaced
+        if not all(0 <= number < ref.chunks for number in numbers):
+            raise UsageError(f"shard {ref.shard_id} has chunks 0 to {ref.chunks - 1}, to be repaired are {numbers}")
+        here = self._store.mend(ref.shard_id, numbers)
+        sink = RepairSink(self._store, frame, here.missing)
+        if here.missing:
+            self._fetch(ref, sources, sink, QosClass.REPAIR, time.monotonic() + deadline_s, is_relayed=False)
+        replaced = here.replaced + sink.replaced
+        self._meter.repaired(replaced)
+        return replaced
 
     def _fetch(
         self,
@@ -101,6 +137,7 @@ class Puller:
         sink: ShardSink,
         qos: QosClass,
         deadline: float,
+        cancel: threading.Event | None = None,
         *,
         is_relayed: bool,
     ) -> Outcome:
@@ -108,7 +145,19 @@ class Puller:
             raise Unavailable(f"shard {ref.shard_id}: no other living node holds it", shard_id=ref.shard_id)
         onlooker = self._relay.incoming(ref.shard_id) if is_relayed else None
         try:
-            report = Fetcher(ref, sources, sink, self._sessions, qos=qos, deadline=deadline, onlooker=onlooker).run()
+            with self._shown(ref):
+                report = Fetcher(
+                    ref,
+                    self._distrust.last(sources),
+                    sink,
+                    self._sessions,
+                    qos=qos,
+                    deadline=deadline,
+                    on_progress=partial(self._note, ref.shard_id),
+                    on_damage=self._blame,
+                    cancel=cancel,
+                    onlooker=onlooker,
+                ).run()
         except RaylogError as error:
             log.info("shard %s was not had: %s", ref.shard_id, error)
             self._meter.pull_failed()
@@ -118,8 +167,12 @@ class Puller:
                 onlooker.close()
         for node_id, (sealed_bytes, chunks) in report.by_source.items():
             self._meter.received(node_id, sealed_bytes, chunks)
-        self._meter.pulled()
+        self._meter.pulled(report.bytes, report.seconds)
         return Outcome(moved_bytes=report.bytes, twice_bytes=report.twice_bytes, seconds=report.seconds)
+
+    def _blame(self, node_id: str, error: DamagedData) -> None:
+        self._distrust.blame(node_id, error)
+        self._meter.damaged()
 
     def _is_here(self, ref: ShardRef, durability: Durability | None) -> bool:
         try:
@@ -139,11 +192,25 @@ class Puller:
             return False
         return True
 
+    def _note(self, shard_id: str, done_bytes: int, total_bytes: int) -> None:
+        with self._lock:
+            self._running[shard_id] = PullProgress(done_bytes=done_bytes, total_bytes=total_bytes)
+
     @contextmanager
-    def _alone(self, shard_id: str, deadline: float) -> Iterator[None]:
+    def _shown(self, ref: ShardRef) -> Iterator[None]:
+        """`running` shows the shard meanwhile."""
+        self._note(ref.shard_id, 0, ref.stored_bytes)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running.pop(ref.shard_id, None)
+
+    @contextmanager
+    def _alone(self, shard_id: str, deadline: float, cancel: threading.Event) -> Iterator[None]:
         with self._lock:
             lock = self._shard_locks.setdefault(shard_id, threading.Lock())
-        if not lock.acquire(timeout=max(deadline - time.monotonic(), 0)):
+        if not _acquired(lock, deadline, cancel):
             raise DeadlineExceeded(f"shard {shard_id}: another pull of it here took until the deadline")
         try:
             yield
@@ -154,13 +221,55 @@ class Puller:
                     self._shard_locks.pop(shard_id, None)
 
     @contextmanager
-    def _slot(self, deadline: float) -> Iterator[None]:
-        if not self._slots.acquire(timeout=max(deadline - time.monotonic(), 0)):
+    def _slot(self, deadline: float, cancel: threading.Event) -> Iterator[None]:
+        if not _acquired(self._slots, deadline, cancel):
             raise DeadlineExceeded(f"{PULLS_AT_ONCE} other pulls took until the deadline")
         try:
             yield
         finally:
             self._slots.release()
+
+
+def _acquired(lock: "threading.Lock | threading.Semaphore", deadline: float, cancel: threading.Event) -> bool:
+    """Whether the lock was had by the deadline. Raises `Cancelled`."""
+    while not cancel.is_set():
+        left_s = max(deadline - time.monotonic(), 0)
+        if lock.acquire(timeout=min(left_s, CANCEL_SEEN_WITHIN_S)):
+            return True
+        if not left_s:
+            return False
+    raise Cancelled("the pull was cancelled while it waited for others; pull again")
+
+
+class Cancels:
+    """Who shall end: an event per pull that is under way, and the ids whose cancel overtook their pull."""
+
+    def __init__(self) -> None:
+        self._events: dict[str, threading.Event] = {}
+        self._early: deque[str] = deque(maxlen=CANCELS_KEPT)
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def watched(self, pull_id: str) -> Iterator[threading.Event]:
+        """The event of a pull while it runs."""
+        event = threading.Event()
+        with self._lock:
+            self._events[pull_id] = event
+            if pull_id in self._early:
+                event.set()
+        try:
+            yield event
+        finally:
+            with self._lock:
+                self._events.pop(pull_id, None)
+
+    def cancel(self, pull_id: str) -> None:
+        with self._lock:
+            event = self._events.get(pull_id)
+            if event is None:
+                self._early.append(pull_id)
+            else:
+                event.set()
 
 
 class StoreSink:

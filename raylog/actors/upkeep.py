@@ -13,12 +13,14 @@ import ray
 
 from raylog.actors import calls
 from raylog.actors.node import NodeInfo, sources_for
+from raylog.actors.requests import DeleteShards, PullShard, ask
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.record import Tail
 from raylog.errors import DeadlineExceeded, RaylogError, Unavailable
 from raylog.monitor.samples import NodeSample
+from raylog.security.requests import Request, Signer
 from raylog.settings import Settings
-from raylog.spec import Durability, QosClass, ShardRef, TierKind
+from raylog.spec import Durability, QosClass, ShardRef, TierKind, new_id
 from raylog.store.repair import RepairNode, RepairStep, plan_repair
 
 log = logging.getLogger("raylog.upkeep")
@@ -30,8 +32,10 @@ ANSWER_GRACE_S = 5.0
 class Upkeep:
     """A thread of the catalog actor. Every step is repeated until it is done, so a restart loses nothing."""
 
-    def __init__(self, catalog: Catalog, settings: Settings) -> None:
+    def __init__(self, catalog: Catalog, signer: Signer, settings: Settings) -> None:
+        """`signer` asks nodes in the cluster's name."""
         self._catalog = catalog
+        self._signer = signer
         self._settings = settings
         self._lock = threading.Lock()  # one at a time copies records out
         self._absent_since_s: dict[str, float] = {}
@@ -69,7 +73,7 @@ class Upkeep:
 
     def _step(self) -> None:
         nodes: list[NodeInfo] = calls.call("launch", "nodes", timeout_s=self._settings.call_deadline_s)
-        for info in self._others(nodes):
+        for info in nodes:  # the catalog's own too: a node knows by its copy what clients may not have deleted
             with self._tolerated(f"copying records to node {info.node_id}"):
                 self._copy_to(info, self._settings.call_deadline_s)
         self.check_not_outdated()
@@ -91,11 +95,11 @@ class Upkeep:
         except RaylogError as error:
             log.warning("%s: %s", what, error)
 
-    def _others(self, nodes: Sequence[NodeInfo] | None = None) -> list[NodeInfo]:
+    def _others(self) -> list[NodeInfo]:
         """The living nodes that are not the catalog's own."""
         here = ray.get_runtime_context().get_node_id()
-        known = nodes if nodes is not None else calls.call("launch", "nodes", timeout_s=self._settings.call_deadline_s)
-        return [info for info in known if info.ray_node_id != here]
+        nodes: list[NodeInfo] = calls.call("launch", "nodes", timeout_s=self._settings.call_deadline_s)
+        return [info for info in nodes if info.ray_node_id != here]
 
     def _copy_to(self, info: NodeInfo, timeout_s: float) -> int:
         """Sends a node the records that it lacks; the sequence number that it has reached."""
@@ -151,7 +155,7 @@ class Upkeep:
             for node_id in (*standing.nodes, *standing.other_nodes):
                 if node_id in by_id:
                     with self._tolerated(f"removing shard {standing.shard.shard_id} from node {node_id}"):
-                        self._on(by_id[node_id], "delete", [standing.shard.shard_id])
+                        self._ask(by_id[node_id], DeleteShards(shard_ids=(standing.shard.shard_id,)))
                         self._catalog.remove_replica(standing.shard.shard_id, node_id)
 
     def _restore(self, nodes: Sequence[NodeInfo]) -> None:
@@ -187,14 +191,26 @@ class Upkeep:
         log.info("Repairing: %s", step.reason)
         target, limit_s = by_id[step.target], self._settings.pull_deadline_s
         peers = sources_for(target, [by_id[node_id] for node_id in step.sources])  # none: its own copy goes to disk
-        arguments = (step.shard, peers, Durability.DISK, QosClass.REPAIR, limit_s)
-        self._on(target, "pull", *arguments, timeout_s=limit_s + ANSWER_GRACE_S)
+        pull = PullShard(
+            pull_id=new_id(),
+            shard=step.shard,
+            sources=peers,
+            durability=Durability.DISK,
+            qos=QosClass.REPAIR,
+            deadline_s=limit_s,
+        )
+        self._ask(target, pull, timeout_s=limit_s + ANSWER_GRACE_S)
         for receipt in self._on(target, "receipts", [step.shard]):
             self._catalog.add_replica(receipt)
 
     def _on(self, info: NodeInfo, method: str, *arguments: Any, timeout_s: float | None = None) -> Any:
         reference = getattr(calls.node(info.ray_node_id), method).remote(*arguments)
         return calls.wait(reference, timeout_s or self._settings.call_deadline_s, f"node {info.node_id[:12]}.{method}")
+
+    def _ask(self, info: NodeInfo, about: Request, timeout_s: float | None = None) -> Any:
+        """Has a node do what it does only for who may ask."""
+        reference = ask(calls.node(info.ray_node_id), info.node_id, about, self._signer)
+        return calls.wait(reference, timeout_s or self._settings.call_deadline_s, f"{about.action} {info.node_id[:12]}")
 
 
 def failure_domain(info: NodeInfo) -> str:

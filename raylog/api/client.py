@@ -1,6 +1,6 @@
 """The Python API: what a training script, a job and the command line call."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +12,7 @@ from raylog.actors.node import NodeInfo
 from raylog.api import export
 from raylog.api.get import Inspection, Reading
 from raylog.api.materialise import read_bytes, read_table, read_tensors
+from raylog.api.progress import OnProgress
 from raylog.api.put import Put, PutOptions
 from raylog.api.session import Session
 from raylog.api.ship import Shipment, start_shipment
@@ -21,12 +22,11 @@ from raylog.errors import UsageError
 from raylog.monitor.samples import NodeSample
 from raylog.placement.plan import Plan
 from raylog.placement.reading import read_document
+from raylog.placement.replicas import ReplicaPlan
 from raylog.settings import Settings, load_settings
-from raylog.spec import Kind, Version, parse_name, parse_reference
+from raylog.spec import Kind, Version, parse_name, parse_qos, parse_reference
 
 PLACE_TIME_LIMIT_S = 10.0
-
-OnProgress = Callable[[int, int], None]
 Array = Any
 
 
@@ -75,7 +75,8 @@ class Client:
 
         `source`: a pa.Table, reader or dataset, a ray.data.Dataset, a DataFrame, a path or URL (Parquet, Arrow, CSV,
         JSONL, any file or folder), bytes, or a mapping of names to arrays or tensors. `on_progress(done, total)` gets
-        content bytes, total 0 while unknown. Atomic: after an error nothing of it is visible or left behind.
+        sealed content bytes chunk by chunk, total 0 while unknown. Atomic: after an error nothing of it is visible or
+        left behind.
 
         Raises `UsageError` and `SourceError` (the caller's mistakes), `Conflict` (another writer of this name was
         first), `NoSpace`, `Unsatisfiable` (fewer fit nodes than replicas), `Unavailable`.
@@ -85,14 +86,16 @@ class Client:
         content = open_source(source, as_files=as_files)
         return Put(self._session, checked, options, on_progress).run(content)
 
-    def get(self, name: str, columns: Sequence[str] | None = None) -> pa.Table | dict[str, Array] | bytes:
+    def get(
+        self, name: str, columns: Sequence[str] | None = None, *, on_progress: OnProgress | None = None
+    ) -> pa.Table | dict[str, Array] | bytes:
         """A version's content: a `pa.Table` (of `columns`, all for None), a dict of arrays, or the bytes of a single
-        file. `name` is `"name"` (the latest) or `"name@3"`.
+        file. `name` is `"name"` (the latest) or `"name@3"`; `on_progress(done, total)` gets content bytes.
 
         Raises `NotFound`, `UsageError` for several files (use `download`), `DamagedData` when no replica is whole.
         """
         reading = self._reading(name)
-        with closing(reading.openers()) as openers:
+        with closing(reading.openers(on_progress)) as openers:
             if reading.kind is Kind.ARROW:
                 return read_table(openers, columns)
             return read_tensors(openers, columns) if reading.kind is Kind.TENSORS else read_bytes(openers)
@@ -133,27 +136,40 @@ class Client:
         to: str | Sequence[str] = "all",
         *,
         deadline_s: float | None = None,
+        qos: str = "ship",
         on_progress: OnProgress | None = None,
     ) -> Shipment:
         """Copies a version to nodes (`"all"`, or node ids) straight from the nodes that hold it; returns at once.
 
-        `.result(timeout_s)` waits, `.progress()` tells, `.cancel()` stops. Shipped copies are cache: they do not count
-        as replicas and give way when room is needed. Raises `NotFound` for a version or node that is not there.
+        `.result(timeout_s)` waits, `.progress()` and `.eta_s` tell, `.forecast` says whether the deadline can be met,
+        `.cancel()` stops; `on_progress(done, total)` gets sealed bytes twice a second, in a thread of the shipment.
+        Shipped copies are cache: they do not count as replicas and give way when room is needed. `qos` is the traffic
+        class by which the sending nodes share out their links: "read", "checkpoint", "ship" or "repair". Raises
+        `NotFound` for a version or node that is not there, `UsageError` for an unknown class.
         """
-        return start_shipment(self._session, parse_reference(name), to, deadline_s, on_progress)
+        return start_shipment(self._session, parse_reference(name), to, parse_qos(qos), deadline_s, on_progress)
 
-    def verify(self, name: str) -> ScrubReport:
-        """Reads and checks every chunk of every replica; replaces damaged ones from another replica."""
-        return verify_version(self._session, parse_reference(name))
+    def verify(self, name: str, *, on_progress: OnProgress | None = None) -> ScrubReport:
+        """Reads and checks every chunk of every replica; replaces damaged ones from another replica.
+        `on_progress(done, total)` counts copies: a shard on a node."""
+        return verify_version(self._session, parse_reference(name), on_progress)
 
-    def place(self, demands: str | Path | Mapping[str, Any], objective: str = "waste", *, dry_run: bool = True) -> Plan:
+    def place(
+        self,
+        demands: str | Path | Mapping[str, Any],
+        objective: str = "waste",
+        *,
+        dry_run: bool = True,
+        time_limit_s: float = PLACE_TIME_LIMIT_S,
+    ) -> Plan:
         """Allocates jobs over nodes and explains it. `demands` is a placement file or mapping (see `raylog place
-        --help`); without `nodes` in it the cluster's live capacity is used. Only `dry_run=True` exists: the plan is
-        returned, nothing is reserved."""
+        --help`); without `nodes` in it the cluster's live capacity is used, and the plan's `notes` say which node gives
+        less than it has, and why. Only `dry_run=True` exists: the plan is returned, nothing is reserved."""
         mapping = read_document(Path(demands).expanduser()) if isinstance(demands, (str, Path)) else demands
         if not dry_run:
             raise UsageError("expected dry_run=True: a plan is returned, nothing is reserved")
-        plan: Plan = self._session.call("placement", "place", mapping, objective, PLACE_TIME_LIMIT_S)
+        limit_s = time_limit_s + self._session.settings.call_deadline_s
+        plan: Plan = self._session.call("placement", "place", mapping, objective, time_limit_s, timeout_s=limit_s)
         return plan
 
     def inspect(self, name: str) -> Inspection:
@@ -180,6 +196,15 @@ class Client:
         ids = [entry.shard.shard_id for entry in manifest.shards]
         found: dict[str, list[str]] = self._session.retried("catalog", "replicas", ids)
         return found
+
+    def replica_plans(self, name: str) -> dict[str, ReplicaPlan]:
+        """Shard id -> the plan that chose the nodes of its replicas, with a reason for each node of the cluster, chosen
+        or not. Plans are advice that was followed, not records: those of long ago, or from before a restart of the
+        placement actor, are left out. What `verify` or a repair did since is in `replicas`. Raises `NotFound`."""
+        manifest = self._session.manifest(parse_reference(name))
+        ids = [entry.shard.shard_id for entry in manifest.shards]
+        plans: dict[str, ReplicaPlan] = self._session.retried("placement", "replica_plans", ids)
+        return plans
 
     def _reading(self, name: str) -> Reading:
         return Reading(self._session, parse_reference(name))

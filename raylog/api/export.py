@@ -14,11 +14,10 @@ import pyarrow.parquet
 from raylog.api.get import Reading
 from raylog.api.landing import landing_file
 from raylog.api.materialise import read_schema_and_batches, read_tensors, write_files
+from raylog.api.progress import OnProgress
 from raylog.codec.open import ShardOpener
 from raylog.errors import UsageError
 from raylog.spec import Kind
-
-OnProgress = Callable[[int, int], None]
 
 
 def batch_reader(reading: Reading, columns: Sequence[str] | None) -> pa.RecordBatchReader:

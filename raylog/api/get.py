@@ -9,13 +9,15 @@ from contextlib import closing
 import msgspec
 from blake3 import blake3
 
+from raylog.api.local_copy import LocalCopy
+from raylog.api.progress import OnProgress, Reporter
+from raylog.api.pulls import Pulls
 from raylog.api.session import Session
 from raylog.catalog.manifest import Manifest, ShardEntry
+from raylog.codec.frame import Frame
 from raylog.codec.keys import GroupKey
 from raylog.codec.open import ShardOpener
-from raylog.errors import DamagedData, NotFound
-from raylog.spec import Durability, Kind, QosClass, Reference
-from raylog.wire.local_client import LocalShard
+from raylog.spec import Kind, Reference
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,8 +29,6 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 READ_AHEAD = 2  # shards brought here while another one is read
-
-OnProgress = Callable[[int, int], None]
 
 
 class Reading:
@@ -47,24 +47,26 @@ class Reading:
 
     def openers(self, on_progress: OnProgress | None = None) -> Generator[ShardOpener]:
         """An opener per shard, in order, each good until the next is asked for; the shards after it are brought here
-        meanwhile. Close the generator when leaving early."""
-        entries = self.manifest.shards
+        meanwhile. `on_progress` gets content bytes chunk by chunk. Close the generator when leaving early."""
+        entries, pulls = self.manifest.shards, Pulls(self._session)
         total_bytes = sum(entry.shard.content_bytes for entry in entries)
-        done_bytes = 0
+        reporter, done_bytes = Reporter(on_progress, total_bytes), 0
         with ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="read-ahead") as executor:
-            coming = deque(executor.submit(self._bring, entry) for entry in entries[:READ_AHEAD])
+            coming = deque(executor.submit(self._bring, pulls, entry) for entry in entries[:READ_AHEAD])
             try:
                 for position, entry in enumerate(entries):
                     with coming.popleft().result() as shard:
                         coming.extend(
-                            executor.submit(self._bring, later) for later in entries[position + READ_AHEAD :][:1]
+                            executor.submit(self._bring, pulls, later) for later in entries[position + READ_AHEAD :][:1]
                         )
                         keys = [self._keys[dek_id] for dek_id in entry.dek_ids]
-                        yield ShardOpener(shard.frame, keys, self._reader(shard, entry))
+                        read = _counted(shard.chunk, shard.frame, reporter, done_bytes)
+                        yield ShardOpener(shard.frame, keys, read, shard.mend)
                     done_bytes += entry.shard.content_bytes
-                    if on_progress:
-                        on_progress(done_bytes, total_bytes)
+                    reporter.reach(done_bytes)
+                reporter.finish(total_bytes)
             finally:
+                pulls.cancel()
                 for future in coming:
                     future.add_done_callback(_let_go)
 
@@ -78,36 +80,30 @@ class Reading:
                     codecs[entry.codec.name.lower()] += 1
         return Inspection(content_digest=digest.hexdigest(), chunks=codecs.total(), codecs=dict(codecs))
 
-    def _bring(self, entry: ShardEntry) -> LocalShard:
-        """The shard, pinned in the local node's store; pulled first if it is not there. Its frame is the manifest's."""
-        session, ref = self._session, entry.shard
-        try:
-            shard = session.store.open(ref.shard_id)
-        except (NotFound, DamagedData) as error:  # damaged: its frame; the node puts it aside and pulls it anew
-            session.pull(session.local, ref, QosClass.READ, Durability.DISK if isinstance(error, DamagedData) else None)
-            shard = session.store.open(ref.shard_id)
-        if shard.frame.digest != ref.frame_digest:
-            shard.close()
-            raise DamagedData(
-                f"shard {ref.shard_id} on node {session.local.node_id} is not the one that the manifest of "
-                f"{self.manifest.name} names; run 'raylog verify {self.manifest.name}'"
-            )
-        return shard
-
-    def _reader(self, shard: LocalShard, entry: ShardEntry) -> Callable[[int], memoryview]:
-        """Sealed chunks of a shard; one found damaged on disk is repaired from another replica and read again."""
-
-        def read(number: int) -> memoryview:
-            try:
-                return shard.chunk(number)
-            except DamagedData:
-                self._session.repair(self._session.local, entry.shard, [number])
-                return shard.chunk(number)
-
-        return read
+    def _bring(self, pulls: Pulls, entry: ShardEntry) -> LocalCopy:
+        return LocalCopy(self._session, pulls, self.manifest.name, entry.shard)
 
 
-def _let_go(future: Future[LocalShard]) -> None:
+def _counted(
+    read: Callable[[int], memoryview], frame: Frame, reporter: Reporter, before_bytes: int
+) -> Callable[[int], memoryview]:
+    """`read`, telling the content bytes of the chunks read earlier, each counted once; `before_bytes` are those of the
+    shards before."""
+    seen, done_bytes = set(range(frame.units[0].chunks)), before_bytes  # the preamble is no content
+
+    def counted(number: int) -> memoryview:
+        nonlocal done_bytes
+        reporter.reach(done_bytes)
+        sealed = read(number)
+        if number not in seen:
+            seen.add(number)
+            done_bytes += frame.chunks[number].content_bytes
+        return sealed
+
+    return counted
+
+
+def _let_go(future: Future[LocalCopy]) -> None:
     """Closes a shard that was brought here for a reader who left early."""
     if not future.cancelled() and future.exception() is None:
         future.result().close()

@@ -12,9 +12,11 @@ import pyarrow as pa
 
 from raylog.api.landing import LandingFolder, PartialFile
 from raylog.api.sources.tensors import DTYPE_KEY
-from raylog.codec import arrow, files, tensors
+from raylog.codec import arrow, files
+from raylog.codec.assemble import TensorAssembly
 from raylog.codec.files import FileExtent
 from raylog.codec.open import ShardOpener
+from raylog.codec.tensors import PAYLOADS, Array
 from raylog.errors import DamagedData, UsageError
 from raylog.spec import Kind
 
@@ -116,29 +118,22 @@ def read_bytes(openers: Iterable[ShardOpener]) -> bytes:
     return bytes(whole)
 
 
-def read_tensors(openers: Iterable[ShardOpener], names: Sequence[str] | None = None) -> dict[str, tensors.Array]:
+def read_tensors(openers: Iterable[ShardOpener], names: Sequence[str] | None = None) -> dict[str, Array]:
     """The arrays by name, in the order they were put in (all for None, else the named ones).
 
     Types that numpy lacks come as unsigned integers of their width whose dtype says so in its metadata:
     `array.dtype.metadata["raylog_dtype"] == "bfloat16"`; `torch.from_numpy(array).view(torch.bfloat16)` reads them,
     and putting such an array again keeps its type. Raises `UsageError` for names that are not there, `DamagedData`.
     """
-    wanted = None if names is None else set(names)
-    arrays: dict[str, tensors.Array] = {}
+    assembly = TensorAssembly(names)
     for opener in openers:
         _expect(opener, Kind.TENSORS)
-        entries = {entry.name: entry for entry in tensors.read_entries(opener)}
-        found = [name for name in entries if wanted is None or name in wanted]
-        for name, array in tensors.open_tensors(opener, found).items():
-            arrays[name] = _typed(array, entries[name].dtype)
-    missing = sorted((wanted or set()) - set(arrays))
-    if missing:
-        raise UsageError(f"there are no tensors named {', '.join(missing[:8])}")
-    return arrays
+        assembly.add(opener)
+    return {name: _typed(array, assembly.dtypes[name]) for name, array in assembly.finish().items()}
 
 
-def _typed(array: tensors.Array, dtype: str) -> tensors.Array:
-    if dtype not in tensors.PAYLOADS:
+def _typed(array: Array, dtype: str) -> Array:
+    if dtype not in PAYLOADS:
         return array
     return array.view(np.dtype(array.dtype, metadata={DTYPE_KEY: dtype}))
 

@@ -2,30 +2,31 @@
 shard is sealed, and one commit makes all of it visible at once."""
 
 import logging
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 from raylog.actors import calls
+from raylog.api.broadcast import Broadcast
+from raylog.api.progress import OnProgress, Reporter
+from raylog.api.pulls import Pulls, on_node, whole
 from raylog.api.seal_content import Sealed, SealPlan, seal_content
 from raylog.api.session import Session
 from raylog.api.sources.content import Content
 from raylog.catalog.encoding import digest_of, encode
 from raylog.catalog.manifest import Manifest, ShardEntry, sign_manifest
 from raylog.codec.keys import GroupKey
-from raylog.errors import NotFound, RaylogError, Unsatisfiable, UsageError
+from raylog.errors import Cancelled, NoSpace, NotFound, RaylogError, UsageError
 from raylog.spec import Codec, Durability, QosClass, ShardRef, Version, new_id, parse_codec
 from raylog.wire.local_client import LocalStaging
 
 log = logging.getLogger("raylog.put")
 REPLICATIONS_AT_ONCE = 2  # shards whose replicas are on their way while the next one is sealed
-
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +58,12 @@ class Put:
         self._name = name
         self._options = options
         self._on_progress = on_progress
+        self._content_bytes = 0  # of the shards that are sealed whole
         self._entries: list[ShardEntry] = []
         self._receipts: list[bytes] = []
-        self._ended = threading.Event()
+        self._pulls = Pulls(session)
+        self._shard_ids: list[str] = []  # of which something may lie on nodes
+        self._may_be_visible = False
 
     def run(self, content: Content) -> Version:
         """Seals `content` and commits it as the name's next version. After an error, Ctrl-C included, nothing of it is
@@ -67,6 +71,7 @@ class Put:
         order = self._session.retried("catalog", "begin", self._name)
         dek_id, dek = self._session.write_key(order.artifact_id, order.tenant)
         settings = self._session.settings
+        reporter = Reporter(self._on_progress, content.bytes or 0)
         plan = SealPlan(
             tenant=order.tenant,
             artifact_id=order.artifact_id,
@@ -75,19 +80,26 @@ class Put:
             codec=self._options.codec,
             shard_bytes=settings.shard_bytes,
             chunk_bytes=settings.chunk_bytes,
+            on_sealed=lambda shard_bytes: reporter.reach(self._content_bytes + shard_bytes),
         )
         try:
             self._seal_and_replicate(content, plan)
+            reporter.finish(self._content_bytes)
+            signed, digest = self._sign(content, plan)
+            return whole(lambda: self._commit(signed, digest, order.base))
         except BaseException:
-            self._discard()
+            if not self._may_be_visible:
+                self._discard()
             raise
-        signed, digest = self._sign(content, plan)
+
+    def _commit(self, signed: bytes, digest: str, base: int) -> Version:
+        self._may_be_visible = True
         try:
-            version: Version = self._session.retried("catalog", "commit", signed, self._receipts, order.base)
+            version: Version = self._session.retried("catalog", "commit", signed, self._receipts, base)
         except RaylogError:
             committed = self._find(digest)  # the answer may have been lost; raises when the catalog does not say
             if committed is None:
-                self._discard()
+                self._may_be_visible = False
                 raise
             return committed
         return version
@@ -97,29 +109,39 @@ class Put:
         under_way: deque[Future[list[bytes]]] = deque()
         try:
             expected_bytes = min(plan.shard_bytes, content.bytes or plan.shard_bytes)
-            for sealed in seal_content(content, plan, lambda: self._session.store.stage(expected_bytes)):
-                ref = self._adopt(sealed)
+            for sealed in seal_content(content, plan, lambda: self._stage(expected_bytes)):
+                self._shard_ids.append(sealed.frame.header.shard_id)
+                ref = whole(partial(self._adopt, sealed))
                 self._entries.append(ShardEntry.whole(ref, (plan.key.dek_id,)))
+                self._content_bytes += ref.content_bytes
                 under_way.append(executor.submit(self._replicate_surely, ref))
                 if len(under_way) > REPLICATIONS_AT_ONCE:  # bounds what is sealed ahead of its replicas
                     self._receipts += under_way.popleft().result()
-                self._report(content)
             for future in under_way:
                 self._receipts += future.result()
         finally:
-            self._ended.set()
+            self._pulls.cancel()
             executor.shutdown(wait=True, cancel_futures=True)  # no replica is made after `_discard`
 
+    def _stage(self, expected_bytes: int) -> LocalStaging:
+        try:
+            return self._session.store.stage(expected_bytes)
+        except NoSpace as error:
+            raise on_node(error, self._session.local) from error
+
     def _adopt(self, sealed: Sealed[LocalStaging]) -> ShardRef:
-        with sealed.place as staging:
-            return staging.adopt(sealed.frame.digest, self._options.durability)
+        try:
+            with sealed.place as staging:
+                return staging.adopt(sealed.frame.digest, self._options.durability)
+        except NoSpace as error:
+            raise on_node(error, self._session.local) from error
 
     def _replicate_surely(self, ref: ShardRef) -> list[bytes]:
         """A target that fails or leaves in between is made up for: the placement actor is asked again."""
 
         def attempt(left_s: float) -> list[bytes]:
-            if self._ended.is_set():
-                raise Unsatisfiable(f"{self._name}: the put ended before shard {ref.shard_id} was replicated")
+            if self._pulls.is_cancelled:
+                raise Cancelled(f"{self._name}: the put ended before shard {ref.shard_id} was replicated")
             return self._replicate(ref)
 
         return calls.retried(attempt, self._session.settings.call_deadline_s)
@@ -128,9 +150,22 @@ class Put:
         """Brings a shard to the nodes that the placement actor chooses; their receipts."""
         session, options = self._session, self._options
         targets = session.replica_targets(ref, options.replicas, options.durability)
-        for info in targets:
-            if info.node_id != session.local.node_id:
-                session.pull(info, ref, QosClass.CHECKPOINT, options.durability, sources=[session.local])
+        others = [info for info in targets if info.node_id != session.local.node_id]
+        plan = Broadcast({ref.shard_id: [session.local]}, others)
+        with ThreadPoolExecutor(max(len(others), 1), thread_name_prefix="replica") as executor:
+            pulling = [
+                executor.submit(
+                    self._pulls.pull,
+                    info,
+                    ref,
+                    QosClass.CHECKPOINT,
+                    options.durability,
+                    sources=plan.sources(info, ref),
+                )
+                for info in others
+            ]
+            for one in pulling:
+                one.result()
         receipts = [receipt for info in targets for receipt in session.receipts(info, [ref])]
         if session.local.node_id not in {info.node_id for info in targets}:
             session.delete_shards(session.local, [ref.shard_id])
@@ -166,12 +201,8 @@ class Put:
 
     def _discard(self) -> None:
         """Takes away what lies on nodes already; a node that does not answer is cleaned by its next inventory."""
-        ids = [entry.shard.shard_id for entry in self._entries]
+        ids = self._shard_ids
         with suppress(RaylogError):
             for info in self._session.nodes() if ids else []:
                 with suppress(RaylogError):
                     self._session.delete_shards(info, ids)
-
-    def _report(self, content: Content) -> None:
-        if self._on_progress:
-            self._on_progress(sum(entry.shard.content_bytes for entry in self._entries), content.bytes or 0)

@@ -28,7 +28,8 @@ class ShardPlace(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealPlan:
-    """How content is cut and sealed. `codec` None chooses per chunk; `key` seals everything (one key group)."""
+    """How content is cut and sealed. `codec` None chooses per chunk; `key` seals everything (one key group);
+    `on_sealed` is told after every chunk how many content bytes of its shard are sealed."""
 
     tenant: str
     artifact_id: str
@@ -37,6 +38,7 @@ class SealPlan:
     codec: Codec | None
     shard_bytes: int
     chunk_bytes: int
+    on_sealed: Callable[[int], None] | None = None
 
 
 P = TypeVar("P", bound=ShardPlace)
@@ -78,6 +80,7 @@ def _shard(
                 write_at=place.write_at,
                 codec=plan.codec,
                 chunk_bytes=plan.chunk_bytes,
+                on_sealed=plan.on_sealed,
             ),
         )
     except BaseException:
@@ -113,10 +116,12 @@ def _seal_files(content: FilesContent, plan: SealPlan, begin: Callable[[], P]) -
 
 def _seal_tensors(content: TensorsContent, plan: SealPlan, begin: Callable[[], P]) -> Iterator[Sealed[P]]:
     by_name = {tensor.name: tensor for tensor in content.tensors}
-    sizes = {tensor.name: tensor.size_bytes for tensor in content.tensors}
-    for names in tensors.group_tensors(sizes, plan.shard_bytes):
-        arrays = {name: by_name[name].load() for name in names}
-        entries = tensors.plan_tensors(arrays, {name: by_name[name].dtype for name in names})
+    specs = [tensors.TensorSpec(tensor.name, tensor.dtype, tensor.shape) for tensor in content.tensors]
+    for entries in tensors.plan_tensors(specs, plan.shard_bytes):
+        arrays = {
+            entry.name: by_name[entry.name].load(entry.begin // entry.item_bytes, entry.end // entry.item_bytes)
+            for entry in entries
+        }
         with _shard(content, plan, begin, tensors.tensors_preamble(entries)) as (place, sealer):
             tensors.add_tensors(sealer, entries, arrays)
             frame = sealer.finish()

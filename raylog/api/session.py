@@ -16,16 +16,19 @@ from raylog.actors import bootstrap, calls
 from raylog.actors.membership import Membership
 from raylog.actors.node import NodeInfo, sources_for
 from raylog.actors.pull import Outcome
+from raylog.actors.requests import SHARDS_MAX, CancelPull, DeleteShards, PullShard, RepairShard, ask
 from raylog.api import ray_access
 from raylog.catalog.manifest import Manifest, open_manifest
-from raylog.catalog.requests import DeleteRequest, sign_delete
+from raylog.catalog.requests import CATALOG, DeleteVersions
 from raylog.errors import NotFound, NotPermitted, Unavailable, Unsatisfiable, UsageError
 from raylog.placement.replicas import ReplicaPlan
 from raylog.security.credentials import Credentials
 from raylog.security.grants import ReadScope, WriteScope, open_grant, request_grant
+from raylog.security.requests import Request, Signer, sign_request
 from raylog.settings import Settings
 from raylog.spec import Durability, QosClass, Reference, ShardRef, Version
 from raylog.units import MIB
+from raylog.wire.fetcher import Source
 from raylog.wire.local_client import LocalClient
 
 EMBEDDED_STORE_BYTES = 80 * MIB  # Ray's own least; raylog does not use it
@@ -155,6 +158,11 @@ class Session:
         reference = getattr(calls.node(info.ray_node_id), method).remote(*arguments)
         return calls.wait(reference, timeout_s or self.settings.call_deadline_s, f"node {info.node_id[:12]}.{method}")
 
+    def ask_node(self, info: NodeInfo, about: Request, timeout_s: float | None = None) -> Any:
+        """Has a node do what it does only for who may ask; signed by this process, anew for each call."""
+        reference = ask(calls.node(info.ray_node_id), info.node_id, about, Signer.of(self.credentials()))
+        return calls.wait(reference, timeout_s or self.settings.call_deadline_s, f"{about.action} {info.node_id[:12]}")
+
     def nodes(self) -> list[NodeInfo]:
         nodes: list[NodeInfo] = self.retried("launch", "nodes")
         return nodes
@@ -184,15 +192,9 @@ class Session:
     def delete(self, reference: Reference) -> list[Version]:
         """Has the catalog delete what `reference` names now, by a request that this process signs."""
         latest: Version = self.retried("catalog", "versions", reference.name)[-1]
-        credentials = self.credentials()
-        request = DeleteRequest(
-            cluster_id=self._membership.cluster_id,
-            reference=str(reference),
-            latest=latest.number,
-            time_us=time.time_ns() // 1000,
-        )
-        signed = sign_delete(request, credentials.certificate_der, credentials.sign)
-        deleted: list[Version] = self.call("catalog", "delete", signed)
+        about = DeleteVersions(reference=str(reference), latest=latest.number)
+        signed = sign_request(about, CATALOG, Signer.of(self.credentials()), time.time())
+        deleted: list[Version] = self.call(CATALOG, "delete", signed)
         return deleted
 
     def pull(
@@ -202,24 +204,34 @@ class Session:
         qos: QosClass,
         durability: Durability | None,
         *,
-        sources: Sequence[NodeInfo] | None = None,
+        pull_id: str,
+        sources: Sequence[Source] | None = None,
         timeout_s: float | None = None,
     ) -> Outcome:
-        """Has `target` pull a shard from `sources`, by default from whoever holds a replica."""
+        """Has `target` pull a shard from `sources`, by default from all that hold a replica. By `pull_id` `cancel_pull`
+        ends it."""
         limit_s = timeout_s or self.settings.pull_deadline_s
-        peers = sources_for(target, self.holders(ref.shard_id) if sources is None else sources)
-        outcome: Outcome = self.on_node(
-            target, "pull", ref, peers, durability, qos, limit_s, timeout_s=limit_s + ANSWER_GRACE_S
+        pull = PullShard(
+            pull_id=pull_id,
+            shard=ref,
+            sources=sources_for(target, self.holders(ref.shard_id)) if sources is None else tuple(sources),
+            durability=durability,
+            qos=qos,
+            deadline_s=limit_s,
         )
+        outcome: Outcome = self.ask_node(target, pull, limit_s + ANSWER_GRACE_S)
         return outcome
+
+    def cancel_pull(self, target: NodeInfo, pull_id: str, timeout_s: float) -> None:
+        """Ends a pull that `target` was asked for, be it under way or still to come."""
+        self.ask_node(target, CancelPull(pull_id=pull_id), timeout_s)
 
     def repair(self, target: NodeInfo, ref: ShardRef, numbers: Sequence[int]) -> int:
         """Has `target` replace damaged chunks from other replicas; how many it replaced."""
         limit_s = self.settings.pull_deadline_s
         peers = sources_for(target, self.holders(ref.shard_id))
-        replaced: int = self.on_node(
-            target, "repair", ref, list(numbers), peers, limit_s, timeout_s=limit_s + ANSWER_GRACE_S
-        )
+        repair = RepairShard(shard=ref, numbers=tuple(numbers), sources=peers, deadline_s=limit_s)
+        replaced: int = self.ask_node(target, repair, limit_s + ANSWER_GRACE_S)
         return replaced
 
     def replica_targets(self, ref: ShardRef, replicas: int, durability: Durability) -> list[NodeInfo]:
@@ -237,8 +249,9 @@ class Session:
         return [by_id[node_id] for node_id in chosen]
 
     def delete_shards(self, info: NodeInfo, shard_ids: Sequence[str]) -> None:
-        """Takes shards that no version names away from a node."""
-        self.on_node(info, "delete", list(shard_ids))
+        """Takes shards that no version ever named away from a node."""
+        for first in range(0, len(shard_ids), SHARDS_MAX):
+            self.ask_node(info, DeleteShards(shard_ids=tuple(shard_ids[first : first + SHARDS_MAX])))
 
     def receipts(self, info: NodeInfo, refs: Sequence[ShardRef]) -> list[bytes]:
         """A node's signed word for each of the shards that it holds."""

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from raylog.actors.node import ChunkReport, NodeInfo
+from raylog.api.progress import OnProgress, Reporter
 from raylog.api.session import Session
 from raylog.errors import RaylogError
 from raylog.spec import Reference, ShardRef
@@ -24,13 +25,18 @@ class ScrubReport(msgspec.Struct, frozen=True, kw_only=True):
     problems: list[str] = []
 
 
-def verify_version(session: Session, reference: Reference) -> ScrubReport:
-    """Reads every chunk of every living copy of a version, copies that are only cache included."""
+def verify_version(session: Session, reference: Reference, on_progress: OnProgress | None = None) -> ScrubReport:
+    """Reads every chunk of every living copy of a version, copies that are only cache included. `on_progress` gets the
+    places (a shard on a node) that were looked at, and how many there are."""
     manifest = session.manifest(reference)
     refs = manifest.distinct_shards()
     work = [(info, ref) for ref in refs.values() for info in session.nodes()]
+    reporter = Reporter(on_progress, len(work))
     with ThreadPoolExecutor(COPIES_AT_ONCE, thread_name_prefix="verify") as executor:
-        found = list(zip(work, executor.map(lambda item: _scrub(session, *item), work), strict=True))
+        found = []
+        for item, report in zip(work, executor.map(lambda item: _scrub(session, *item), work), strict=True):
+            found.append((item, report))
+            reporter.reach(len(found))
     reports = [report for _, report in found if report]
     whole = Counter(ref.shard_id for (_, ref), report in found if report and not report.problems)
     short = [

@@ -1,30 +1,42 @@
 """A node's copy of the catalog's chain: append only, and deaf to catalogs that were superseded.
 
 Tables: `entries`: sequence, signed record, committed manifest (empty for what is no commit, or was deleted before it
-was copied); `fence`: the highest epoch of a record that the cluster's key signed and that did not fit here, since the
-chain was forked. An append is on the disk when it returns.
+was copied); `named`: the shards of all those manifests; `fence`: the highest epoch of a record that the cluster's key
+signed and that did not fit here, since the chain was forked. An append is on the disk when it returns.
 """
 
 import sqlite3
 import threading
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from raylog.catalog.database import Database, held
 from raylog.catalog.journal import Entry
 from raylog.catalog.manifest import open_manifest
 from raylog.catalog.record import Record, RecordKind, Tail, check_not_superseded, follow, open_record
-from raylog.catalog.trust import Verify
 from raylog.errors import DamagedData
+from raylog.security.trust import Verify
 
 FILE_NAME = "records.sqlite"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = (
     "CREATE TABLE entries (sequence INTEGER PRIMARY KEY, record BLOB NOT NULL, manifest BLOB NOT NULL)",
+    "CREATE TABLE named (shard_id BLOB PRIMARY KEY) WITHOUT ROWID",
     "CREATE TABLE fence (epoch INTEGER NOT NULL)",
     "INSERT INTO fence VALUES (0)",
 )
+_IS_NAMED = "SELECT 1 FROM named WHERE shard_id = ?"
 _PAGE = 1000  # entries read at once
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A verified entry: its record, the digest of that, and the shards that its manifest names."""
+
+    record: Record
+    digest: bytes
+    shard_ids: tuple[str, ...]
 
 
 class RecordCopy:
@@ -71,13 +83,13 @@ class RecordCopy:
         """
         opened = [self._open(entry) for entry in entries]
         with held(self._turn, self._database.path):
-            newest = max((record for record, _ in opened), key=lambda record: record.epoch, default=None)
-            if newest and any(record.sequence > self._tail.sequence for record, _ in opened):
+            newest = max((one.record for one in opened), key=lambda record: record.epoch, default=None)
+            if newest and any(one.record.sequence > self._tail.sequence for one in opened):
                 check_not_superseded(self._epoch_seen, newest)
             try:
                 self._tail = self._take(entries, opened)
             except DamagedData:
-                if newest and opened[0][0].sequence <= self._tail.sequence + 1:  # a fork and no mere gap
+                if newest and opened[0].record.sequence <= self._tail.sequence + 1:  # a fork and no mere gap
                     self._observe(newest.epoch)
                 raise
             self._epoch_seen = max(self._epoch_seen, self._tail.epoch)
@@ -96,40 +108,49 @@ class RecordCopy:
             if not rows:
                 raise DamagedData(f"{self._database.path}: record {tail.sequence + 1} and those after it are gone")
             for signed, manifest in rows:
-                record, digest = self._open(Entry(record=signed, manifest=manifest))
-                tail = follow(tail, record, digest)
-                yield record, manifest
+                one = self._open(Entry(record=signed, manifest=manifest))
+                tail = follow(tail, one.record, one.digest)
+                yield one.record, manifest
+
+    def named(self, shard_ids: Sequence[str]) -> list[str]:
+        """Those of `shard_ids` that a version names, or named before it was deleted, as far as this copy goes."""
+        with self._database.read() as connection:
+            found = (connection.execute(_IS_NAMED, (bytes.fromhex(one),)).fetchone() for one in shard_ids)
+            return [one for one, row in zip(shard_ids, found, strict=True) if row]
 
     def close(self) -> None:
         """Lets the directory go; may be called twice."""
         self._database.close()
 
-    def _open(self, entry: Entry) -> tuple[Record, bytes]:
-        """The record and its digest; its manifest, if there is one, is the one that it names."""
+    def _open(self, entry: Entry) -> _Opened:
+        """The entry, verified; its manifest, if there is one, is the one that its record names."""
         record, digest = open_record(entry.record, self._cluster_id, self._verify)
-        if entry.manifest:
-            if record.kind != RecordKind.COMMIT:
-                raise DamagedData(f"record {record.sequence} is a {record.kind} and comes with a manifest")
-            manifest, statement = open_manifest(entry.manifest, self._cluster_id, self._verify)
-            stated = (manifest.name, manifest.artifact_id, statement.number, statement.digest)
-            if stated != (record.name, record.artifact_id, record.number, record.manifest_digest):
-                raise DamagedData(
-                    f"record {record.sequence} commits {record.name}@{record.number}, the manifest with it is of "
-                    f"{manifest.name}@{statement.number}"
-                )
-        return record, digest
+        if not entry.manifest:
+            return _Opened(record, digest, ())
+        if record.kind != RecordKind.COMMIT:
+            raise DamagedData(f"record {record.sequence} is a {record.kind} and comes with a manifest")
+        manifest, statement = open_manifest(entry.manifest, self._cluster_id, self._verify)
+        stated = (manifest.name, manifest.artifact_id, statement.number, statement.digest)
+        if stated != (record.name, record.artifact_id, record.number, record.manifest_digest):
+            raise DamagedData(
+                f"record {record.sequence} commits {record.name}@{record.number}, the manifest with it is of "
+                f"{manifest.name}@{statement.number}"
+            )
+        return _Opened(record, digest, tuple(manifest.distinct_shards()))
 
-    def _take(self, entries: Sequence[Entry], opened: Sequence[tuple[Record, bytes]]) -> Tail:
+    def _take(self, entries: Sequence[Entry], opened: Sequence[_Opened]) -> Tail:
         """Writes what is new, all or none; the end of the chain after it."""
         tail = self._tail
         with self._database.write() as connection:
-            for entry, (record, digest) in zip(entries, opened, strict=True):
-                if record.sequence <= tail.sequence:
-                    self._check_same(connection, entry, record)
+            for entry, one in zip(entries, opened, strict=True):
+                if one.record.sequence <= tail.sequence:
+                    self._check_same(connection, entry, one.record)
                     continue
-                tail = follow(tail, record, digest)
-                row = (record.sequence, entry.record, entry.manifest)
+                tail = follow(tail, one.record, one.digest)
+                row = (one.record.sequence, entry.record, entry.manifest)
                 connection.execute("INSERT INTO entries VALUES (?, ?, ?)", row)
+                ids = [(bytes.fromhex(shard_id),) for shard_id in one.shard_ids]
+                connection.executemany("INSERT OR IGNORE INTO named VALUES (?)", ids)
         return tail
 
     def _observe(self, epoch: int) -> None:

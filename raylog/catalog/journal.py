@@ -29,8 +29,8 @@ from raylog.catalog.database import Database, held
 from raylog.catalog.encoding import digest_of, encode
 from raylog.catalog.record import Record, RecordKind, Tail, follow, open_record, sign_record
 from raylog.catalog.state import check_fence
-from raylog.catalog.trust import Trust
 from raylog.errors import DamagedData, Unavailable, UsageError
+from raylog.security.trust import Trust
 
 FILE_NAME = "journal.sqlite"
 SCHEMA_VERSION = 1

@@ -18,8 +18,8 @@ from raylog.catalog.encoding import (
     encode,
     signing_input,
 )
-from raylog.catalog.trust import Identify, Sign, Trust, Verify
 from raylog.errors import DamagedData, NotPermitted, UsageError
+from raylog.security.trust import Identify, Sign, Trust, Verify
 from raylog.spec import (
     SHARD_CONTENT_BYTES_MAX,
     Durability,

@@ -12,8 +12,8 @@ from raylog.catalog.encoding import (
     encode,
     signing_input,
 )
-from raylog.catalog.trust import Identify, Sign
 from raylog.errors import NotPermitted
+from raylog.security.trust import Identify, Sign
 from raylog.spec import Durability, ShardRef, TierKind, parse_id
 
 EPOCH_MAX = 1 << 62

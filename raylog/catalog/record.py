@@ -17,8 +17,8 @@ from raylog.catalog.encoding import (
     signing_input,
 )
 from raylog.catalog.receipt import EPOCH_MAX
-from raylog.catalog.trust import Trust, Verify
 from raylog.errors import DamagedData, NotPermitted, UsageError
+from raylog.security.trust import Trust, Verify
 from raylog.spec import parse_id, parse_name
 
 NUMBER_MAX = 10**12 - 1  # what a reference can name (spec.parse_reference)

@@ -19,14 +19,21 @@ class ShardOpener:
     """Opens chunks of one shard. For one thread; several openers may share a frame.
 
     `keys` may lack some groups: their chunks do not open then, the rest does. `read_chunk(number)` returns a chunk's
-    sealed bytes; whether they were verified does not matter here, the tag proves them. Before anything is opened the
-    key commitments and the index tags are checked: raises `DamagedData` (`check="commitment"` for a wrong key,
+    sealed bytes; whether they were verified does not matter here, the tag proves them. `mend(number)` is called when
+    they are damaged or `read_chunk` says so; then the chunk is read and opened once more. Before anything is opened
+    the key commitments and the index tags are checked: raises `DamagedData` (`check="commitment"` for a wrong key,
     `"index-tag"`), and `UsageError` for a key that no group of the shard has.
     """
 
-    def __init__(self, frame: Frame, keys: Sequence[GroupKey], read_chunk: Callable[[int], memoryview]) -> None:
+    def __init__(
+        self,
+        frame: Frame,
+        keys: Sequence[GroupKey],
+        read_chunk: Callable[[int], memoryview],
+        mend: Callable[[int], None] | None = None,
+    ) -> None:
         self.frame = frame
-        self._read_chunk = read_chunk
+        self._read_chunk, self._mend = read_chunk, mend
         self._decompressor = Decompressor()
         self._compressed = memoryview(bytearray(frame.header.chunk_bytes))
         self._keys = _prove_keys(frame, keys)
@@ -92,6 +99,16 @@ class ShardOpener:
         if keys is None:
             dek_id = self.frame.header.dek_ids[entry.group]
             raise NotPermitted(f"chunk {number} needs data key {dek_id} of key group {entry.group}: ask for its grant")
+        try:
+            self._decrypt_as_read(entry, keys, out)
+        except DamagedData:
+            if self._mend is None:
+                raise
+            self._mend(number)
+            self._decrypt_as_read(entry, keys, out)
+
+    def _decrypt_as_read(self, entry: ChunkEntry, keys: ShardKeys, out: memoryview) -> None:
+        number = entry.number
         sealed = self._read_chunk(number)
         if sealed.nbytes != entry.sealed_bytes:
             self.frame.verify_chunk(number, sealed)

@@ -44,6 +44,7 @@ class ShardSealer:
     `keys[g]` is key group g's; group 0 seals the preamble. `codec=None` chooses per chunk by sampling. `salt` is for
     golden vectors alone. Content goes in by `add_unit` (Arrow) or `add_bytes` (files, tensors). The memoryview given
     to `write_at` is reused afterwards. Nothing is written after an error; what stands is an unfinished file.
+    `on_sealed(content bytes sealed so far, without the preamble)` is called after every chunk.
     Raises `UsageError` for keys, ids or sizes that no shard may have.
     """
 
@@ -58,6 +59,7 @@ class ShardSealer:
         codec: Codec | None = None,
         chunk_bytes: int = CHUNK_BYTES_DEFAULT,
         salt: bytes | None = None,
+        on_sealed: Callable[[int], None] | None = None,
     ) -> None:
         check_layout(kind, len(keys), chunk_bytes)
         self.preamble = preamble
@@ -69,6 +71,8 @@ class ShardSealer:
         self._keys = [derive_shard_keys(key, g, self._unsealed.salt, prefix) for g, key in enumerate(keys)]
         self._header_bytes = prefix + b"".join(keys.commitment for keys in self._keys)
         self._write_at = write_at
+        self._on_sealed = on_sealed
+        self._sealed_bytes = 0
         self._compressor = Compressor(codec, chunk_bytes)
         self._gathered = memoryview(bytearray(chunk_bytes))
         self._sealed = memoryview(bytearray(chunk_bytes + TAG_BYTES))
@@ -214,6 +218,9 @@ class ShardSealer:
             )
         )
         self._offset += sealed.nbytes
+        self._sealed_bytes += held.content.nbytes
+        if self._on_sealed:
+            self._on_sealed(max(self._sealed_bytes - len(self.preamble), 0))
 
     def _take_number(self) -> int:
         """The next chunk number, which nobody gets again: not after a failed write, not in a forked process."""

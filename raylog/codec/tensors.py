@@ -1,10 +1,12 @@
-"""Tensors in a shard: name, dtype, shape and place of each, and their bytes, little-endian and row-major.
+"""Tensors in shards: name, dtype, shape and place of each, and their bytes, little-endian and row-major.
 
 Types that numpy does not have travel as bytes with their name: `bfloat16` in uint16, both kinds of float8 in uint8.
+A tensor larger than a shard lies in parts in consecutive shards (FORMAT.md, "tensors"); `assemble.py` reads them.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -12,82 +14,122 @@ from numpy.typing import NDArray
 
 from raylog.codec.open import ShardOpener
 from raylog.codec.seal import ShardSealer
-from raylog.codec.stream import ContentStream
 from raylog.errors import UsageError
 from raylog.spec import SHARD_CONTENT_BYTES_MAX
+from raylog.units import TIB
 
 ALIGNMENT_BYTES = 64
 DIMENSIONS_MAX = 64
 NAME_CHARACTERS_MAX = 1024
+TENSOR_BYTES_MAX = 16 * TIB
 PAYLOADS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 """The numpy dtype in which a type that numpy lacks is carried."""
 _NUMPY_NAMES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
     "float16", "float32", "float64", "complex64", "complex128",
 )  # fmt: skip
-_STORED = {name: np.dtype(PAYLOADS.get(name, name)).newbyteorder("<") for name in (*_NUMPY_NAMES, *PAYLOADS)}
+STORED = {name: np.dtype(PAYLOADS.get(name, name)).newbyteorder("<") for name in (*_NUMPY_NAMES, *PAYLOADS)}
+"""By name of a type: the numpy dtype of its bytes in a shard."""
 
 Array = NDArray[np.generic]
 
 
-class TensorEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One tensor: `length` bytes at `offset` of the stream. `dtype` is numpy's name or one of `PAYLOADS`."""
+class TensorSpec(NamedTuple):
+    """A tensor to be stored. `dtype` is numpy's name or one of `PAYLOADS`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class TensorEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A tensor, or a part of one, in a shard: `length` bytes at `offset` of the stream. `dtype` is numpy's name or one
+    of `PAYLOADS`, `shape` the whole tensor's. Of a part, `first_byte` is its place among the tensor's bytes."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     offset: int
     length: int
+    first_byte: int | None = None
+
+    @property
+    def begin(self) -> int:
+        """The first of the tensor's bytes that lies here."""
+        return self.first_byte or 0
+
+    @property
+    def end(self) -> int:
+        """Where the tensor's bytes that lie here end."""
+        return self.begin + self.length
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Length of the whole tensor."""
+        return math.prod(self.shape) * self.item_bytes
+
+    @property
+    def item_bytes(self) -> int:
+        return STORED[self.dtype].itemsize
 
 
 class _Preamble(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tensors: list[TensorEntry]
 
 
-def plan_tensors(tensors: Mapping[str, Array], dtypes: Mapping[str, str] | None = None) -> list[TensorEntry]:
-    """Places tensors in one shard, in the mapping's order. `dtypes` names the type of arrays that carry a payload,
-    such as `{"w": "bfloat16"}` for a uint16 array. Raises `UsageError` for types that have no stored form and for
-    more than 4 GiB."""
-    entries, offset = [], 0
-    for name, array in tensors.items():
-        dtype = (dtypes or {}).get(name, array.dtype.name)
-        if dtype not in _STORED or _STORED[dtype].itemsize != array.dtype.itemsize or array.dtype.hasobject:
-            raise UsageError(
-                f"expected tensor {name!r} of type {', '.join(_STORED)}, got {dtype} in {array.dtype}: convert it"
-            )
-        entries.append(TensorEntry(name=name, dtype=dtype, shape=array.shape, offset=offset, length=array.nbytes))
-        offset = _aligned(offset + array.nbytes)
-    _check_entries(entries)
-    return entries
+def plan_tensors(specs: Iterable[TensorSpec], shard_bytes: int = SHARD_CONTENT_BYTES_MAX) -> list[list[TensorEntry]]:
+    """Places tensors in shards of at most `shard_bytes`, in order. A tensor larger than that begins a shard and is cut
+    into parts; what follows it may share the shard of the last part. Raises `UsageError` for types that have no stored
+    form and for shapes, names and doubles that no shard may hold."""
+    shards: list[list[TensorEntry]] = []
+    names: set[str] = set()
+    offset = 0
+    for spec in specs:
+        _check_spec(spec)
+        if spec.name in names:
+            raise UsageError(f"expected every tensor once, got {spec.name[:80]!r} twice")
+        names.add(spec.name)
+        size_bytes = math.prod(spec.shape) * STORED[spec.dtype].itemsize
+        for begin, length in _cut(size_bytes, shard_bytes):
+            if not shards or begin or offset + length > shard_bytes:
+                shards.append([])
+                offset = 0
+            first_byte = None if length == size_bytes else begin
+            shards[-1].append(TensorEntry(**spec._asdict(), offset=offset, length=length, first_byte=first_byte))
+            offset = _aligned(offset + length)
+    return shards
 
 
-def group_tensors(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:
-    """Names by shard, in order, at most `shard_bytes` in each; a larger tensor has a shard of its own. `sizes` are the
-    tensors' bytes by name."""
-    groups: list[list[str]] = []
-    room = 0
-    for name, size_bytes in sizes.items():
-        if not groups or size_bytes > room:
-            groups.append([])
-            room = shard_bytes
-        groups[-1].append(name)
-        room -= _aligned(size_bytes)
-    return groups
+def _cut(size_bytes: int, shard_bytes: int) -> Iterator[tuple[int, int]]:
+    """Begin and length of a tensor's parts; one where it fits. Parts begin at whole items of any type."""
+    if size_bytes <= shard_bytes:
+        yield 0, size_bytes
+        return
+    part_bytes = max(shard_bytes // ALIGNMENT_BYTES, 1) * ALIGNMENT_BYTES
+    for begin in range(0, size_bytes, part_bytes):
+        yield begin, min(part_bytes, size_bytes - begin)
 
 
-def tensors_preamble(entries: list[TensorEntry]) -> bytes:
+def tensors_preamble(entries: Sequence[TensorEntry]) -> bytes:
     """The preamble of a shard that holds these tensors."""
-    return msgspec.msgpack.encode(_Preamble(entries))
+    return msgspec.msgpack.encode(_Preamble(list(entries)))
 
 
-def add_tensors(sealer: ShardSealer, entries: Iterable[TensorEntry], tensors: Mapping[str, Array]) -> None:
-    """Adds the tensors of a plan; contiguous little-endian ones are sealed from where they lie, without a copy."""
+def add_tensors(sealer: ShardSealer, entries: Iterable[TensorEntry], arrays: Mapping[str, Array]) -> None:
+    """Adds the entries of a planned shard; `arrays` hold their elements by name, of a part the part's alone.
+    Contiguous little-endian ones are sealed from where they lie, without a copy. Raises `UsageError` for an array
+    that is not what was planned."""
     for entry in entries:
-        array = np.ascontiguousarray(tensors[entry.name])
+        array = np.ascontiguousarray(arrays[entry.name])
+        if (array.nbytes, array.dtype.itemsize) != (entry.length, entry.item_bytes) or array.dtype.hasobject:
+            raise UsageError(
+                f"expected {entry.length} bytes of {entry.dtype} for tensor {entry.name!r}, got {array.nbytes} of "
+                f"{array.dtype}: convert it"
+            )
         if array.dtype.byteorder == ">":
             array = array.byteswap()
         sealer.add_bytes(bytes(entry.offset - sealer.content_bytes))
-        sealer.add_bytes(_bytes_of(array))
+        sealer.add_bytes(bytes_of(array))
 
 
 def read_entries(opener: ShardOpener) -> list[TensorEntry]:
@@ -103,61 +145,47 @@ def read_entries(opener: ShardOpener) -> list[TensorEntry]:
     return entries
 
 
-def open_tensors(
-    opener: ShardOpener, names: Iterable[str] | None = None, into: Mapping[str, Array] | None = None
-) -> dict[str, Array]:
-    """The named tensors (all of them for None) by name; only the chunks they lie in are opened.
-
-    Types of `PAYLOADS` come as their numpy dtype; `read_entries` tells the type. A tensor named in `into` is read
-    into that array: contiguous, little-endian, of the stored shape and item size. Raises `UsageError` for unknown
-    names and arrays that do not fit, `DamagedData` for damage; arrays of `into` are then partly filled.
-    """
-    by_name = {entry.name: entry for entry in read_entries(opener)}
-    wanted = list(by_name) if names is None else list(names)
-    unknown = [name for name in wanted if name not in by_name]
-    if unknown:
-        raise UsageError(f"expected tensors among {', '.join(list(by_name)[:20])}, got {', '.join(unknown[:20])}")
-    arrays = {name: _target(by_name[name], (into or {}).get(name)) for name in wanted}
-    stream = ContentStream(opener)
-    for name in sorted(set(wanted), key=lambda name: by_name[name].offset):
-        stream.read_into(by_name[name].offset, _bytes_of(arrays[name]))
-    return arrays
-
-
-def _target(entry: TensorEntry, given: Array | None) -> Array:
-    stored = _STORED[entry.dtype]
-    if given is None:
-        return np.empty(entry.shape, stored)
-    fits = given.shape == entry.shape and given.dtype.itemsize == stored.itemsize and not given.dtype.hasobject
-    if not fits or not given.flags.c_contiguous or not given.flags.writeable or given.dtype.byteorder == ">":
-        raise UsageError(
-            f"expected a contiguous, writable, little-endian array of shape {entry.shape} for tensor {entry.name!r} "
-            f"({entry.dtype}), got shape {given.shape} of {given.dtype}"
-        )
-    return given
-
-
-def _check_entries(entries: Iterable[TensorEntry]) -> None:
-    names, end = set(), 0
-    for entry in entries:
-        if entry.name in names or len(entry.name) > NAME_CHARACTERS_MAX:
-            raise UsageError(f"expected every tensor once, named by at most 1024 characters, got {entry.name[:80]!r}")
-        names.add(entry.name)
-        if entry.dtype not in _STORED or len(entry.shape) > DIMENSIONS_MAX or any(size < 0 for size in entry.shape):
-            raise UsageError(f"expected a known type and shape for tensor {entry.name!r}, got {entry}")
-        if entry.length != math.prod(entry.shape) * _STORED[entry.dtype].itemsize or entry.offset != _aligned(end):
-            raise UsageError(f"expected tensor {entry.name!r} at {_aligned(end)} with its shape's length, got {entry}")
-        end = entry.offset + entry.length
-        if end > SHARD_CONTENT_BYTES_MAX:
-            raise UsageError(
-                f"expected at most {SHARD_CONTENT_BYTES_MAX} bytes of tensors in a shard, got {end} with "
-                f"{entry.name!r}: spread them over several shards"
-            )
-
-
-def _bytes_of(array: Array) -> memoryview:
+def bytes_of(array: Array) -> memoryview:
     """The memory of a contiguous array, uncopied."""
     return array.reshape(-1).view(np.uint8).data
+
+
+def _check_entries(entries: Sequence[TensorEntry]) -> None:
+    names, end = set(), 0
+    for position, entry in enumerate(entries):
+        _check_spec(TensorSpec(entry.name, entry.dtype, entry.shape))
+        if entry.name in names:
+            raise UsageError(f"expected every tensor once, got {entry.name[:80]!r} twice")
+        names.add(entry.name)
+        if entry.first_byte is None:
+            fits = entry.length == entry.tensor_bytes
+        else:
+            fits = _is_part(entry, is_first=position == 0, is_last=position == len(entries) - 1)
+        if not fits or entry.offset != _aligned(end):
+            raise UsageError(f"expected tensor {entry.name!r} at {_aligned(end)} with its shape's length, got {entry}")
+        end = entry.offset + entry.length
+
+
+def _is_part(entry: TensorEntry, *, is_first: bool, is_last: bool) -> bool:
+    """Whether the entry may be a part of its tensor at its place in the shard."""
+    is_proper = 0 <= entry.begin < entry.end <= entry.tensor_bytes and entry.length < entry.tensor_bytes
+    is_whole_items = entry.begin % entry.item_bytes == 0 == entry.length % entry.item_bytes
+    begins, ends = entry.begin == 0, entry.end == entry.tensor_bytes
+    return is_proper and is_whole_items and (begins or is_first) and (ends or is_last)
+
+
+def _check_spec(spec: TensorSpec) -> None:
+    if len(spec.name) > NAME_CHARACTERS_MAX:
+        raise UsageError(
+            f"expected a tensor's name of at most {NAME_CHARACTERS_MAX} characters, got {spec.name[:80]!r}"
+        )
+    if spec.dtype not in STORED:
+        raise UsageError(f"expected tensor {spec.name!r} of type {', '.join(STORED)}, got {spec.dtype}: convert it")
+    if len(spec.shape) > DIMENSIONS_MAX or any(size < 0 for size in spec.shape):
+        raise UsageError(f"expected a shape of at most {DIMENSIONS_MAX} sizes for {spec.name!r}, got {spec.shape}")
+    # Zeros left out: numpy refuses such shapes too, though no byte of them is ever there.
+    if math.prod(size or 1 for size in spec.shape) * STORED[spec.dtype].itemsize > TENSOR_BYTES_MAX:
+        raise UsageError(f"expected at most {TENSOR_BYTES_MAX} bytes in tensor {spec.name!r}, got shape {spec.shape}")
 
 
 def _aligned(offset: int) -> int:

@@ -4,9 +4,14 @@ import threading
 from dataclasses import dataclass, field
 
 from raylog.monitor.samples import PeerCounters, TransferCounters
+from raylog.spec import QosClass
+from raylog.units import MIB
+from raylog.wire.classes import ClassCounters
 
 PEERS_MAX = 32
 OTHER = "other"
+RATED_BYTES_MIN = 4 * MIB  # a smaller pull's time is mostly that of its beginning
+RATE_SHARE = 0.3  # of the newest pull in the smoothed rate
 
 
 @dataclass(slots=True)
@@ -25,7 +30,9 @@ class _Totals:
     repaired_chunks: int = 0
     pulls_done: int = 0
     pulls_failed: int = 0
+    pull_bytes_per_s: float | None = None
     by_peer: dict[str, _Peer] = field(default_factory=dict)
+    by_class: dict[QosClass, ClassCounters] = field(default_factory=lambda: dict.fromkeys(QosClass, ClassCounters()))
 
 
 class TransferMeter:
@@ -39,10 +46,12 @@ class TransferMeter:
         self._lock = threading.Lock()
         self._totals = _Totals()
 
-    def sent(self, peer: str, sealed_bytes: int, chunks: int = 1) -> None:
+    def sent(self, peer: str, qos: QosClass, sealed_bytes: int, waited_s: float = 0.0) -> None:
+        """A chunk, that had waited for its turn."""
         with self._lock:
             self._totals.sent_bytes += sealed_bytes
-            self._totals.sent_chunks += chunks
+            self._totals.sent_chunks += 1
+            self._totals.by_class[qos] = self._totals.by_class[qos].plus(sealed_bytes, 1, waited_s)
             self._peer(peer).sent_bytes += sealed_bytes
 
     def received(self, peer: str, sealed_bytes: int, chunks: int = 1) -> None:
@@ -61,10 +70,13 @@ class TransferMeter:
         with self._lock:
             self._totals.repaired_chunks += chunks
 
-    def pulled(self) -> None:
-        """A pull that ended with the whole shard stored."""
+    def pulled(self, sealed_bytes: int = 0, seconds: float = 0.0) -> None:
+        """A pull that ended with the whole shard stored; what it moved counts for the rate if it was enough to tell."""
         with self._lock:
             self._totals.pulls_done += 1
+            if sealed_bytes >= RATED_BYTES_MIN and seconds > 0:
+                rate, known = sealed_bytes / seconds, self._totals.pull_bytes_per_s
+                self._totals.pull_bytes_per_s = rate if known is None else known + RATE_SHARE * (rate - known)
 
     def pull_failed(self) -> None:
         with self._lock:
@@ -83,10 +95,12 @@ class TransferMeter:
                 repaired_chunks=totals.repaired_chunks,
                 pulls_done=totals.pulls_done,
                 pulls_failed=totals.pulls_failed,
+                pull_bytes_per_s=totals.pull_bytes_per_s,
                 by_peer={
                     name: PeerCounters(sent_bytes=peer.sent_bytes, received_bytes=peer.received_bytes)
                     for name, peer in totals.by_peer.items()
                 },
+                by_class=dict(totals.by_class),
             )
 
     def _peer(self, name: str) -> _Peer:

@@ -1,7 +1,8 @@
 """Which metrics raylog exports, as data, and their readings off a sample. `actors/monitor.py` hands them to Ray.
 
 Names follow Prometheus: base units (bytes, ratio, joules, hertz) last, `_total` behind counters. Cardinality is
-bounded: labels are nodes, their GPUs, NICs, disks and tiers; peers stay in the sample, as pairs of nodes grow as n².
+bounded: labels are nodes, their GPUs, NICs, disks, tiers and traffic classes; peers stay in the sample, as pairs of
+nodes grow as n².
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ GPU_LABELS = (*NODE_LABELS, "gpu_uuid", "gpu_index", "gpu_name")
 NIC_LABELS = (*NODE_LABELS, "nic")
 DISK_LABELS = (*NODE_LABELS, "path")
 TIER_LABELS = (*NODE_LABELS, "tier", "path")
+CLASS_LABELS = (*NODE_LABELS, "class")
 
 SeriesKey = tuple[str, tuple[tuple[str, str], ...]]
 
@@ -25,7 +27,7 @@ SeriesKey = tuple[str, tuple[tuple[str, str], ...]]
 @dataclass(frozen=True, slots=True)
 class Metric:
     """One exported metric. `source` is the attribute its value is: of the node's sample, or of the part (GPU, NIC,
-    disk, tier) that `labels` name; it is empty where `readings` computes the value."""
+    disk, tier, class) that `labels` name; it is empty where `readings` computes the value."""
 
     name: str
     unit: str
@@ -74,6 +76,12 @@ NODE_METRICS = _table(
 )
 NODE_LOAD = Metric("raylog_node_load_1m", "processes", "", "Run queue, mean of 1 minute", NODE_LABELS)
 NODE_GPUS = Metric("raylog_node_gpus", "gpus", "", "GPUs of the node that answer", NODE_LABELS)
+CLASS_METRICS = _table(
+    CLASS_LABELS,
+    ("raylog_class_sent_bytes_total", "bytes", "sent_bytes", "Sealed bytes of a traffic class sent to peers"),
+    ("raylog_class_sent_chunks_total", "chunks", "sent_chunks", "Chunks of a traffic class sent to peers"),
+    ("raylog_class_waited_seconds_total", "seconds", "waited_s", "Time that chunks waited for weights and caps"),
+)
 NIC_METRICS = _table(
     NIC_LABELS,
     ("raylog_nic_sent_bytes_total", "bytes", "sent_bytes", "Bytes sent through the interface"),
@@ -111,7 +119,7 @@ GPU_THROTTLED = Metric("raylog_gpu_throttled", "bool", "", "1 while clocks are h
 GPU_XIDS = Metric("raylog_gpu_xid_errors_total", "errors", "", "XID errors of the driver", (*GPU_LABELS, "xid"))
 
 METRICS: tuple[Metric, ...] = (
-    *(*NODE_METRICS, NODE_LOAD, NODE_GPUS),
+    *(*NODE_METRICS, NODE_LOAD, NODE_GPUS, *CLASS_METRICS),
     *(*NIC_METRICS, *DISK_METRICS, *TIER_METRICS),
     *(*GPU_METRICS, GPU_THROTTLED, GPU_XIDS),
 )
@@ -122,6 +130,8 @@ def readings(sample: NodeSample) -> list[Reading]:
     node = {"node_id": sample.node_id, "hostname": sample.hostname}
     found = [*_read(NODE_METRICS, sample, node), Reading(NODE_LOAD, sample.host.load[0], node)]
     found.append(Reading(NODE_GPUS, float(sum(gpu.problem is None for gpu in sample.gpus)), node))
+    for qos, counters in sample.transfer.by_class.items():
+        found += _read(CLASS_METRICS, counters, {**node, "class": qos.value})
     for name, nic in sample.host.nics.items():
         found += _read(NIC_METRICS, nic, {**node, "nic": name})
     for path, disk in sample.host.disks.items():

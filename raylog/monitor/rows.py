@@ -7,7 +7,7 @@ import msgspec
 
 from raylog.monitor.counters import rate_per_s
 from raylog.monitor.samples import GpuSample, NicCounters, NodeSample, TierSample
-from raylog.spec import TierKind
+from raylog.spec import QosClass, TierKind
 
 STALE_AFTER_S = 4.0
 RATE_WINDOW_S = 5.0
@@ -33,7 +33,8 @@ class GpuSummary(msgspec.Struct, frozen=True, kw_only=True):
 class NodeRow(msgspec.Struct, frozen=True, kw_only=True):
     """One line of `raylog status`. Rates are means of the last `RATE_WINDOW_S`, None until two samples have come.
 
-    `clock_offset_s` is the monitor's clock minus the node's, plus the sample's way here.
+    `class_bytes_per_s` is `sent_bytes_per_s` of the traffic classes that send. `clock_offset_s` is the monitor's clock
+    minus the node's, plus the sample's way here.
     """
 
     node_id: str
@@ -53,6 +54,7 @@ class NodeRow(msgspec.Struct, frozen=True, kw_only=True):
     gpus: GpuSummary
     sent_bytes_per_s: float | None
     received_bytes_per_s: float | None
+    class_bytes_per_s: dict[QosClass, float]
     nic_sent_bytes_per_s: float | None
     nic_received_bytes_per_s: float | None
     damaged_chunks: int
@@ -114,6 +116,7 @@ def node_row(time_s: float, arrived_s: float, samples: Sequence[NodeSample]) -> 
         gpus=gpu_summary(sample.gpus, sample.gpu_problem),
         sent_bytes_per_s=rate_per_s([(s.monotonic_s, s.transfer.sent_bytes) for s in recent]),
         received_bytes_per_s=rate_per_s([(s.monotonic_s, s.transfer.received_bytes) for s in recent]),
+        class_bytes_per_s=_class_rates(recent),
         nic_sent_bytes_per_s=_nic_rate(recent, lambda nic: nic.sent_bytes),
         nic_received_bytes_per_s=_nic_rate(recent, lambda nic: nic.received_bytes),
         damaged_chunks=transfer.damaged_chunks,
@@ -204,6 +207,15 @@ def _recent(samples: Sequence[NodeSample]) -> list[NodeSample]:
             break
         recent.append(sample)
     return recent[::-1]
+
+
+def _class_rates(samples: Sequence[NodeSample]) -> dict[QosClass, float]:
+    rates = {
+        qos: rate_per_s([(s.monotonic_s, s.transfer.by_class[qos].sent_bytes) for s in samples])
+        for qos in QosClass
+        if all(qos in s.transfer.by_class for s in samples)
+    }
+    return {qos: rate for qos, rate in rates.items() if rate}
 
 
 def _nic_rate(samples: Sequence[NodeSample], count: Callable[[NicCounters], int]) -> float | None:

@@ -6,7 +6,8 @@ into rates and knows a restart by `NodeSample.incarnation`.
 
 import msgspec
 
-from raylog.spec import TierKind
+from raylog.spec import QosClass, TierKind
+from raylog.wire.classes import ClassCounters
 
 Reasons = dict[str, str]  # field or path -> why its figure is missing
 
@@ -100,6 +101,8 @@ class TransferCounters(msgspec.Struct, frozen=True, kw_only=True):
     """What a node actor moved since it started. Bytes are sealed cargo, without headers and control messages.
 
     `by_peer` maps node ids to their part, at most `meter.PEERS_MAX` of them; the rest is summed under "other".
+    `pull_bytes_per_s` is the rate of its last larger pulls, smoothed; None before the first.
+    `by_class` has what each traffic class sent and how long its chunks waited for their turn.
     """
 
     sent_bytes: int = 0
@@ -110,7 +113,9 @@ class TransferCounters(msgspec.Struct, frozen=True, kw_only=True):
     repaired_chunks: int = 0
     pulls_done: int = 0
     pulls_failed: int = 0
+    pull_bytes_per_s: float | None = None
     by_peer: dict[str, PeerCounters] = {}
+    by_class: dict[QosClass, ClassCounters] = {}
 
 
 class TierSample(msgspec.Struct, frozen=True, kw_only=True):

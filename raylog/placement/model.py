@@ -133,6 +133,11 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         problem.check(where)
         return problem
 
+    @classmethod
+    def without_nodes(cls, values: Mapping[str, Any], where: str = "placement") -> Self:
+        """The same from values that leave `nodes` to the cluster's live capacity."""
+        return cls.from_mapping({**values, "nodes": []}, where)
+
     def check(self, where: str = "placement") -> None:
         """Raises `UsageError` for doubled ids, for `current` naming what is not there, for too many workers."""
         _refuse_doubles([(f".nodes[{i}]", node.ids()) for i, node in enumerate(self.nodes)], where)
@@ -150,6 +155,11 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             if (running.job, running.worker) in seen:
                 refuse(where, f".current[{index}]", f"worker {running.worker} of job {running.job} stands here twice")
             seen.add((running.job, running.worker))
+
+
+def is_complete(values: Any) -> bool:
+    """Whether `values` can be solved as they are; False for a mapping that leaves `nodes` to a cluster."""
+    return not isinstance(values, Mapping) or "nodes" in values
 
 
 def _refuse_doubles(named: list[tuple[str, list[str]]], where: str) -> None:

@@ -22,8 +22,10 @@ from raylog.spec import Durability, TierKind
 from raylog.units import format_bytes
 
 FailureDomain = Literal["node", "rack", "zone"]
-TIERS = {Durability.MEMORY: (TierKind.MEMORY,), Durability.DISK: (TierKind.SSD, TierKind.HDD)}
+DISKS = (TierKind.SSD, TierKind.HDD)
 COLUMNS_MAX = 20_000
+EXCLUDED_NAMED_MAX = 4  # nodes left out that a shortfall names
+NAMED_MOST = 8  # nodes, in one message
 EVEN_GAP = 0.01  # a fill this close to the evenest will do
 FILL_STEPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # of the mean fill; further on a node's fill costs more
 SIZE_CLASS = 1.25  # shards of one class differ in size by less than this factor
@@ -120,7 +122,7 @@ def replica_targets(
     return ReplicaPlan(
         targets={name: [case.nodes[node].node_id for node in chosen[name]] for name, _ in shards},
         reasons=tuple(_reasons(case, nodes, counts, local_node_id, failure_domain)),
-        shortfall=tuple(_shortfall(case, chosen, replicas)),
+        shortfall=tuple(_shortfall(case, chosen, replicas, _excluded(nodes))),
         moved_bytes=_moved_bytes(case, chosen, dict(shards)),
         status=status,
         seconds=time.monotonic() - started_s,
@@ -137,6 +139,7 @@ def _case(
     durability: Durability,
 ) -> _Case:
     numbers = {node.node_id: number for number, node in enumerate(fit)}
+    largest = max((size for _, size in shards), default=0)
     groups: dict[tuple[int, tuple[int, ...]], list[tuple[str, int]]] = {}
     for name, size in shards:
         holders = tuple(sorted(numbers[node] for node in set(held.get(name, ())) if node in numbers))
@@ -151,7 +154,7 @@ def _case(
             _Candidate(
                 node_id=node.node_id,
                 domain=node.node_id if failure_domain == "node" else node.labels.get(failure_domain, ""),
-                free_bytes=max((node.free_bytes.get(tier, 0) for tier in TIERS[durability]), default=0),
+                free_bytes=_room_bytes(node, durability, largest),
                 weight=1.0 + node.busy,
                 is_local=node.node_id == local_node_id,
             )
@@ -159,6 +162,14 @@ def _case(
         ),
         replicas=replicas,
     )
+
+
+def _room_bytes(node: NodeState, durability: Durability, shard_bytes: int) -> int:
+    """In the arena for durability memory; on disk, where the node puts it instead, when the arena has no room."""
+    memory_bytes = node.free_bytes.get(TierKind.MEMORY, 0)
+    if durability is Durability.MEMORY and memory_bytes >= shard_bytes:
+        return memory_bytes
+    return max(node.free_bytes.get(tier, 0) for tier in DISKS)
 
 
 def _solve(case: _Case, deadline_s: float) -> tuple[list[list[int]], Literal["optimal", "greedy", "time limit"]]:
@@ -320,18 +331,26 @@ def _deal(case: _Case, counts: list[list[int]]) -> dict[str, list[int]]:
     return chosen
 
 
-def _shortfall(case: _Case, chosen: dict[str, list[int]], replicas: int) -> list[ReplicaShortfall]:
+def _excluded(nodes: Sequence[NodeState]) -> list[str]:
+    return [reason for node in sorted(nodes, key=lambda node: node.node_id) if (reason := left_out(node))]
+
+
+def _shortfall(case: _Case, chosen: dict[str, list[int]], replicas: int, excluded: list[str]) -> list[ReplicaShortfall]:
     found: list[ReplicaShortfall] = []
+    others = f" ({'; '.join(excluded[:EXCLUDED_NAMED_MAX])})" if excluded else ""
     for group in case.groups:
-        roomy = sum(node.free_bytes >= group.bytes_each for node in case.nodes)
+        roomless = [node for node in case.nodes if node.free_bytes < group.bytes_each]
         for shard_id in group.shard_ids:
             missing = replicas - len(chosen[shard_id])
             if missing > 0:
                 size = format_bytes(group.bytes_each)
+                roomy = len(case.nodes) - len(roomless)
                 reason = f"{replicas} replicas of {size} asked, {roomy} of {len(case.nodes)} nodes have room for one"
                 if len(case.nodes) < replicas:
                     reason = f"{replicas} replicas on different nodes asked, {len(case.nodes)} nodes are fit"
-                found.append(ReplicaShortfall(shard_id=shard_id, missing=missing, reason=reason))
+                if roomless:
+                    reason += f" (full: {', '.join(node.node_id[:12] for node in roomless[:NAMED_MOST])})"
+                found.append(ReplicaShortfall(shard_id=shard_id, missing=missing, reason=reason + others))
     return found
 
 
@@ -348,13 +367,15 @@ def _moved_bytes(case: _Case, chosen: dict[str, list[int]], sizes: dict[str, int
 def _reasons(
     case: _Case, nodes: Sequence[NodeState], counts: list[list[int]], local: str | None, domain: FailureDomain
 ) -> list[str]:
-    found = [reason for node in sorted(nodes, key=lambda node: node.node_id) if (reason := left_out(node))]
+    found = _excluded(nodes)
     load = {node.node_id: node.busy for node in nodes}
     largest = max((group.bytes_each for group in case.groups), default=0)
+    chosen = [node for n, node in enumerate(case.nodes) if any(row[n] for row in counts)]
+    busiest = max((load[node.node_id] for node in chosen), default=0.0)
     for n, node in enumerate(case.nodes):
         held = sum(counts[g][n] for g, group in enumerate(case.groups) if n in group.held)
         new = sum(counts[g][n] for g, group in enumerate(case.groups) if n not in group.held)
-        text = f"node {node.node_id}: {new} new replicas" + (f", {held} kept" if held else "")
+        text = f"node {node.node_id}: {new} new replica{'' if new == 1 else 's'}" + (f", {held} kept" if held else "")
         why = [f"{format_bytes(node.free_bytes)} free"]
         if node.free_bytes < largest:
             why = [f"full: {format_bytes(node.free_bytes)} free, a shard takes {format_bytes(largest)}"]
@@ -362,6 +383,8 @@ def _reasons(
             why.append(f"busy: load {load[node.node_id]:.1f} per core")
         if node.node_id == local:
             why.append("the writer's own node")
+        if not new and not held and node.free_bytes >= largest and load[node.node_id] <= busiest:
+            why.append("not needed")
         found.append(f"{text} ({', '.join(why)})")
     doubled = sum(
         max(sum(counts[g][n] for n in members) - group.count, 0)

@@ -38,7 +38,7 @@ def check_version(got: int, expected: int, what: str) -> None:
         raise NotPermitted(f"{what} has version {got}, expected {expected}: install the same raylog on both machines")
 
 
-def check_fresh(time_s: int, now_s: float, what: str) -> None:
+def check_fresh(time_s: float, now_s: float, what: str) -> None:
     """Raises `NotPermitted` unless `time_s` is within `FRESH_S` of `now_s`."""
     ahead_s = time_s - now_s
     if abs(ahead_s) > FRESH_S:
@@ -59,7 +59,7 @@ class ReplayCache:
         self._expiries: list[tuple[float, bytes]] = []
         self._lock = threading.Lock()
 
-    def check(self, digest: bytes, time_s: int, now_s: float, what: str) -> None:
+    def check(self, digest: bytes, time_s: float, now_s: float, what: str) -> None:
         """Passes each digest once; raises `NotPermitted` the second time, `Unavailable` when full. Only for requests
         that proved themselves, by what the proof covers, so that strangers cannot fill it."""
         with self._lock:

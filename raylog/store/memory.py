@@ -6,6 +6,7 @@ is not recycled, also when its shard was deleted meanwhile. Only when the last v
 """
 
 import itertools
+import logging
 import mmap
 import threading
 from collections import deque
@@ -23,6 +24,8 @@ from raylog.store.extents import Extent, FreeList, plan_eviction
 from raylog.store.files import no_space
 from raylog.store.pin import Pin
 from raylog.store.progress import Progress
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -105,8 +108,10 @@ class MemoryTier:
         return MemoryReader(held.frame, view)
 
     def pin(self, shard_id: str) -> Pin:
-        """Holds the shard's extent for a process that maps it. Raises `NotFound`."""
+        """Holds the shard's extent for a process that maps it, its header and index as this tier knows them; chunks
+        are checked by whoever opens them. Raises `NotFound`."""
         held, view = self._look(shard_id)
+        self._mend_frame(held, view)
         return Pin(
             frame=held.frame,
             descriptor=self._arena.read_only_descriptor,
@@ -182,6 +187,14 @@ class MemoryTier:
             held = self._committed(shard_id)
             held.used = next(self._uses)
             return held, self._view(held)
+
+    def _mend_frame(self, held: _Held, view: memoryview) -> None:
+        header, tail = held.frame.header_bytes, held.frame.tail_bytes
+        if bytes(view[: len(header)]) != header or bytes(view[-len(tail) :]) != tail:
+            log.warning(
+                "%s: its header or index was damaged and is written anew", self._where(held.frame.header.shard_id)
+            )
+            _write_frame(held.frame, view)
 
     def _committed(self, shard_id: str) -> _Held:
         held = self._shards.get(shard_id)
@@ -295,10 +308,7 @@ class MemoryWriter:
             )
         for number in sorted(self._contested):
             self.commit_chunk(number)
-        view = self._open_view()
-        header, tail = self.frame.header_bytes, self.frame.tail_bytes
-        view[: len(header)] = header
-        view[len(view) - len(tail) :] = tail
+        _write_frame(self.frame, self._open_view())
         self._view = None
         self._tier._committed_by_writer(self._held)
 
@@ -356,3 +366,10 @@ class MemoryReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _write_frame(frame: Frame, view: memoryview) -> None:
+    """Header, index and trailer to where they stand in the shard's file."""
+    header, tail = frame.header_bytes, frame.tail_bytes
+    view[: len(header)] = header
+    view[len(view) - len(tail) :] = tail

@@ -1,10 +1,14 @@
 """A node's store: its memory tier in front of its disk tier."""
 
 import logging
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import TypeVar
 
 from raylog.codec.frame import Frame
-from raylog.errors import Conflict, NoSpace, NotFound
+from raylog.errors import Conflict, DamagedData, NoSpace, NotFound
 from raylog.spec import Durability, ShardRef, TierKind
 from raylog.store.disk import DiskTier, Staging
 from raylog.store.hot import HotWriter, PromotingReader
@@ -15,6 +19,17 @@ from raylog.store.shard_file import DiskReader
 from raylog.store.tier import ShardReader, ShardWriter, Tier
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_Copy = tuple[Tier, ShardReader]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mending:
+    """How many chunks a store replaced by its own bytes, and the chunks that no copy in it has whole."""
+
+    replaced: int
+    missing: list[int]
 
 
 class TieredStore:
@@ -29,6 +44,8 @@ class TieredStore:
     def __init__(self, memory: MemoryTier | None, disk: DiskTier) -> None:
         self.memory = memory
         self.disk = disk
+        self._cached_on_disk: dict[str, None] = {}  # promised to nobody, oldest first; a restart takes them for kept
+        self._lock = threading.Lock()  # of the dict: what is promised at this moment does not give way
 
     @property
     def tiers(self) -> tuple[Tier, ...]:
@@ -57,17 +74,23 @@ class TieredStore:
             if kept is not None:
                 return kept
             _log_detour(frame)
-        writer = self.disk.create(frame)
+        writer = self._with_room(lambda: self.disk.create(frame))
         if writer.missing() != [(0, len(frame.chunks))]:
             return writer  # resumed: the arena lacks what the disk has
         hot = self._arena_writer(frame, evictable=True)
         return writer if hot is None else HotWriter(writer, hot, self._keep_hot)
 
     def create_cached(self, frame: Frame) -> ShardWriter:
-        """A writer of a copy that may go when room is needed: in the arena, or on disk where the arena has none."""
+        """A writer of a copy that may go when room is needed: in the arena, or on disk where the arena has none. On
+        disk nothing makes way for it."""
         self._refuse_present(frame)
         cached = self._arena_writer(frame, evictable=True)
-        return self.disk.create(frame) if cached is None else cached
+        if cached is not None:
+            return cached
+        writer = self.disk.create(frame)
+        with self._lock:
+            self._cached_on_disk[frame.header.shard_id] = None
+        return writer
 
     def persist(self, shard_id: str) -> None:
         """Makes a shard that is in the arena alone durable on disk too; there it is evictable from then on.
@@ -78,7 +101,10 @@ class TieredStore:
             if not self.disk.holds(shard_id):
                 raise self._not_found(shard_id)
             return
-        with self.memory.open(shard_id) as reader, self.disk.create(reader.frame) as writer:
+        with (
+            self.memory.open(shard_id) as reader,
+            self._with_room(lambda: self.disk.create(reader.frame)) as writer,
+        ):
             for first, count in writer.missing():
                 for number in range(first, first + count):
                     writer.write_chunk(number, reader.chunk(number))
@@ -87,6 +113,8 @@ class TieredStore:
 
     def keep(self, shard_id: str, durability: Durability) -> None:
         """Gives a copy that is here the promise of `durability`. Raises `NotFound`, `NoSpace`."""
+        with self._lock:
+            self._cached_on_disk.pop(shard_id, None)
         if durability is Durability.DISK:
             self.persist(shard_id)
         elif self.memory is not None and not self.disk.holds(shard_id):
@@ -95,8 +123,9 @@ class TieredStore:
     def kept_on(self, shard_id: str) -> TierKind:
         """The tier on which a copy stays until it is deleted. Raises `NotFound` where there is none, or only one that
         may be evicted."""
-        if self.disk.holds(shard_id):
-            return self.disk.kind
+        with self._lock:
+            if self.disk.holds(shard_id) and shard_id not in self._cached_on_disk:
+                return self.disk.kind
         if self.memory is None or not self.memory.holds(shard_id) or self.memory.is_evictable(shard_id):
             raise NotFound(f"store {self.disk.directory}: shard {shard_id} is not kept here", shard_id=shard_id)
         return TierKind.MEMORY
@@ -117,6 +146,22 @@ class TieredStore:
         for tier in holders:
             tier.replace_chunk(shard_id, number, sealed)
 
+    def mend(self, shard_id: str, numbers: Iterable[int]) -> Mending:
+        """Checks chunks in every copy here and replaces a damaged one by the same chunk of a copy that has it whole.
+        Raises `NotFound`, and `DamagedData` when a copy's frame is not intact."""
+        with ExitStack() as stack:
+            copies: list[_Copy] = []
+            for tier in self.tiers:
+                with suppress(NotFound):
+                    copies.append((tier, stack.enter_context(tier.open(shard_id))))
+            if not copies:
+                raise self._not_found(shard_id)
+            found = {number: _mend_chunk(copies, number) for number in numbers}
+        return Mending(
+            replaced=sum(1 for damaged in found.values() if damaged),
+            missing=[number for number, damaged in found.items() if damaged is None],
+        )
+
     def shards(self) -> list[ShardRef]:
         """Every shard that lies here, once."""
         found = {ref.shard_id: ref for tier in self.tiers for ref in tier.shards()}
@@ -125,7 +170,7 @@ class TieredStore:
     def stage(self, expected_bytes: int = 0) -> Staging:
         """A file on the disk tier for a putting process of this machine to write one sealed shard into; ended by
         `adopt` or `discard`. Raises `NoSpace` when `expected_bytes` do not fit."""
-        return self.disk.stage(expected_bytes)
+        return self._with_room(lambda: self.disk.stage(expected_bytes))
 
     def adopt(self, stage_id: str, frame_digest: bytes, durability: Durability) -> ShardRef:
         """Makes what was put into a staging file a shard of this store, with the promise of `durability`.
@@ -173,6 +218,21 @@ class TieredStore:
         for tier in self.tiers:
             tier.close()
 
+    def _with_room(self, action: Callable[[], T]) -> T:
+        """Does what needs room on disk; cached copies there give way, the oldest first."""
+        while True:
+            try:
+                return action()
+            except NoSpace:
+                with self._lock:
+                    if not self._cached_on_disk:
+                        raise
+                    shard_id = next(iter(self._cached_on_disk))
+                    del self._cached_on_disk[shard_id]
+                    with suppress(NotFound):
+                        self.disk.delete(shard_id)
+                log.info("shard %s, a cached copy on disk, gave way", shard_id)
+
     def _arena_writer(self, frame: Frame, *, evictable: bool) -> MemoryWriter | None:
         if self.memory is None or not belongs_in_arena(frame.stored_bytes, self.memory.capacity_bytes):
             return None
@@ -213,6 +273,8 @@ class TieredStore:
         self.disk.refuse_present(frame)
 
     def _everywhere(self, shard_id: str, action: str) -> None:
+        with self._lock:
+            self._cached_on_disk.pop(shard_id, None)
         found = 0
         for tier in reversed(self.tiers):
             with suppress(NotFound):
@@ -223,6 +285,26 @@ class TieredStore:
 
     def _not_found(self, shard_id: str) -> NotFound:
         return NotFound(f"store {self.disk.directory}: shard {shard_id} is not here", shard_id=shard_id)
+
+
+def _mend_chunk(copies: Sequence[_Copy], number: int) -> int | None:
+    """How many copies of a chunk were damaged and are whole now; None when all of them are damaged."""
+    whole, damaged = None, []
+    for tier, reader in copies:
+        try:
+            sealed = reader.chunk(number)
+            reader.frame.verify_chunk(number, sealed)
+        except DamagedData as error:
+            # Its words alone: whoever keeps the error keeps the frames below, and with them the extent.
+            log.warning("a copy in %s is damaged: %s", tier.kind, str(error))
+            damaged.append((tier, reader.frame.header.shard_id))
+        else:
+            whole = sealed
+    if whole is None:
+        return None
+    for tier, shard_id in damaged:
+        tier.replace_chunk(shard_id, number, whole)
+    return len(damaged)
 
 
 def _log_detour(frame: Frame) -> None:

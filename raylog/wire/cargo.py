@@ -10,6 +10,7 @@ import time
 
 from raylog.buffers import BufferPool
 from raylog.errors import PeerFault, Unavailable
+from raylog.units import KIB
 from raylog.wire.record import (
     PREAMBLE_BYTES,
     RECORD_BYTES_MAX,
@@ -26,6 +27,7 @@ OPEN_RECORD = Head(RecordType.OPEN)
 END_RECORD = Head(RecordType.END)
 
 _BUFFERS = BufferPool(idle_max=16)  # 4 MiB each, in use by one stream at a time; sealed bytes only
+UNSENT_BYTES_MAX = 256 * KIB  # in the kernel: a send ends when its bytes leave, so that classes can be clocked by it
 _TIMEVAL = struct.Struct("@ll")
 
 
@@ -33,6 +35,7 @@ def tune(connection: socket.socket, timeout_s: float) -> None:
     """Makes a connection ready for cargo; no single wait on it takes longer than `timeout_s`."""
     connection.settimeout(None)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
     value = _TIMEVAL.pack(int(timeout_s), int(timeout_s % 1 * 1e6))
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         connection.setsockopt(socket.SOL_SOCKET, option, value)

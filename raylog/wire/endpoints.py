@@ -4,6 +4,7 @@ Every method may raise errors of raylog; `DamagedData`, `NotFound`, `NoSpace` an
 the store. Views are right as long as they are held.
 """
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from raylog.codec.frame import Frame
@@ -16,7 +17,7 @@ class ShardReader(Protocol):
     def frame(self) -> Frame: ...
 
     def chunk(self, number: int, /) -> memoryview:
-        """The sealed bytes of a chunk, verified; raises `DamagedData`."""
+        """The sealed bytes of a chunk, verified when they came to where they lie; raises `DamagedData`."""
         ...
 
     def close(self) -> None: ...
@@ -27,6 +28,10 @@ class ShardSource(Protocol):
 
     def open(self, shard_id: str, /) -> ShardReader:
         """Raises `NotFound`, `DamagedData` for a shard that is not intact."""
+        ...
+
+    def mend(self, shard_id: str, numbers: Iterable[int], /) -> object:
+        """Replaces damaged chunks by what the store itself has whole; raises `NotFound`, `DamagedData`."""
         ...
 
 

@@ -77,7 +77,7 @@ class Onlooker(Protocol):
 
 
 class Fetcher:
-    """One fetch; `run` it once."""
+    """One fetch; `run` it once. `on_damage` is told of every node that sent a chunk with wrong bytes."""
 
     def __init__(
         self,
@@ -89,13 +89,14 @@ class Fetcher:
         qos: QosClass,
         deadline: float,
         on_progress: Progress | None = None,
+        on_damage: Callable[[str, DamagedData], None] | None = None,
         cancel: threading.Event | None = None,
         onlooker: Onlooker | None = None,
     ) -> None:
         self._ref, self._sink, self._sessions, self._qos = ref, sink, sessions, qos
         self._peers = {source.peer.node_id: source.peer for source in sources}
         self._deadline = deadline
-        self._on_progress, self._cancel, self._onlooker = on_progress, cancel, onlooker
+        self._on_progress, self._on_damage, self._cancel, self._onlooker = on_progress, on_damage, cancel, onlooker
         self._machine = Fetch(ref, [source.spec for source in sources], deadline, sessions.bounds.window_bytes)
         self._lock = threading.Lock()  # of the machine and of everything below
         self._idle = threading.Condition(self._lock)
@@ -271,6 +272,8 @@ class Fetcher:
 
     def damaged(self, link: "_Link", chunk: int, error: DamagedData) -> None:
         self._asked_again += 1
+        if self._on_damage is not None:
+            self._on_damage(link.spec.node_id, error)
         self._apply(partial(self._machine.damaged, link.attempt, chunk, error))
 
     def failed(self, link: "_Link", error: RaylogError) -> None:

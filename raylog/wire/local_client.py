@@ -17,7 +17,7 @@ import numpy as np
 
 from raylog.buffers import BufferPool
 from raylog.codec.frame import Frame
-from raylog.errors import DamagedData, DeadlineExceeded, NoSpace, PeerFault, RaylogError, Unavailable, UsageError
+from raylog.errors import DamagedData, DeadlineExceeded, NoSpace, PeerFault, Unavailable, UsageError
 from raylog.spec import Durability, ShardRef, TierKind
 from raylog.wire.local import check_path
 from raylog.wire.local_messages import (
@@ -132,7 +132,7 @@ class LocalClient:
         except OSError as error:
             self._drop()
             raise Unavailable(f"{self._where}: the node has gone ({error.strerror}); connect again") from error
-        except RaylogError:
+        except BaseException:  # Ctrl-C too
             self._drop()  # a late reply would be taken for the next call's
             raise
 

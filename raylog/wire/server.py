@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,10 +15,13 @@ from raylog import __version__
 from raylog.errors import PeerFault, RaylogError, Unavailable, UsageError
 from raylog.security.credentials import Credentials
 from raylog.security.identity import Certificate
+from raylog.spec import QosClass
 from raylog.wire import messages
 from raylog.wire.bounds import Bounds
 from raylog.wire.cargo import receive_proof
+from raylog.wire.classes import ClassCounters, Slices
 from raylog.wire.endpoints import ShardSource
+from raylog.wire.gate import Gate
 from raylog.wire.messages import ByeReason
 from raylog.wire.paths import Paths
 from raylog.wire.probe import ProbeKeys
@@ -38,11 +41,12 @@ _ACCEPT_PAUSE_S = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerCounters:
-    """Since the start: chunks and sealed bytes sent, sessions admitted, connections refused and datagrams dropped by
-    reason; and sessions that run now."""
+    """Since the start: chunks and sealed bytes sent, what each traffic class got of that, sessions admitted,
+    connections refused and datagrams dropped by reason; and sessions that run now."""
 
     sent_bytes: int
     sent_chunks: int
+    classes: dict[QosClass, ClassCounters]
     sessions_admitted: int
     sessions_open: int
     refused: dict[str, int]
@@ -53,9 +57,10 @@ class WireServer:
     """Serves `store` at `bind_host` from the return of the constructor until `close`. One thread per connection.
 
     `credentials` is asked at each new connection, so that a renewed certificate counts from then on. Control and cargo
-    listen on two free ports of `port_range` (first, last), or on any two for (0, 0). `on_sent(peer id, sealed bytes)`
-    is called for every chunk, from many threads. What `relay` knows to be on its way here is served as it comes.
-    Raises `Unavailable` when there is no free port.
+    listen on two free ports of `port_range` (first, last), or on any two for (0, 0). `slices` are the weights and caps
+    of traffic classes over all sessions. `on_sent(peer id, class, sealed bytes, seconds waited)` is called for every
+    chunk, from many threads. What `relay` knows to be on its way here is served as it comes. Raises `Unavailable` when
+    there is no free port.
     """
 
     def __init__(
@@ -66,13 +71,15 @@ class WireServer:
         bind_host: str,
         port_range: tuple[int, int] = (0, 0),
         bounds: Bounds | None = None,
-        on_sent: Callable[[str, int], None] | None = None,
+        slices: Slices | None = None,
+        on_sent: Callable[[str, QosClass, int, float], None] | None = None,
         relay: Relay | None = None,
     ) -> None:
         self._credentials, self._store, self._on_sent = credentials, store, on_sent
         self._relay = relay or Relay(store.open)
         self._bounds = bounds or Bounds()
         self.paths = Paths()
+        self._gate = Gate(slices or Slices(), self._bounds.progress_timeout_s)
         self._lock = threading.Lock()
         self._is_closing = False
         self._connections: dict[socket.socket, threading.Thread] = {}
@@ -80,7 +87,7 @@ class WireServer:
         self._probed: dict[ServerSession, bytes] = {}  # the id in its datagrams
         self._expected: dict[bytes, tuple[ServerSession, StreamKeys]] = {}
         self._refused: Counter[str] = Counter()
-        self._sent_bytes = self._sent_chunks = self._sessions_admitted = 0
+        self._sessions_admitted = 0
         self._handshakes = threading.BoundedSemaphore(self._bounds.handshakes_max)
         self._unproven = threading.BoundedSemaphore(self._bounds.cargo_unproven_max)
         self._control_listener = _listen(bind_host, port_range)
@@ -114,10 +121,12 @@ class WireServer:
         return self.host, self.control_port
 
     def counters(self) -> ServerCounters:
+        classes = self._gate.counters()
         with self._lock:
             return ServerCounters(
-                sent_bytes=self._sent_bytes,
-                sent_chunks=self._sent_chunks,
+                sent_bytes=sum(of.sent_bytes for of in classes.values()),
+                sent_chunks=sum(of.sent_chunks for of in classes.values()),
+                classes=classes,
                 sessions_admitted=self._sessions_admitted,
                 sessions_open=len(self._sessions),
                 refused=dict(self._refused),
@@ -169,18 +178,20 @@ class WireServer:
     def forget(self, stream: bytes) -> None:
         with self._lock:
             self._expected.pop(stream, None)
+        self._gate.detach(stream)
 
     def expect_probes(self, session: ServerSession, keys: ProbeKeys) -> None:
         with self._lock:
             self._probed[session] = keys.id
         self._probes.expect(session.peer_id, keys)
 
-    def sent(self, peer_id: str, sealed_bytes: int) -> None:
-        with self._lock:
-            self._sent_bytes += sealed_bytes
-            self._sent_chunks += 1
+    def turn(self, stream: bytes, qos: QosClass, sealed_bytes: int) -> AbstractContextManager[None]:
+        return self._gate.turn(stream, qos, sealed_bytes)
+
+    def sent(self, stream: bytes, peer_id: str, qos: QosClass, sealed_bytes: int) -> None:
+        waited_s = self._gate.sent(stream, qos, sealed_bytes)
         if self._on_sent is not None:
-            self._on_sent(peer_id, sealed_bytes)
+            self._on_sent(peer_id, qos, sealed_bytes, waited_s)
 
     # Accepting.
 
@@ -287,10 +298,13 @@ class WireServer:
             session, stream, keys, opener = self._prove(connection)
         finally:
             self._unproven.release()
+        self._gate.attach(stream, session.peer_id, connection)
         try:
             session.serve_cargo(connection, stream, keys, opener)
         except RaylogError as error:
             log.warning("cargo stream %s to %s ended: %s", stream.hex(), where, error)
+        finally:
+            self._gate.detach(stream)
 
     def _prove(self, connection: socket.socket) -> tuple[ServerSession, bytes, StreamKeys, RecordOpener]:
         """Whose stream this is. Nothing is sent, and no stream is given away, before the key is proven."""

@@ -5,13 +5,14 @@ import queue
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
 
 from raylog.codec.frame import Frame
 from raylog.errors import DamagedData, NotFound, NotPermitted, RaylogError, Unavailable
+from raylog.spec import QosClass
 from raylog.wire.bounds import Bounds
 from raylog.wire.cargo import END_RECORD, CargoSender, has_come, receive_end, tune
 from raylog.wire.effects import (
@@ -58,7 +59,11 @@ class Listener(Protocol):
 
     def expect_probes(self, session: "ServerSession", keys: ProbeKeys) -> None: ...
 
-    def sent(self, peer_id: str, sealed_bytes: int) -> None:
+    def turn(self, stream: bytes, qos: QosClass, sealed_bytes: int) -> AbstractContextManager[None]:
+        """Entered before a chunk is sent, which waits for its turn, and left when it is out. Raises `Unavailable`."""
+        ...
+
+    def sent(self, stream: bytes, peer_id: str, qos: QosClass, sealed_bytes: int) -> None:
         """A chunk went out."""
         ...
 
@@ -68,6 +73,7 @@ class _Lease:
     """A reader that cargo threads borrow: closed when it is released and none of them has it."""
 
     reader: ShardReader
+    sent: bytearray  # one byte per chunk: whether it went out in this pull
     borrowers: int = 0
     is_released: bool = False
 
@@ -173,7 +179,7 @@ class ServerSession:
 
     def _lend(self, pull: int, reader: ShardReader, available: Sequence[Range] | None) -> None:
         with self._runner.lock:
-            self._leases[pull] = _Lease(reader)
+            self._leases[pull] = _Lease(reader, bytearray(len(reader.frame.chunks)))
         self._runner.apply(partial(self._machine.shard_opened, pull, reader.frame, available=available))
 
     def _refuse(self, pull: int, error: RaylogError) -> None:
@@ -213,7 +219,7 @@ class ServerSession:
         try:
             self._runner.apply(partial(self._machine.stream_attached, stream))
             while (job := _next_job(jobs, connection)) is not None:
-                self._send(sender, job)
+                self._send_in_turn(sender, job)
                 watch.look()
                 if watch.streams_wanted is not None:
                     self._runner.apply(partial(self._machine.advise, watch.streams_wanted))
@@ -229,14 +235,24 @@ class ServerSession:
         self._jobs.pop(stream, None)
         return self._machine.stream_lost(stream, now)
 
-    def _send(self, sender: CargoSender, job: SendChunk) -> None:
+    def _send_in_turn(self, sender: CargoSender, job: SendChunk) -> None:
+        with self._runner.lock:
+            slice_of = self._machine.slice_of(job.pull, job.chunk)
+        if slice_of is None:
+            self._runner.apply(partial(self._machine.chunk_sent, job.stream))
+            return
+        qos, sealed_bytes = slice_of
+        with self._listener.turn(job.stream, qos, sealed_bytes):
+            self._send(sender, job, qos)
+
+    def _send(self, sender: CargoSender, job: SendChunk, qos: QosClass) -> None:
         with self._runner.lock:
             lease = self._leases.get(job.pull)
             if lease is not None:
                 lease.borrowers += 1
         if lease is not None:
             try:
-                self._send_chunk(sender, job, lease.reader)
+                self._send_chunk(sender, job, lease, qos)
             finally:
                 with self._runner.lock:
                     lease.borrowers -= 1
@@ -245,18 +261,29 @@ class ServerSession:
                     lease.reader.close()
         self._runner.apply(partial(self._machine.chunk_sent, job.stream))
 
-    def _send_chunk(self, sender: CargoSender, job: SendChunk, reader: ShardReader) -> None:
+    def _send_chunk(self, sender: CargoSender, job: SendChunk, lease: _Lease, qos: QosClass) -> None:
         try:
-            sealed = reader.chunk(job.chunk)
+            if lease.sent[job.chunk]:
+                self._recheck(lease.reader, job.chunk)
+            sealed = lease.reader.chunk(job.chunk)
         except RaylogError as error:
-            log.warning("shard %s, chunk %d: cannot be read: %s", reader.frame.header.shard_id, job.chunk, error)
+            shard_id = lease.reader.frame.header.shard_id
+            log.warning("shard %s, chunk %d: cannot be read: %s", shard_id, job.chunk, error)
             refusal: Callable[[float], list[Effect]] = partial(
                 self._machine.refuse, job.pull, _reason_of(error), str(error), job.chunk
             )
             self._runner.apply(refusal)
             return
+        lease.sent[job.chunk] = True
         sender.send(Head(RecordType.CHUNK, job.pull, job.chunk, len(sealed)), sealed)
-        self._listener.sent(self.peer_id, len(sealed))
+        self._listener.sent(job.stream, self.peer_id, qos, len(sealed))
+
+    def _recheck(self, reader: ShardReader, number: int) -> None:
+        """A chunk that has gone out and is asked for again may have come damaged: a store verifies what it takes into
+        memory, not what it gives out of it. Raises `DamagedData` when it cannot be mended here."""
+        with suppress(NotFound):  # a shard that is still on its way
+            self._source.mend(reader.frame.header.shard_id, [number])
+        reader.frame.verify_chunk(number, reader.chunk(number))
 
 
 class _Following:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from raylog.codec.frame import Frame
 from raylog.errors import PeerFault, RaylogError
+from raylog.spec import QosClass
 from raylog.wire import messages
 from raylog.wire.bounds import Bounds
 from raylog.wire.credit import Allowance
@@ -69,7 +70,7 @@ class SourceSession(Session):
     """Serves one puller. `cargo_port` is where its cargo connections are awaited, `probe_port` where its probes.
 
     A stream has one chunk to send at a time: `SendChunk`, then `chunk_sent`. So the choice of the next one is made
-    here, when the last is out (the seam for traffic classes), and a pull without credit holds up no other.
+    here, when the last is out, and when it goes by the node's gate (gate.py); a pull without credit holds up no other.
     """
 
     def __init__(self, parties: Parties, bounds: Bounds, cargo_port: int, probe_port: int = 0) -> None:
@@ -178,6 +179,11 @@ class SourceSession(Session):
         for queued in stream.queue:
             self._forfeit(queued)
         return []
+
+    def slice_of(self, pull: int, chunk: int) -> tuple[QosClass, int] | None:
+        """The traffic class and the sealed bytes of a chunk that is to be sent; None when its pull has ended."""
+        served = self._served.get(pull)
+        return None if served is None else (served.opening.qos, served.sealed_bytes(chunk))
 
     # Messages.
 

@@ -8,6 +8,7 @@ form a chain instead, which has the same bound with fewer connections.
 Each receiver also gets all others to fall back to, in ranks: whom its parent has the shard from, then the holders.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,45 +31,44 @@ class Step:
 
 def plan_broadcast(holders: Sequence[str], receivers: Sequence[str]) -> dict[str, list[Step]]:
     """The sources of each receiver. `receivers` come in the order in which to fill the trees: those with the best links
-    first, neighbours side by side. A receiver among the holders is left out."""
-    wanting = [node for node in receivers if node not in set(holders)]
-    groups = [wanting[start :: len(holders)] for start in range(len(holders))]
+    first, neighbours side by side. A receiver among the holders is left out.
+
+    Holders share the receivers; where there are more holders than receivers, a receiver has several at once.
+    """
+    wanting = [node for node in dict.fromkeys(receivers) if node not in set(holders)]
+    count = min(len(holders), len(wanting))
     plan: dict[str, list[Step]] = {}
-    for holder, group in zip(holders, groups, strict=True):
-        spare = [other for other in holders if other != holder]
-        plan |= _chain(holder, spare, group) if len(group) <= CHAIN_MAX else _trees(holder, spare, group)
+    for start in range(count):
+        group, roots = wanting[start::count], holders[start::count]
+        first = _chain(roots, group) if len(group) <= CHAIN_MAX else _trees(roots, group)
+        plan |= {node: _with_fallbacks(steps, holders) for node, steps in first.items()}
     return plan
 
 
-def _chain(holder: str, spare: Sequence[str], group: Sequence[str]) -> dict[str, list[Step]]:
-    plan = {}
-    for place, node in enumerate(group):
-        before = group[place - 1] if place else holder
-        plan[node] = _with_fallbacks([Step(before, 0, WHOLE, bool(place))], [holder, *spare])
+def _chain(roots: Sequence[str], group: Sequence[str]) -> dict[str, list[Step]]:
+    plan = {group[0]: [Step(root, 0, WHOLE, False) for root in roots]}
+    for before, node in itertools.pairwise(group):
+        plan[node] = [Step(before, 0, WHOLE, True)]
     return plan
 
 
-def _trees(holder: str, spare: Sequence[str], group: Sequence[str]) -> dict[str, list[Step]]:
+def _trees(roots: Sequence[str], group: Sequence[str]) -> dict[str, list[Step]]:
     """Binary trees in heap order. The second tree takes the nodes the other way round: the first half of the nodes pass
     on in the first tree, the second half in the second."""
-    parents = [_parents(holder, order) for order in (list(group), list(reversed(group)))]
-    plan = {}
-    for node in group:
-        first = [
-            Step(tree[node], 0, Stripe(index, STRIPES), tree[node] != holder) for index, tree in enumerate(parents)
-        ]
-        plan[node] = _with_fallbacks(first, [holder, *spare])
+    plan: dict[str, list[Step]] = {node: [] for node in group}
+    for index, order in enumerate((list(group), list(reversed(group)))):
+        stripe = Stripe(index, STRIPES)
+        plan[order[0]] += [Step(root, 0, stripe, False) for root in roots]
+        for place, node in enumerate(order[1:], 1):
+            plan[node].append(Step(order[(place - 1) // 2], 0, stripe, True))
     return plan
 
 
-def _parents(holder: str, order: Sequence[str]) -> dict[str, str]:
-    return {node: order[(place - 1) // 2] if place else holder for place, node in enumerate(order)}
-
-
-def _with_fallbacks(first: list[Step], holders: Sequence[str]) -> list[Step]:
-    """`first`, then the holders. A node that is both parents at once is named once, for everything."""
-    if len({step.node_id for step in first}) == 1:
-        first = [Step(first[0].node_id, 0, WHOLE, first[0].is_relay)]
-    named = {step.node_id for step in first}
+def _with_fallbacks(first: Sequence[Step], holders: Sequence[str]) -> list[Step]:
+    """`first`, then the other holders. A node that is a parent in both trees is named once, for everything."""
+    named: dict[str, Step] = {}
+    for step in first:
+        twice = step.node_id in named
+        named[step.node_id] = Step(step.node_id, 0, WHOLE, step.is_relay) if twice else step
     rest = [node for node in holders if node not in named]
-    return [*first, *(Step(node, rank, WHOLE, False) for rank, node in enumerate(rest, 1))]
+    return [*named.values(), *(Step(node, rank, WHOLE, False) for rank, node in enumerate(rest, 1))]

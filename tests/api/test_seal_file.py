@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -263,6 +264,8 @@ def test_content_for_more_than_one_shard_is_pointed_to_the_client(tmp_path, monk
     monkeypatch.setattr(api_file, "FILE_CONTENT_BYTES_MAX", CHUNK_CONTENT_BYTES_MAX)
     with pytest.raises(UsageError, match=r"the table holds more than .* client\.put"):
         seal(pa.table({"n": np.random.default_rng(1).random(2_000_000)}), tmp_path / "s", KEY)
+    with pytest.raises(UsageError, match=r"the mapping holds more than .* client\.put"):
+        seal({"w": np.zeros(2_000_000)}, tmp_path / "s", KEY)
     assert names(tmp_path) == ["big"]
 
 
@@ -384,3 +387,55 @@ def test_tables_and_arrays_in_several_shards():
         read_tensors(parts, ["c", "x"])
     with pytest.raises(UsageError, match="expected a table, got tensors"):
         read_table(parts)
+
+
+def test_an_array_larger_than_a_shard_lies_in_parts():
+    base = np.random.default_rng(2).random((700, 400))
+    bits = np.dtype("<u2", metadata={"raylog_dtype": "bfloat16"})
+    arrays = {
+        "small": np.arange(7),
+        "table": base,
+        "turned": base.T,
+        "big_endian": base[:300].astype(">f8"),
+        "half": np.arange(500_000, dtype="<u4").view("<u2").view(bits),
+        "last": np.float32(1),
+    }
+    parts = shards(arrays, 300_000)
+    assert all(part.frame.content_bytes <= 300_000 for part in parts)
+    assert len(parts) == 1 + 8 + 8 + 4 + 7
+    found = read_tensors(parts)
+    assert list(found) == list(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+    assert found["half"].dtype.metadata == {"raylog_dtype": "bfloat16"}
+    np.testing.assert_array_equal(read_tensors(parts, ["turned"])["turned"], base.T)
+    for wrong in (parts[:4] + parts[5:], parts[:4] + parts[3:], parts[:4]):
+        with pytest.raises(DamagedData, match="'table'"):
+            read_tensors(wrong)
+
+
+def test_parts_of_an_array_that_is_not_contiguous_are_copied_one_by_one():
+    """A transposed table of 64 MiB needs room for its parts, not for a whole copy."""
+    turned = np.zeros((1024, 8192)).T
+    content = open_source({"w": turned})
+    key = GroupKey(new_id(), KEY)
+    plan = SealPlan(
+        tenant=new_id(), artifact_id=new_id(), version_id=new_id(), key=key, codec=None,
+        shard_bytes=4 << 20, chunk_bytes=1 << 20,
+    )  # fmt: skip
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in seal_content(content, plan, Nowhere))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert count == 16
+    assert peak_bytes < 24 << 20
+
+
+class Nowhere:
+    def write_at(self, offset: int, data: memoryview) -> None:
+        pass
+
+    def discard(self) -> None:
+        pass

@@ -11,8 +11,8 @@ from raylog.catalog.catalog import Catalog
 from raylog.catalog.journal import Journal
 from raylog.catalog.manifest import Manifest, ShardEntry, sign_manifest
 from raylog.catalog.receipt import Receipt, make_receipt
-from raylog.catalog.trust import Sign, Trust, identify_by, verify_by
 from raylog.security.identity import Identity, issue_authority, issue_certificate
+from raylog.security.trust import Sign, Trust, identify_by, verify_by
 from raylog.spec import Durability, Kind, ShardRef, TierKind, new_id
 
 TENANT = "7" * 32

@@ -170,3 +170,17 @@ def test_it_is_refused_to_another_cluster_and_to_a_second_process(
             catalog.close()
         RecordCopy(tmp_path / "copy", cluster.cluster_id, other_cluster.trust.verify)
     assert (tmp_path / "copy" / FILE_NAME).exists()
+
+
+def test_what_versions_named_stays_known(cluster: Cluster, catalog: Catalog, copy: RecordCopy, tmp_path: Path) -> None:
+    first, _ = cluster.put(catalog, "a")
+    copy.append(catalog.records(0))
+    catalog.delete(Reference("a"), BY)
+    second, _ = cluster.put(catalog, "b")
+    here, later = list(first.distinct_shards()), list(second.distinct_shards())
+    assert copy.named([*here, *later, "0" * 32]) == here
+    copy.append(catalog.records(copy.tail.sequence))
+    copy.close()
+    copy = open_copy(cluster, tmp_path / "copy")
+    assert copy.named(["0" * 32, *later, *here]) == [*later, *here], "those of a deleted version are the catalog's too"
+    copy.close()

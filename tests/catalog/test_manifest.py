@@ -27,8 +27,8 @@ from raylog.catalog.manifest import (
 )
 from raylog.catalog.receipt import Receipt, verify_receipt
 from raylog.catalog.record import Record, SignedRecord, Tail, follow, open_record, sign_record
-from raylog.catalog.trust import identify_by
 from raylog.errors import DamagedData, NotPermitted, RaylogError, UsageError
+from raylog.security.trust import identify_by
 from raylog.spec import Durability, TierKind, new_id
 
 CLUSTER = Cluster()

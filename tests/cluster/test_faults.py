@@ -13,14 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
-from three_nodes import Machine, wait_until
+from three_nodes import Machine, ask_node, signer_of, wait_until
 
 import raylog
 from raylog.actors import calls
 from raylog.actors.node import NodeInfo
+from raylog.actors.requests import EvictShard
 from raylog.api.put import Put
-from raylog.errors import Conflict, RaylogError
+from raylog.errors import Conflict, DamagedData, RaylogError
+from raylog.spec import TierKind
 from raylog.units import MIB
+from raylog.wire.local_client import LocalClient
 
 BIG_BYTES = 48 * MIB
 
@@ -152,7 +155,7 @@ def test_a_damaged_chunk_is_replaced_while_reading(client: raylog.Client) -> Non
     client.put("faults/damage", payload, replicas=2)
     here = client.local_node()
     for shard_id in client.replicas("faults/damage"):
-        drop_from_arena(here, shard_id)
+        ask_node(here, EvictShard(shard_id=shard_id), signer_of(client))  # the copy on disk is what is read next
         (path,) = Path(here.directory).rglob(f"{shard_id}*")
         with path.open("r+b") as file:
             file.seek(path.stat().st_size // 2)
@@ -164,9 +167,45 @@ def test_a_damaged_chunk_is_replaced_while_reading(client: raylog.Client) -> Non
     assert report.damaged == 0, "reading repaired it"
 
 
-def drop_from_arena(info: NodeInfo, shard_id: str) -> None:
-    """As eviction does: the copy on disk is what is read next."""
-    calls.wait(calls.node(info.ray_node_id).evict.remote(shard_id), 10, "evict")
+def flip_in_arena(info: NodeInfo, shard_id: str, *shares: float) -> None:
+    """What bad memory cells do, at these shares of the shard's length; no code of the node sees it happen."""
+    with LocalClient(Path(info.socket_path)) as store, store.open(shard_id) as shard:
+        assert shard.tier is TierKind.MEMORY
+        offset, length = shard._opened.offset, shard._opened.length
+    with Path(info.arena_path).open("r+b") as arena:
+        for share in shares:
+            arena.seek(offset + int(length * share))
+            byte = arena.read(1)
+            arena.seek(-1, os.SEEK_CUR)
+            arena.write(bytes([byte[0] ^ 0x10]))
+
+
+@pytest.mark.parametrize(("replicas", "durability"), [(1, "disk"), (2, "memory")])
+def test_a_bit_flipped_in_the_arena_is_mended_while_reading(
+    client: raylog.Client, replicas: int, durability: str
+) -> None:
+    """By the node's own disk where the shard lies there, else by another replica."""
+    name, payload = f"faults/arena-{durability}", np.random.default_rng(6).bytes(6 * MIB)
+    client.put(name, payload, replicas=replicas, durability=durability)
+    shards = list(client.replicas(name))
+    assert len(shards) == 2
+    assert client.get(name) == payload  # and what lies elsewhere alone is in the arena here now
+    for shard_id in shards:
+        flip_in_arena(client.local_node(), shard_id, 0.0, 0.3, 0.8)  # the header, two chunks
+    assert client.get(name) == payload
+    report = client.verify(name)
+    assert (report.damaged, report.problems) == (0, []), "reading mended it"
+
+
+def test_a_chunk_that_nobody_has_whole_is_named(client: raylog.Client) -> None:
+    client.put("faults/gone", np.random.default_rng(8).bytes(MIB), durability="memory")
+    ((shard_id, (holder,)),) = client.replicas("faults/gone").items()
+    assert holder == client.local_node().node_id
+    flip_in_arena(client.local_node(), shard_id, 0.6)
+    with pytest.raises(DamagedData, match="put faults/gone anew") as caught:
+        client.get("faults/gone")
+    for part in ("faults/gone", shard_id, "chunk 3", holder):
+        assert part in str(caught.value)
 
 
 def test_verify_finds_and_repairs(client: raylog.Client) -> None:

@@ -3,9 +3,16 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from ray.cluster_utils import Cluster
 
+import raylog
+from raylog.actors import calls
+from raylog.actors.node import NodeInfo
+from raylog.actors.requests import ask
+from raylog.security.requests import Request, Signer
 from raylog.settings import Settings
 
 
@@ -18,9 +25,31 @@ class Machine:
     dashboard: str
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+def signer_of(client: raylog.Client) -> Signer:
+    """To ask nodes as that client does."""
+    return Signer.of(client._session.credentials())
+
+
+def ask_node(info: NodeInfo, about: Request, signer: Signer, timeout_s: float = 30) -> Any:
+    """What a node answers to a signed request."""
+    return calls.wait(ask(calls.node(info.ray_node_id), info.node_id, about, signer), timeout_s, about.action)
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, what: str, pause_s: float = 0.1) -> None:
     """Polls until `condition` holds; fails the test, naming `what`, after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s: {what}"
-        time.sleep(0.1)
+        time.sleep(pause_s)
+
+
+def lying(client: raylog.Client) -> set[str]:
+    """All that lies on the living nodes: shards by inventory, and every file of their disk tiers."""
+    nodes = client.nodes()
+    inventories = calls.wait_all([calls.node(info.ray_node_id).inventory.remote() for info in nodes], 30, "inventory")
+    shards = {
+        f"{info.node_id[:12]}: {ref.shard_id}" for info, refs in zip(nodes, inventories, strict=True) for ref in refs
+    }
+    return shards | {
+        str(path) for info in nodes for path in (Path(info.directory) / "tier").rglob("*") if path.is_file()
+    }

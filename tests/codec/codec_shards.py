@@ -1,8 +1,9 @@
 """Shards in memory for the codec's tests: sealing, opening, and forging as a holder of the key could."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from blake3 import blake3
@@ -13,7 +14,8 @@ from raylog.codec.header import ShardIds
 from raylog.codec.keys import GroupKey, derive_shard_keys
 from raylog.codec.open import ShardOpener
 from raylog.codec.seal import ShardSealer
-from raylog.spec import Kind, new_id
+from raylog.codec.tensors import TensorEntry, TensorSpec, add_tensors, plan_tensors, tensors_preamble
+from raylog.spec import SHARD_CONTENT_BYTES_MAX, Kind, new_id
 
 
 def new_key() -> GroupKey:
@@ -53,6 +55,30 @@ def seal_shard(
     sealer = ShardSealer(kind=kind, keys=keys, preamble=preamble, write_at=write_at, **options)
     add(sealer)
     return Sealed(frame=sealer.finish(), data=bytes(data), keys=keys)
+
+
+def plan_arrays(
+    arrays: Mapping[str, Any], dtypes: Mapping[str, str] | None = None, shard_bytes: int = SHARD_CONTENT_BYTES_MAX
+) -> list[list[TensorEntry]]:
+    """Places arrays in shards; `dtypes` names the type of those that carry a payload."""
+    names = dtypes or {}
+    specs = [TensorSpec(name, names.get(name, array.dtype.name), array.shape) for name, array in arrays.items()]
+    return plan_tensors(specs, shard_bytes)
+
+
+def seal_parts(arrays: Mapping[str, Any], shard_bytes: int, **options: Any) -> list[Sealed]:
+    """Arrays in as many shards as they need, under one key."""
+    keys = [new_key()]
+    shards = []
+    for entries in plan_arrays(arrays, shard_bytes=shard_bytes):
+        parts = {e.name: _items(arrays[e.name], e) for e in entries}
+        add = partial(add_tensors, entries=entries, arrays=parts)
+        shards.append(seal_shard(Kind.TENSORS, tensors_preamble(entries), add, keys=keys, **options))
+    return shards
+
+
+def _items(array: Any, entry: TensorEntry) -> Any:
+    return array.reshape(-1)[entry.begin // entry.item_bytes : entry.end // entry.item_bytes]
 
 
 def read_frame(data: bytes, expected_digest: bytes | None = None) -> Frame:

@@ -38,6 +38,29 @@ def test_any_flipped_bit_is_noticed() -> None:
     assert checks >= {"magic", "version", "suite", "flags", "lengths", "zero", "frame-digest", "digest"}
 
 
+def test_a_chunk_that_is_mended_is_opened_once_more() -> None:
+    shard = small_shard()
+    data, entry = bytearray(shard.data), shard.frame.chunks[2]
+    asked = []
+
+    def read_chunk(number: int) -> memoryview:
+        chunk = shard.frame.chunks[number]
+        return memoryview(bytes(data[chunk.offset : chunk.offset + chunk.sealed_bytes]))
+
+    def mend(number: int) -> None:
+        asked.append(number)
+        if len(asked) == 2:
+            data[:] = shard.data
+
+    data[entry.offset + 3] ^= 1
+    opener = ShardOpener(shard.frame, shard.keys, read_chunk, mend)
+    out = memoryview(bytearray(entry.content_bytes))
+    with pytest.raises(DamagedData):
+        opener.chunk(2, out)
+    assert not any(out)
+    assert (bytes(opener.chunk(2, out)), asked) == (bytes(shard.opener().chunk(2)), [2, 2])
+
+
 def test_every_bit_of_the_metadata_is_noticed_without_a_key() -> None:
     shard = small_shard()
     first, end = shard.frame.chunks[0].offset, shard.frame.index_offset

@@ -13,7 +13,8 @@ from raylog.monitor.samples import (
     TierSample,
     TransferCounters,
 )
-from raylog.spec import TierKind
+from raylog.spec import QosClass, TierKind
+from raylog.wire.classes import ClassCounters
 
 Make = Callable[..., NodeSample]
 
@@ -58,7 +59,11 @@ def test_every_metric_has_a_reading_of_a_complete_sample(make_sample: Make) -> N
         },
         gpus=(gpu,),
         tiers=(TierSample(kind=TierKind.MEMORY, path="/arena", capacity_bytes=100, free_bytes=60, shards=3),),
-        transfer=TransferCounters(sent_bytes=70, damaged_chunks=1),
+        transfer=TransferCounters(
+            sent_bytes=70,
+            damaged_chunks=1,
+            by_class={QosClass.SHIP: ClassCounters(sent_bytes=60, sent_chunks=3, waited_s=0.5)},
+        ),
     )
     found = readings(sample)
     assert {reading.metric.name for reading in found} == {metric.name for metric in METRICS}
@@ -68,6 +73,8 @@ def test_every_metric_has_a_reading_of_a_complete_sample(make_sample: Make) -> N
     assert values(found, "raylog_node_cpu_ratio") == {(): 0.5}
     assert values(found, "raylog_node_load_1m") == {(): 1.0}
     assert values(found, "raylog_transfer_sent_bytes_total") == {(): 70.0}
+    assert values(found, "raylog_class_sent_bytes_total") == {("ship",): 60.0}
+    assert values(found, "raylog_class_waited_seconds_total") == {("ship",): 0.5}
     assert values(found, "raylog_nic_received_bytes_total") == {("eth0",): 12.0}
     assert values(found, "raylog_disk_free_bytes") == {("/tier",): 3.0}
     assert values(found, "raylog_tier_shards") == {("memory", "/arena"): 3.0}

@@ -14,7 +14,7 @@ from raylog.spec import Durability, TierKind, new_id
 from raylog.store.disk import DiskTier
 from raylog.store.memory import MemoryTier
 from raylog.store.policy import belongs_in_arena, promote_on_read
-from raylog.store.tiered import TieredStore
+from raylog.store.tiered import Mending, TieredStore
 from raylog.testing.shards import SampleShard, sample_shard
 from raylog.testing.tier_contract import fill, read_all
 from raylog.units import MIB
@@ -236,6 +236,59 @@ def test_damage_is_met_while_promoting_too(store: TieredStore) -> None:
     assert store.tiers_of(shard.shard_id) == BOTH
 
 
+def flip_in_arena(store: TieredStore, shard: SampleShard, offset: int) -> None:
+    """What a bad memory cell does: no code of the store sees it happen."""
+    assert store.memory is not None
+    pin = store.memory.pin(shard.shard_id)
+    with store.memory.path.open("r+b") as arena:
+        arena.seek(pin.offset + offset)
+        byte = arena.read(1)
+        arena.seek(pin.offset + offset)
+        arena.write(bytes([byte[0] ^ 8]))
+
+
+def flip_on_disk(store: TieredStore, shard: SampleShard, offset: int) -> None:
+    path = store.disk.directory / "shards" / shard.shard_id[:2] / shard.shard_id
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 8
+    path.write_bytes(data)
+
+
+def test_a_damaged_copy_is_mended_by_the_other(store: TieredStore) -> None:
+    shard = sample_shard(1)
+    adopt(store, shard, Durability.DISK)
+    offsets = [entry.offset for entry in shard.frame.chunks]
+    flip_in_arena(store, shard, offsets[1] + 7)
+    flip_on_disk(store, shard, offsets[2] + 7)
+    assert store.mend(shard.shard_id, range(4)) == Mending(replaced=2, missing=[])
+    for tier in store.tiers:
+        with tier.open(shard.shard_id) as reader:
+            assert read_all(reader) == shard.chunks
+    assert store.mend(shard.shard_id, range(4)) == Mending(replaced=0, missing=[])
+
+
+def test_what_no_copy_here_has_whole_is_named(store: TieredStore) -> None:
+    shard = sample_shard(1)
+    with pytest.raises(NotFound):
+        store.mend(shard.shard_id, [0])
+    adopt(store, shard, Durability.DISK)
+    for flip in (flip_in_arena, flip_on_disk):
+        flip(store, shard, shard.frame.chunks[3].offset)
+    assert store.mend(shard.shard_id, [3, 0]) == Mending(replaced=0, missing=[3])
+    store.replace_chunk(shard.shard_id, 3, shard.sealed(3))
+    assert store.mend(shard.shard_id, [3, 0]) == Mending(replaced=0, missing=[])
+
+
+@pytest.mark.parametrize("offset", [9, -9, -70])
+def test_a_damaged_frame_in_the_arena_is_written_anew(store: TieredStore, offset: int) -> None:
+    shard = sample_shard(1)
+    adopt(store, shard, Durability.DISK)
+    flip_in_arena(store, shard, offset % len(shard.file))
+    pin = store.pin(shard.shard_id)
+    assert pin.tier is TierKind.MEMORY
+    assert os.pread(pin.descriptor, pin.length, pin.offset) == shard.file
+
+
 def test_a_shard_deleted_while_it_becomes_hot_does_not_come_back(store: TieredStore) -> None:
     shard = sample_shard(1)
     adopt(store, shard, Durability.DISK)
@@ -351,3 +404,19 @@ def test_policy() -> None:
     assert promote_on_read(50, 100, 50)
     assert not promote_on_read(50, 100, 49), "a read pushes nothing out"
     assert not promote_on_read(60, 100, 100)
+
+
+def test_a_cached_copy_on_disk_gives_way_and_is_not_promised(plain: TieredStore) -> None:
+    cached, promised = sample_shard(1), sample_shard(2)
+    for shard in (cached, promised):
+        with plain.create_cached(shard.frame) as writer:
+            fill(writer, shard)
+            writer.commit()
+    with pytest.raises(NotFound, match="not kept"):
+        plain.kept_on(cached.shard_id)
+    plain.keep(promised.shard_id, Durability.DISK)
+    assert plain.kept_on(promised.shard_id) is TierKind.SSD
+    plain.disk.reserve_bytes = 1 << 60  # as if others had filled the file system
+    with pytest.raises(NoSpace):
+        plain.stage(MIB)
+    assert [ref.shard_id for ref in plain.shards()] == [promised.shard_id]

@@ -9,6 +9,7 @@ a vector; a vector that changes means that the format changed.
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,14 @@ from blake3 import blake3
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "codec"))
 
-from codec_shards import Sealed, entry_offset, forge, reseal, seal_shard, with_metadata
+from codec_shards import Sealed, entry_offset, forge, plan_arrays, reseal, seal_shard, with_metadata
 
 from raylog.codec.arrow import add_batch, arrow_preamble
 from raylog.codec.compress import Compressor
 from raylog.codec.files import FileExtent, add_extent, files_preamble
 from raylog.codec.header import ShardIds
 from raylog.codec.keys import GroupKey
-from raylog.codec.tensors import add_tensors, plan_tensors, tensors_preamble
+from raylog.codec.tensors import add_tensors, tensors_preamble
 from raylog.spec import Codec, Kind
 
 FOLDER = Path(__file__).parent / "shards"
@@ -70,13 +71,14 @@ def well_formed() -> Iterator[tuple[str, bytes, dict[str, Any]]]:
         "scale": np.array(0.5),
         "none": np.zeros((0, 3), "<i8"),
     }
-    entries = plan_tensors(arrays, {"half": "bfloat16"})
+    (entries,) = plan_arrays(arrays, {"half": "bfloat16"})
     arguments = options(0x20, chunk_bytes=64, codec=Codec.NONE)
     tensors = seal_shard(
         Kind.TENSORS, tensors_preamble(entries), lambda s: add_tensors(s, entries, arrays), **arguments
     )
     described = {e.name: [e.dtype, list(e.shape), arrays[e.name].tobytes().hex()] for e in entries}
     yield "tensors", tensors.data, {"tensors": described}
+    yield from _parts()
 
     rows = [{"id": n, "text": f"row {n}", "tag": "even" if n % 2 == 0 else None} for n in range(40)]
     table = pa.Table.from_pylist(rows, pa.schema([("id", pa.int64()), ("text", pa.string()), ("tag", pa.string())]))
@@ -89,6 +91,21 @@ def well_formed() -> Iterator[tuple[str, bytes, dict[str, Any]]]:
     empty = table.slice(0, 0)
     arrow = seal_shard(Kind.ARROW, arrow_preamble(empty.schema), lambda s: _add_table(s, empty), **options(0x32))
     yield "arrow-empty", arrow.data, {"rows": []}
+
+
+def _parts() -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    """A tensor in two shards, the second of which holds another one too."""
+    arrays = {"table": np.arange(48, dtype="<f4").reshape(8, 6), "bias": np.arange(3, dtype="<i8")}
+    for number, entries in enumerate(plan_arrays(arrays, shard_bytes=128), 1):
+        here = {e.name: arrays[e.name].reshape(-1)[e.begin // e.item_bytes : e.end // e.item_bytes] for e in entries}
+        add, preamble = partial(add_tensors, entries=entries, arrays=here), tensors_preamble(entries)
+        shard = seal_shard(Kind.TENSORS, preamble, add, **options(0x20 + number, chunk_bytes=64, codec=Codec.NONE))
+        described = {
+            e.name: [e.dtype, list(e.shape), here[e.name].tobytes().hex()]
+            + ([] if e.first_byte is None else [e.first_byte])
+            for e in entries
+        }
+        yield f"tensors-part-{number}", shard.data, {"tensors": described}
 
 
 def malformed() -> Iterator[tuple[str, bytes, str]]:
@@ -132,6 +149,12 @@ def malformed() -> Iterator[tuple[str, bytes, str]]:
         ("extent-2-60", raw_shard(Kind.FILES, _extent("x", 1 << 60), b"abc", 0x42).data, "content"),
         ("tensor-2-60", raw_shard(Kind.TENSORS, _tensor([1 << 60], 1 << 60), b"abc", 0x43).data, "content"),
         ("tensor-length", raw_shard(Kind.TENSORS, _tensor([9], 3), b"abc", 0x44).data, "content"),
+        ("tensor-part-outside", _tensors_shard(0x47, _tensor([9], 3, first_byte=7)), "content"),
+        ("tensor-part-whole", _tensors_shard(0x48, _tensor([3], 3, first_byte=0)), "content"),
+        ("tensor-part-empty", _tensors_shard(0x49, _tensor([3], 0, first_byte=1), b""), "content"),
+        ("tensor-part-half-item", _tensors_shard(0x4A, _tensor([4], 3, first_byte=1, dtype="uint16")), "content"),
+        ("tensor-part-not-last", _tensors_shard(0x4B, _two_tensors(0), b"abc" + bytes(62)), "content"),
+        ("tensor-part-not-first", _tensors_shard(0x4C, _two_tensors(1), b"abc" + bytes(62)), "content"),
         ("preamble-garbage", raw_shard(Kind.TENSORS, b"garbage", b"abc", 0x45).data, "content"),
     )  # fmt: skip
 
@@ -187,8 +210,19 @@ def _extent(path: str, length: int) -> dict[str, object]:
     return {"files": [{"path": path, "offset": 0, "length": length, "size": length}]}
 
 
-def _tensor(shape: list[int], length: int) -> dict[str, object]:
-    return {"tensors": [{"name": "w", "dtype": "uint8", "shape": shape, "offset": 0, "length": length}]}
+def _tensor(shape: list[int], length: int, **more: object) -> dict[str, Any]:
+    return {"tensors": [{"name": "w", "dtype": "uint8", "shape": shape, "offset": 0, "length": length, **more}]}
+
+
+def _tensors_shard(shard: int, preamble: object, content: bytes = b"abc") -> bytes:
+    return raw_shard(Kind.TENSORS, preamble, content, shard).data
+
+
+def _two_tensors(part: int) -> dict[str, Any]:
+    """Three bytes and one, of which the one at position `part` is a part where none may stand."""
+    entries = [*_tensor([3], 3)["tensors"], {**_tensor([1], 1)["tensors"][0], "name": "x", "offset": 64}]
+    entries[part] |= {"shape": [5], "first_byte": (0, 4)[part]}
+    return {"tensors": entries}
 
 
 if __name__ == "__main__":

@@ -283,6 +283,29 @@ def test_a_source_whose_bytes_stay_wrong_is_named(node: Credentials, me: Credent
     assert 7 not in sink.chunks and not sink.is_committed and sink.closed == 1
 
 
+def test_a_source_mends_its_arena_from_its_disk_when_asked_again(
+    node: Credentials, me: Credentials, tmp_path: Path
+) -> None:
+    memory = MemoryTier(Path(f"/dev/shm/raylog-test-{new_id()}"), 16 * MIB)
+    store = TieredStore(memory, DiskTier(tmp_path, cluster_id=new_id()))
+    try:
+        with store.create(SHARD.frame, Durability.DISK) as writer:
+            for number in range(len(SHARD.chunks)):
+                writer.write_chunk(number, SHARD.sealed(number))
+            writer.commit()
+        with memory.path.open("r+b") as arena:
+            arena.seek(memory.pin(SHARD.shard_id).offset + SHARD.frame.chunks[7].offset)
+            arena.write(bytes(16))
+        sink = MemorySink(SHARD)
+        with WireServer(lambda: node, store, bind_host="127.0.0.1") as server:
+            report = pull(SHARD.frame.ref(), at(server, node), sink, me, deadline_s=20)
+        assert report.retried == 1 and sink.is_committed and sink.chunks[7] == SHARD.chunks[7]
+        with memory.open(SHARD.shard_id) as reader:
+            assert reader.chunk(7) == SHARD.sealed(7)
+    finally:
+        store.close()
+
+
 def test_a_source_that_cannot_read_its_own_copy(node: Credentials, me: Credentials) -> None:
     def chunk(number: int) -> memoryview:
         if number == 7:

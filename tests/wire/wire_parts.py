@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,6 +68,9 @@ class MemorySource:
         reader = MemoryReader(self.shard, self._chunk)
         self.readers.append(reader)
         return reader
+
+    def mend(self, shard_id: str, numbers: Iterable[int]) -> None:
+        """There is no other copy."""
 
     def _chunk(self, number: int) -> memoryview:
         self.asked.append(number)

@@ -7,8 +7,9 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 
+from raylog.addresses import machine_addresses, own_bind_address
 from raylog.api.doctor.check import Check, Status
-from raylog.errors import RaylogError
+from raylog.errors import RaylogError, UsageError
 from raylog.monitor.cgroup import CgroupMemory
 from raylog.monitor.machine import ClockDiscipline, Congestion
 from raylog.monitor.nvml import GpuReport
@@ -28,10 +29,14 @@ def ports(settings: Settings) -> Check:
     """Binds each port of the range for a moment."""
     if not settings.port_first:
         return Check("ports", "ok", "any free port (port_first and port_last are not set)")
+    try:
+        host = own_bind_address(settings.bind, machine_addresses(), "0.0.0.0") if settings.bind else ""  # noqa: S104
+    except UsageError as error:
+        return Check("ports", "fail", str(error), "ip -brief address  # then set bind to one of these")
     wanted = range(settings.port_first, settings.port_last + 1)[:PORTS_PROBED_MAX]
     taken = []
     for port in wanted:
-        failure = _bind_failure(settings.bind, port)
+        failure = _bind_failure(host, port)
         if failure == errno.EADDRNOTAVAIL:
             found = f"bind = {settings.bind!r} is no address of this machine"
             return Check("ports", "fail", found, "ip -brief address  # then set bind to one of these")

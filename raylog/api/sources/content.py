@@ -103,14 +103,14 @@ class FilesContent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceTensor:
-    """One array: `dtype` as FORMAT.md names it; `load` gives its elements, little-endian and row-major, as an
-    array of `shape` (bfloat16 and float8 as unsigned integers of the same width)."""
+    """One array: `dtype` as FORMAT.md names it; `load(first, stop)` gives those of its elements, counted row by row,
+    as a flat little-endian array (bfloat16 and float8 as unsigned integers of the same width)."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     size_bytes: int
-    load: Callable[[], np.ndarray[Any, Any]] = field(repr=False)
+    load: Callable[[int, int], np.ndarray[Any, Any]] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

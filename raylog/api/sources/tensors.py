@@ -21,11 +21,12 @@ _NUMPY_KINDS = "biufc"
 _ITEM_BYTES_MAX = {"f": 8, "c": 16}  # longer floats differ from machine to machine
 
 Array = np.ndarray[Any, Any]
+Load = Callable[[int, int], Array]
 
 
 def open_tensors(source: Mapping[Any, Any]) -> TensorsContent:
     """The arrays of `source` in its order. Raises `UsageError` naming the entry that is none, or of a type that
-    cannot be stored. Tensors on an accelerator are copied to the CPU one at a time, when they are read."""
+    cannot be stored. Tensors on an accelerator are copied to the CPU a shard's worth at a time, when they are read."""
     if not source:
         raise SourceError("the mapping is empty: expected at least one name with an array or tensor")
     return TensorsContent(where="the mapping", tensors=[_tensor(name, value) for name, value in source.items()])
@@ -57,24 +58,23 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def _numpy(name: str, array: Array) -> tuple[str, Callable[[], Array]]:
+def _numpy(name: str, array: Array) -> tuple[str, Load]:
     dtype = (array.dtype.metadata or {}).get(DTYPE_KEY, array.dtype.name)
     if dtype not in PAYLOADS and (
         array.dtype.kind not in _NUMPY_KINDS or array.dtype.itemsize > _ITEM_BYTES_MAX.get(array.dtype.kind, 8)
     ):
         raise UsageError(f"array {name!r}: expected numbers or booleans of fixed size, got dtype {array.dtype}")
-    return dtype, partial(_plain, array, PAYLOADS.get(dtype))
+    return dtype, partial(_load_numpy, array, PAYLOADS.get(dtype))
 
 
-def _plain(array: Array, bits: str | None) -> Array:
-    """`array` row-major and little-endian: itself where it is so already, else a copy."""
-    little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
-    # ascontiguousarray makes one dimension of none
-    contiguous = little if little.flags.c_contiguous else np.ascontiguousarray(little)
-    return contiguous.view(bits) if bits else contiguous
+def _load_numpy(array: Array, bits: str | None, first: int, stop: int) -> Array:
+    """Without a copy when the elements lie in a row and are little-endian."""
+    items = _items(array, first, stop)
+    little: Array = items.astype(items.dtype.newbyteorder("<"), copy=False)
+    return little.view(bits) if bits else little
 
 
-def _torch(name: str, tensor: Any, torch: Any) -> tuple[str, Callable[[], Array]]:
+def _torch(name: str, tensor: Any, torch: Any) -> tuple[str, Load]:
     dtype = str(tensor.dtype).removeprefix("torch.")
     if tensor.layout != torch.strided or tensor.is_meta:
         raise UsageError(f"tensor {name!r}: expected a dense tensor with data, got {tensor.layout} on {tensor.device}")
@@ -83,10 +83,21 @@ def _torch(name: str, tensor: Any, torch: Any) -> tuple[str, Callable[[], Array]
     return dtype, partial(_load_torch, tensor, dtype, torch)
 
 
-def _load_torch(tensor: Any, dtype: str, torch: Any) -> Array:
-    """Without a copy when the tensor is contiguous and on the CPU: the array then shares its memory."""
-    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+def _load_torch(tensor: Any, dtype: str, torch: Any, first: int, stop: int) -> Array:
+    """Without a copy when the elements lie in a row on the CPU: the array then shares their memory."""
+    plain = _items(tensor.detach(), first, stop).resolve_conj().resolve_neg().cpu().contiguous()
     if dtype in PAYLOADS:
         plain = plain.view(getattr(torch, PAYLOADS[dtype]))
     array: Array = plain.numpy()
     return array
+
+
+def _items(array: Any, first: int, stop: int) -> Any:
+    """Elements of a numpy array or torch tensor, flat. Where it is not contiguous, only the rows that they lie in are
+    copied: a tensor larger than a shard is read part by part."""
+    row_items = math.prod(array.shape[1:])
+    if not array.shape or not row_items:
+        return array.reshape(-1)[first:stop]
+    top = first // row_items
+    rows = array[top : -(-stop // row_items)]
+    return rows.reshape(-1)[first - top * row_items : stop - top * row_items]

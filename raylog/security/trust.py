@@ -1,9 +1,10 @@
-"""What the catalog needs of keys and certificates, passed in, so that nothing here reads a key or a clock."""
+"""Whom to believe, as functions that are passed in: what uses them reads no key and no clock."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from raylog.security.certs import Authority
 from raylog.security.identity import Certificate, read_certificate, verify_ed25519
 
 CERTIFICATES_MAX = 1024  # whose check against the authority is remembered; their time is checked at every call
@@ -21,7 +22,7 @@ the signature against its key. Raises `NotPermitted`."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trust:
-    """One cluster's keys as the catalog uses them."""
+    """One cluster's keys as its head uses them: the catalog, and whoever asks nodes in the cluster's name."""
 
     cluster_id: str
     sign: Sign
@@ -52,3 +53,13 @@ def identify_by(ca_der: bytes, clock: Callable[[], float]) -> Identify:
         return str(certificate.identity)
 
     return identify
+
+
+def trust_of(authority: Authority, clock: Callable[[], float]) -> Trust:
+    """The keys of the cluster that `authority` is of."""
+    return Trust(
+        cluster_id=authority.cluster_id,
+        sign=authority.sign,
+        verify=verify_by(authority.cluster_public_key),
+        identify=identify_by(authority.ca_der, clock),
+    )

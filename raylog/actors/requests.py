@@ -1,0 +1,106 @@
+"""What node actors and the launch actor are asked to do, who may ask, and how it is sent (security/requests.py)."""
+
+import time
+from typing import Any, ClassVar
+
+from raylog.errors import UsageError
+from raylog.security.requests import CLUSTER, Request, Signer, sign_request
+from raylog.spec import Durability, QosClass, ShardRef, parse_id
+from raylog.wire.fetcher import Source
+
+LAUNCH = "launch"  # to whom `StopRaylog` is; the others are to a node's id
+SHARDS_MAX = 8192  # that one request deletes
+CLIENTS_AND_CLUSTER = frozenset({"client", CLUSTER})  # no node asks another one by Ray: they speak the wire
+
+
+class PullShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That the node gets a shard from `sources` and keeps it as `durability` promises; None: as cache."""
+
+    action: ClassVar[str] = "node.pull"
+    askers: ClassVar[frozenset[str]] = CLIENTS_AND_CLUSTER
+
+    pull_id: str
+    shard: ShardRef
+    sources: tuple[Source, ...]
+    durability: Durability | None
+    qos: QosClass
+    deadline_s: float
+
+    def __post_init__(self) -> None:
+        parse_id(self.pull_id, "pull id")
+        parse_id(self.shard.shard_id, "shard id")
+
+
+class CancelPull(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That the pull of this id ends; whoever knows the id asked for it."""
+
+    action: ClassVar[str] = "node.cancel_pull"
+    askers: ClassVar[frozenset[str]] = CLIENTS_AND_CLUSTER
+
+    pull_id: str
+
+    def __post_init__(self) -> None:
+        parse_id(self.pull_id, "pull id")
+
+
+class RepairShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That the node replaces the chunks `numbers` of its copies by those of one of `sources`."""
+
+    action: ClassVar[str] = "node.repair"
+    askers: ClassVar[frozenset[str]] = CLIENTS_AND_CLUSTER
+
+    shard: ShardRef
+    numbers: tuple[int, ...]
+    sources: tuple[Source, ...]
+    deadline_s: float
+
+    def __post_init__(self) -> None:
+        parse_id(self.shard.shard_id, "shard id")
+
+
+class EvictShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That the node drops its copy in memory of a shard that it has on disk."""
+
+    action: ClassVar[str] = "node.evict"
+    askers: ClassVar[frozenset[str]] = CLIENTS_AND_CLUSTER
+
+    shard_id: str
+
+    def __post_init__(self) -> None:
+        parse_id(self.shard_id, "shard id")
+
+
+class DeleteShards(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That the node takes shards away. A client may ask for those of a put that failed; what a version named once is
+    for the catalog to delete, and the node checks that."""
+
+    action: ClassVar[str] = "node.delete"
+    askers: ClassVar[frozenset[str]] = CLIENTS_AND_CLUSTER
+
+    shard_ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.shard_ids) > SHARDS_MAX:
+            raise UsageError(f"expected at most {SHARDS_MAX} shards to delete at a time, got {len(self.shard_ids)}")
+        for shard_id in self.shard_ids:
+            parse_id(shard_id, "shard id")
+
+
+class CloseNode(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That the node lets go of its machine."""
+
+    action: ClassVar[str] = "node.close"
+    askers: ClassVar[frozenset[str]] = frozenset({CLUSTER})
+
+
+class StopRaylog(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That the launch actor ends every node actor: it signs their `CloseNode` for nobody but the cluster."""
+
+    action: ClassVar[str] = "launch.stop"
+    askers: ClassVar[frozenset[str]] = frozenset({CLUSTER})
+
+
+def ask(handle: Any, to: str, about: Request, signer: Signer) -> Any:
+    """Sends a request that is signed now to an actor, and returns Ray's reference of the answer."""
+    method = about.action.partition(".")[2]
+    return getattr(handle, method).remote(sign_request(about, to, signer, time.time()))

@@ -1,0 +1,63 @@
+"""Who gets each shard from whom when several nodes are to have it: wire/tree.py over the nodes that there are."""
+
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+from raylog.actors.node import NodeInfo, address_of, sources_for
+from raylog.api.session import Session
+from raylog.errors import Unavailable
+from raylog.spec import ShardRef
+from raylog.wire.fetcher import Source
+from raylog.wire.tree import Step, plan_broadcast
+
+
+class Broadcast:
+    """Sources for every target of every shard; `holders` are the living nodes that have a shard, by its id."""
+
+    def __init__(self, holders: Mapping[str, Sequence[NodeInfo]], targets: Sequence[NodeInfo]) -> None:
+        self._holders = holders
+        self._nodes = {info.node_id: info for info in targets}
+        self._nodes |= {info.node_id: info for infos in holders.values() for info in infos}
+        receivers = [info.node_id for info in sorted(targets, key=_neighbourhood)]
+        self._plans = {
+            shard_id: plan_broadcast([info.node_id for info in infos], receivers) for shard_id, infos in holders.items()
+        }
+
+    @classmethod
+    def of_replicas(cls, session: Session, shards: Sequence[ShardRef], targets: Sequence[NodeInfo]) -> Self:
+        """From the replicas that the catalog knows of."""
+        held: dict[str, list[str]] = session.retried("catalog", "replicas", [shard.shard_id for shard in shards])
+        nodes = session.nodes()
+        return cls(
+            {shard_id: [info for info in nodes if info.node_id in node_ids] for shard_id, node_ids in held.items()},
+            targets,
+        )
+
+    @property
+    def holders(self) -> int:
+        """How many living nodes hold something of it."""
+        return len({info.node_id for infos in self._holders.values() for info in infos})
+
+    def holds_all(self, target: NodeInfo) -> bool:
+        """Whether a node holds a replica of every shard."""
+        return all(target.node_id in {info.node_id for info in infos} for infos in self._holders.values())
+
+    def sources(self, target: NodeInfo, shard: ShardRef) -> tuple[Source, ...]:
+        """Where `target` gets the shard; for one that holds it, the others that do. Raises `Unavailable` when no living
+        node does."""
+        holders = self._holders[shard.shard_id]
+        if not holders:
+            raise Unavailable(
+                f"shard {shard.shard_id}: no living node holds it; bring one back that does", shard_id=shard.shard_id
+            )
+        steps = self._plans[shard.shard_id].get(target.node_id)
+        return sources_for(target, holders) if steps is None else tuple(self._source(step) for step in steps)
+
+    def _source(self, step: Step) -> Source:
+        peer = address_of(self._nodes[step.node_id])
+        return Source(peer=peer, rank=step.rank, stripe=step.stripe, is_relay=step.is_relay)
+
+
+def _neighbourhood(info: NodeInfo) -> tuple[str, str, str]:
+    """Nodes that are near each other come one after another."""
+    return info.labels.get("zone", ""), info.labels.get("rack", ""), info.node_id

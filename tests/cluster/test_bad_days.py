@@ -1,0 +1,176 @@
+"""Full disks, a full arena, a shard file that is another's, a stranger on the wire: on real nodes."""
+
+import fcntl
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from three_nodes import Machine, lying, wait_until
+
+import raylog
+from raylog.actors import calls
+from raylog.actors.node import NodeInfo
+from raylog.errors import NoSpace, NotPermitted, PeerFault, Unsatisfiable
+from raylog.security.certs import Authority
+from raylog.security.join import request_with_token
+from raylog.security.providers.file import FileKeyring
+from raylog.spec import new_id, parse_reference
+from raylog.store.disk import DiskTier
+from raylog.units import MIB
+from raylog.wire.client import PeerAddress, pull
+
+DISK_BYTES = 24 * MIB
+
+
+def noise(seed: int, count: int) -> bytes:
+    return np.random.default_rng(seed).bytes(count)
+
+
+@pytest.fixture(scope="module")
+def small(machine: Machine, client: raylog.Client) -> Iterator[NodeInfo]:
+    """One more node, whose directory is a file system of 24 MiB."""
+    before = {info.node_id for info in client.nodes()}
+    directory = next_slot(machine.settings.nodes_path)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=700", "tmpfs", str(directory)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    raylet = machine.cluster.add_node(num_cpus=2, object_store_memory=80 * MIB)
+    try:
+        wait_until(lambda: len(client.telemetry()) == len(before) + 1, 30, "the small node answers and is measured")
+        (info,) = [info for info in client.nodes() if info.node_id not in before]
+        assert Path(info.directory) == directory
+        yield info
+        machine.cluster.remove_node(raylet, allow_graceful=False)
+        wait_until(lambda: {info.node_id for info in client.nodes()} == before, 20, "the small node left")
+        for path in (info.arena_path, info.socket_path):
+            Path(path).unlink(missing_ok=True)
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
+        shutil.rmtree(directory)
+
+
+def next_slot(nodes_path: Path) -> Path:
+    """The directory that the next node actor of this machine will claim."""
+    number = 0
+    while is_held(nodes_path / f"slot-{number}"):
+        number += 1
+    directory = nodes_path / f"slot-{number}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    return directory
+
+
+def is_held(directory: Path) -> bool:
+    if not directory.exists():
+        return False
+    with (directory / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def beside(node: NodeInfo, method: str, *words: Any, **options: Any) -> Any:
+    """Calls a client's method in a process of that node, as a Ray task would."""
+
+    def task() -> Any:
+        with raylog.connect() as client:
+            return getattr(client, method)(*words, **options)
+
+    strategy = NodeAffinitySchedulingStrategy(node.ray_node_id, soft=False)
+    return calls.wait(ray.remote(num_cpus=0, scheduling_strategy=strategy)(task).remote(), 60, "a task")
+
+
+def test_a_disk_that_fills_half_way_through_a_put(client: raylog.Client, small: NodeInfo) -> None:
+    """All nodes shall hold it, and one of them has room for half of it."""
+    before = lying(client)
+    nodes = len(client.nodes())
+    for put in (client.put, partial(beside, small, "put")):
+        with pytest.raises((NoSpace, Unsatisfiable)) as told:  # the second when a sample has told of the room by then
+            put("bad/large", noise(1, 2 * DISK_BYTES), replicas=nodes)
+        assert small.node_id[:12] in str(told.value)
+        assert isinstance(told.value, Unsatisfiable) or "delete something or enlarge the tier" in str(told.value)
+        assert not client.ls("bad/large")
+        assert lying(client) == before
+    payload = noise(2, 2 * MIB)
+    wait_until(lambda: fits(client, payload, nodes), 10, "a smaller put works")
+    assert beside(small, "get", "bad/fits") == payload
+    client.delete("bad/fits")
+    wait_until(lambda: lying(client) <= before, 20, "all is gone")
+
+
+def fits(client: raylog.Client, payload: bytes, replicas: int) -> bool:
+    """The placement actor knows of the room again with the node's next sample."""
+    try:
+        return client.put("bad/fits", payload, replicas=replicas).number > 0
+    except Unsatisfiable:
+        return False
+
+
+def test_a_full_arena_and_then_a_full_disk(client: raylog.Client, small: NodeInfo) -> None:
+    """What shall be in memory goes to disk once the arena is full; a shipment that fills the disk too says so."""
+    kept, more, large = noise(3, 60 * MIB), noise(4, 8 * MIB), noise(5, 40 * MIB)
+    beside(small, "put", "bad/kept", kept, durability="memory")
+    before = lying(client)
+    client.put("bad/more", more)
+    assert client.ship("bad/more", to=[small.node_id]).result(30).moved_bytes > len(more)
+    ids = set(client.replicas("bad/more"))
+    on_disk = {path.name for path in (Path(small.directory) / "tier" / "shards").rglob("*") if path.is_file()}
+    assert ids <= on_disk, "the arena had no room"
+    assert beside(small, "get", "bad/more") == more
+    client.put("bad/long", large)
+    with pytest.raises(NoSpace) as told:
+        client.ship("bad/long", to=[small.node_id]).result(30)
+    assert f"node {small.node_id[:12]}" in str(told.value)
+    assert "disk tier" in str(told.value)
+    assert "delete something or enlarge the tier" in str(told.value)
+    left = lying(client) - before
+    assert not [place for place in left if "/partial/" in place or "/staging/" in place]
+    assert client.get("bad/long") == large
+    beside(small, "put", "bad/next", noise(6, 20 * MIB))  # what was shipped is cache: it gives way
+    assert beside(small, "get", "bad/next") == noise(6, 20 * MIB)
+    assert lying(client) & left < left
+    assert beside(small, "get", "bad/kept") == kept
+    for name in ("bad/kept", "bad/more", "bad/long", "bad/next"):
+        client.delete(name)
+
+
+def test_a_shard_file_swapped_for_another_artifacts(client: raylog.Client) -> None:
+    """It is whole, sealed and of this cluster, and still not what the manifest names."""
+    payloads = {"bad/one": noise(7, 2 * MIB), "bad/other": noise(8, 2 * MIB)}
+    paths = []
+    here = client.local_node()
+    for name, payload in payloads.items():
+        client.put(name, payload, replicas=2)
+        (shard_id,) = client.replicas(name)
+        calls.wait(calls.node(here.ray_node_id).evict.remote(shard_id), 10, "evict")
+        paths += Path(here.directory, "tier", "shards").rglob(shard_id)
+    assert len(paths) == 2, "the writer's own node holds both"
+    shutil.copyfile(paths[1], paths[0])
+    for name, payload in payloads.items():
+        assert client.get(name) == payload
+    assert client.verify("bad/one").damaged == 0, "reading healed it"
+
+
+def test_a_peer_of_another_cluster_gets_nothing(client: raylog.Client, tmp_path: Path) -> None:
+    authority = Authority.create(tmp_path / "keys" / "a", FileKeyring.create(tmp_path / "keys" / "k", new_id()))
+    pending = request_with_token(authority.make_join_token(), "node", new_id(), time.time())
+    stranger = pending.accept(authority.admit(pending.request, time.time()), time.time())
+    client.put("bad/private", noise(9, MIB))
+    ref = client._session.manifest(parse_reference("bad/private")).shards[0].shard
+    node = client.local_node()
+    address = PeerAddress(node_id=node.node_id, host=node.host, control_port=node.control_port)
+    tier = DiskTier(tmp_path / "tier", cluster_id=new_id())
+    with closing(tier), pytest.raises((PeerFault, NotPermitted)) as told:
+        pull(ref, address, tier, stranger, deadline_s=20)
+    assert node.node_id in str(told.value)
+    assert client.get("bad/private") == noise(9, MIB)

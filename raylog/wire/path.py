@@ -5,8 +5,7 @@ root of the loss (Mathis et al. 1997), however much of the link is free. bbr (Ca
 rate and round trip instead and minds no loss below a few percent. Where there is no loss the default stays: it is the
 operator's choice, and shares a full queue fairly.
 
-Record size is not chosen: records are chunks of 1 to 4 MiB, two tags and one system call each, which costs the same
-at any of these sizes, and the kernel cuts them into packets as it likes.
+Record size is not chosen: a record is a chunk, and its size was settled when the shard was sealed.
 """
 
 import math

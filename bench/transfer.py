@@ -48,7 +48,9 @@ def two_nodes(
         for number in range(2):
             head = {"include_dashboard": False} if number == 0 else {}
             cluster.add_node(num_cpus=2, object_store_memory=max(2 * min(size, GIB), 100 * MIB), **head)
-        settings = Settings(state=folder / f"state-{size}", arena_bytes=arena_bytes, shard_bytes=shard_bytes, shared_memory=False)
+        settings = Settings(
+            state=folder / f"state-{size}", arena_bytes=arena_bytes, shard_bytes=shard_bytes, shared_memory=False
+        )
         with raylog.connect(cluster.address, settings=settings) as client:
             here = client.local_node()
             bootstrap.wait_for_nodes(60)

@@ -235,11 +235,19 @@ def down() -> None:
 
 
 @app.command()
-def status(as_json: Json = False) -> None:
+def status(
+    paths: Annotated[bool, typer.Option("--paths", help="the ways between nodes, and what was decided why")] = False,
+    as_json: Json = False,
+) -> None:
     """Show nodes, tiers, GPUs, transfers and what is wrong."""
     from raylog.api import operate
 
     screen.claim_standard_output()
+    if paths:
+        ways = operate.paths(Options.address)
+        show = screen.print_json if as_json else screen.show_paths
+        show(ways)
+        return
     found = operate.status(Options.address)
     if as_json:
         screen.print_json(found)

@@ -33,8 +33,10 @@ from raylog.units import format_bytes, format_rate, format_seconds
 
 if TYPE_CHECKING:  # the screen is needed before Ray is, and by commands that never load it
     from raylog.api.operate import Status
+    from raylog.api.paths import NodePaths
     from raylog.demo import NodeFigures, Report
     from raylog.monitor.rows import NodeRow
+    from raylog.wire.paths import PathReport
 
 _LONG_ID = re.compile(r"\b[0-9a-f]{32}\b")
 out = Console(file=sys.stdout, highlight=False)
@@ -143,6 +145,31 @@ def show_status(status: Status) -> None:
         f"{totals.nodes} node(s), {totals.nodes_stale} silent; {totals.damaged_chunks} damaged chunks met, "
         f"{totals.repaired_chunks} repaired, {totals.pulls_failed} pulls failed since the node actors started"
     )
+
+
+def show_paths(nodes: Sequence[NodePaths]) -> None:
+    """One line per node and peer, with the last decision; what nodes did not answer."""
+    rows = [[node.hostname, *_path_cells(path)] for node in nodes for path in node.paths]
+    columns = ["from", "to", "round trip", "probe", "lost", "sent again", "stream rate", "control", "streams"]
+    print_table([*columns, "decided"], rows, right={*columns[2:7], "streams"})
+    for node in nodes:
+        if node.problem:
+            err.print(f"{node.hostname}: {node.problem}", markup=False, style="yellow")
+
+
+def _path_cells(path: PathReport) -> list[object]:
+    estimate, decision = path.estimate, path.decision
+    return [
+        path.peer_id[:12],
+        "" if estimate.rtt_s is None else f"{estimate.rtt_s * 1e3:.2f} ms",
+        "" if estimate.probe_rtt_s is None else f"{estimate.probe_rtt_s * 1e3:.2f} ms",
+        "" if estimate.probe_loss_share is None else f"{estimate.probe_loss_share:.1%}",
+        f"{estimate.retransmitted_share:.2%}",
+        "" if estimate.delivery_rate_bytes_per_s is None else format_rate(estimate.delivery_rate_bytes_per_s),
+        path.choice.congestion_control,
+        path.streams,
+        path.choice.reason if decision is None else f"{decision.before} -> {decision.after}: {decision.reason}",
+    ]
 
 
 def _node_cells(row: NodeRow) -> list[object]:

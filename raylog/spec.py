@@ -25,6 +25,14 @@ class Codec(enum.IntEnum):
     NONE = 0
     LZ4 = 1
     ZSTD = 2
+    ZSTD_PLANES_2 = 3  # byte planes of items of so many bytes, then zstd: chosen for tensors, not asked for
+    ZSTD_PLANES_4 = 4
+    ZSTD_PLANES_8 = 5
+
+    @property
+    def planes(self) -> int:
+        """How many byte planes the content is split into; 1: none."""
+        return 1 << max(self - 2, 0)
 
 
 class Kind(enum.IntEnum):
@@ -146,7 +154,10 @@ def parse_reference(text: str) -> Reference:
 
 def parse_codec(text: str) -> Codec | None:
     """`"auto"` -> None (chosen per chunk by sampling), `"lz4"` -> `Codec.LZ4`; raises `UsageError`."""
-    known: dict[str, Codec | None] = {"auto": None, **{codec.name.lower(): codec for codec in Codec}}
+    known: dict[str, Codec | None] = {
+        "auto": None,
+        **{codec.name.lower(): codec for codec in Codec if codec.planes == 1},
+    }
     if text not in known:
         raise UsageError(f"expected a codec of {', '.join(known)}, got {text!r}")
     return known[text]

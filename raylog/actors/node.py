@@ -38,6 +38,8 @@ from raylog.units import GIB, MIB
 from raylog.wire.classes import Slices
 from raylog.wire.fetcher import Source
 from raylog.wire.local import LocalServer
+from raylog.wire.path import Decision
+from raylog.wire.paths import PathReport
 from raylog.wire.relay import Relay
 from raylog.wire.same_machine import machine_id
 from raylog.wire.server import WireServer
@@ -155,6 +157,11 @@ class NodeActor:
     @ray.method(concurrency_group=CONTROL)
     def sample(self) -> NodeSample:
         return self._sampler.sample([self._tier_sample(tier) for tier in self._store.tiers])
+
+    @ray.method(concurrency_group=CONTROL)
+    def paths(self) -> tuple[list[PathReport], list[Decision]]:
+        """The ways to the peers that this node sent to, and what was decided about them last."""
+        return self._wire.paths.report(), self._wire.paths.decisions()
 
     def pull(self, signed_request: bytes) -> Outcome:
         """Makes a shard present here (pull.py)."""

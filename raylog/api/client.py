@@ -12,6 +12,7 @@ from raylog.actors.node import NodeInfo
 from raylog.api import export
 from raylog.api.get import Inspection, Reading
 from raylog.api.materialise import read_bytes, read_table, read_tensors
+from raylog.api.paths import NodePaths, ask_paths
 from raylog.api.progress import OnProgress
 from raylog.api.put import Put, PutOptions
 from raylog.api.session import Session
@@ -189,6 +190,10 @@ class Client:
         """The last sample of every node that is not silent."""
         samples: list[NodeSample] = self._session.call("monitor", "samples")
         return samples
+
+    def paths(self) -> list[NodePaths]:
+        """By node: the ways to its peers (round trip, loss, rate, congestion control), and what was decided and why."""
+        return ask_paths(self.nodes())
 
     def replicas(self, name: str) -> dict[str, list[str]]:
         """Shard id -> ids of the nodes that hold an acknowledged replica of it."""

@@ -9,6 +9,7 @@ from raylog.actors import bootstrap, calls
 from raylog.actors.monitor import ClusterStatus
 from raylog.actors.node import NodeInfo
 from raylog.api import ray_access
+from raylog.api.paths import NodePaths, ask_paths
 from raylog.api.session import connect_ray
 from raylog.errors import Unavailable
 from raylog.settings import Settings
@@ -68,6 +69,15 @@ def status(address: str | None) -> Status:
             monitor=calls.call("monitor", "status"),
             settings=calls.call("launch", "settings").as_mapping(),
         )
+    finally:
+        ray.shutdown()
+
+
+def paths(address: str | None) -> list[NodePaths]:
+    """The ways between nodes. Raises `Unavailable` when raylog is not up."""
+    _connect_running(address)
+    try:
+        return ask_paths(calls.call("launch", "nodes"))
     finally:
         ray.shutdown()
 

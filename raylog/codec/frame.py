@@ -247,7 +247,7 @@ def _decode_entries(index: bytes, count: int, header: Header) -> list[ChunkEntry
     table = memoryview(index)[INDEX_START_BYTES : INDEX_START_BYTES + ENTRY_BYTES * count]
     for number, fields in enumerate(_ENTRY.iter_unpack(table)):
         offset, sealed, content, rows, codec, group, flags, zero, digest = fields
-        if codec > Codec.ZSTD or flags & ~FLAG_CONTINUES or zero:
+        if codec > Codec.ZSTD_PLANES_8 or flags & ~FLAG_CONTINUES or zero:
             message = f"unknown codec {codec}, flags {flags:#x} or padding {zero}"
             raise damaged("index", message, shard_id=shard_id, chunk=number)
         if offset != offset_expected:

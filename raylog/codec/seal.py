@@ -36,6 +36,7 @@ class _Held(NamedTuple):
     group: int
     continues: bool
     compressible: bool
+    item_bytes: int = 1
 
 
 class ShardSealer:
@@ -78,6 +79,7 @@ class ShardSealer:
         self._sealed = memoryview(bytearray(chunk_bytes + TAG_BYTES))
         self._stream_bytes = 0  # of a stream's next chunk, gathered so far
         self._stream_compressible = False
+        self._stream_item_bytes = 1
         self._held: _Held | None = None
         self._entries: list[ChunkEntry] = []
         self._offset = len(self._header_bytes)
@@ -111,10 +113,11 @@ class ShardSealer:
         self._hold_unit(parts, rows, group)
         self.content_bytes += sum(memoryview(part).nbytes for part in parts)
 
-    def add_bytes(self, buffer: bytes | memoryview, *, compressible: bool = True) -> None:
+    def add_bytes(self, buffer: bytes | memoryview, *, compressible: bool = True, item_bytes: int = 1) -> None:
         """Appends to the byte stream of a shard of files or tensors; `buffer` may be reused at once.
 
-        A chunk of which every byte was added with `compressible=False` is stored without trying a codec.
+        A chunk of which every byte was added with `compressible=False` is stored without trying a codec. `item_bytes`
+        is the width of the numbers in `buffer`, if it holds numbers; of a chunk it is that of what was added last.
         Raises `UsageError` when the shard gets too large.
         """
         assert self._unsealed.kind != Kind.ARROW
@@ -126,9 +129,10 @@ class ShardSealer:
                 self._flush_stream(final=False)
             if not self._stream_bytes and rest.nbytes > self.chunk_bytes:  # more follows: seal from where it lies
                 self._flush_held(final=False)
-                self._seal(_Held(rest[: self.chunk_bytes], 0, 0, False, compressible), final=False)
+                self._seal(_Held(rest[: self.chunk_bytes], 0, 0, False, compressible, item_bytes), final=False)
                 rest = rest[self.chunk_bytes :]
             else:
+                self._stream_item_bytes = item_bytes
                 rest = rest[self._gather(rest, compressible) :]
 
     def finish(self) -> Frame:
@@ -189,7 +193,7 @@ class ShardSealer:
     def _flush_stream(self, *, final: bool) -> None:
         self._flush_held(final=False)
         content = self._gathered[: self._stream_bytes]
-        self._seal(_Held(content, 0, 0, False, self._stream_compressible), final=final)
+        self._seal(_Held(content, 0, 0, False, self._stream_compressible, self._stream_item_bytes), final=final)
         self._stream_bytes = 0
 
     def _flush_held(self, *, final: bool) -> None:
@@ -199,7 +203,8 @@ class ShardSealer:
 
     def _seal(self, held: _Held, *, final: bool) -> None:
         number = self._take_number()
-        codec, body = self._compressor.compress(held.content) if held.compressible else (Codec.NONE, held.content)
+        compress = self._compressor.compress if held.compressible else _leave
+        codec, body = compress(held.content, held.item_bytes)
         place = ChunkPlace(number, held.content.nbytes, codec, held.group, held.continues, final)
         sealed = seal_chunk(self._keys[held.group].chunk, place, body, self._sealed)
         digest = blake3(sealed).digest()
@@ -244,6 +249,10 @@ class ShardSealer:
                 f"expected at most {SHARD_CONTENT_BYTES_MAX} content bytes and {CHUNKS_MAX} chunks in one shard, got "
                 f"{total_bytes} bytes and {chunks} chunks: finish it and begin another"
             )
+
+
+def _leave(content: memoryview, _item_bytes: int) -> tuple[Codec, bytes | memoryview]:
+    return Codec.NONE, content
 
 
 def _unsealed_header(

@@ -129,7 +129,7 @@ def add_tensors(sealer: ShardSealer, entries: Iterable[TensorEntry], arrays: Map
         if array.dtype.byteorder == ">":
             array = array.byteswap()
         sealer.add_bytes(bytes(entry.offset - sealer.content_bytes))
-        sealer.add_bytes(bytes_of(array))
+        sealer.add_bytes(bytes_of(array), item_bytes=entry.item_bytes)
 
 
 def read_entries(opener: ShardOpener) -> list[TensorEntry]:

@@ -21,6 +21,7 @@ from raylog.wire.bounds import Bounds
 from raylog.wire.cargo import END_RECORD, OPEN_RECORD, CargoReceiver, send_all, send_bare, tune
 from raylog.wire.dial import dial
 from raylog.wire.effects import (
+    CallProbes,
     Close,
     CloseStream,
     Complete,
@@ -34,6 +35,7 @@ from raylog.wire.effects import (
 )
 from raylog.wire.endpoints import ShardWriter
 from raylog.wire.messages import ByeReason
+from raylog.wire.prober import Caller
 from raylog.wire.puller import PullerSession
 from raylog.wire.record import Head, RecordSealer, RecordType, preamble
 from raylog.wire.runner import SessionRunner
@@ -125,6 +127,8 @@ class ClientSession:
         self, channel: TlsChannel, parties: Parties, hosts: Sequence[str], bounds: Bounds, streams: int
     ) -> None:
         self._channel, self._bounds = channel, bounds
+        self._host = hosts[0]
+        self._caller: Caller | None = None
         self._hosts = itertools.cycle(hosts)  # streams take turns over the source's addresses
         self._machine = PullerSession(parties, bounds, streams)
         self._runner = SessionRunner(self._machine, channel, self._carry_out)
@@ -243,8 +247,13 @@ class ClientSession:
             case CloseStream(stream):
                 if (closing := self._lines.pop(stream, None)) is not None:
                     _close(closing)
+            case CallProbes(port, keys):
+                self._caller = caller = Caller(keys, lambda: bool(self._receivers))
+                self._spawn(partial(caller.run, self._host, port), "raylog-wire-probe")
             case Close(error):
                 self._error = error
+                if self._caller is not None:
+                    self._caller.close()
 
     def _spawn(self, target: Callable[[], None], name: str) -> None:
         thread = threading.Thread(target=target, name=name, daemon=True)

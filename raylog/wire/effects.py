@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from raylog.codec.frame import Frame
 from raylog.errors import RaylogError
 from raylog.wire.messages import Message
+from raylog.wire.probe import ProbeKeys
 from raylog.wire.record import StreamKeys
 
 
@@ -30,6 +31,14 @@ class CloseStream:
 
 
 # The puller's.
+
+
+@dataclass(frozen=True, slots=True)
+class CallProbes:
+    """Ask for probes at this UDP port of the source, and echo them, until `Close`."""
+
+    port: int
+    keys: ProbeKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +99,13 @@ class Fail:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpectProbes:
+    """Answer the probes of this session until `Close`."""
+
+    keys: ProbeKeys
+
+
+@dataclass(frozen=True, slots=True)
 class OpenShard:
     """Open and pin; then `shard_opened` or `refuse`. A patient puller waits for a shard that is still to come here."""
 
@@ -126,6 +142,8 @@ Effect = (
     Send
     | Close
     | CloseStream
+    | CallProbes
+    | ExpectProbes
     | ConnectStream
     | CreateShard
     | Offered

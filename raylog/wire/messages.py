@@ -62,13 +62,15 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forb
 
 
 class Hello(_Message, frozen=True, tag=True, forbid_unknown_fields=False):
-    """Fields that this version does not know are passed over, so that a later one is refused by its number."""
+    """Fields that this version does not know are passed over, so that a later one is refused by its number.
+    `probe_port`: where a source takes probes (UDP); 0: nowhere."""
 
     versions: Annotated[list[U32], msgspec.Meta(min_length=1, max_length=64)]
     cluster_id: Id
     node_id: Id
     software: Text
     secret: Annotated[bytes, msgspec.Meta(min_length=SECRET_BYTES, max_length=SECRET_BYTES)]
+    probe_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
 
     def __repr__(self) -> str:
         return f"Hello(versions={self.versions}, node_id={self.node_id!r})"  # never the secret
@@ -109,6 +111,12 @@ class StreamReady(_Message, frozen=True, tag=True):
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
 
+class Advise(_Message, frozen=True, tag=True):
+    """The source sees losses: with so many streams the puller would get more."""
+
+    streams: Annotated[int, msgspec.Meta(ge=1, le=1024)]
+
+
 class Want(_Message, frozen=True, tag=True):
     pull: U32
     stream: StreamId
@@ -145,7 +153,9 @@ class Bye(_Message, frozen=True, tag=True):
     message: Text
 
 
-Message = Hello | Open | Frame | Have | Stream | StreamReady | Want | Credit | Done | Refused | Ping | Pong | Bye
+Message = (
+    Hello | Open | Frame | Have | Stream | StreamReady | Advise | Want | Credit | Done | Refused | Ping | Pong | Bye
+)
 
 _decode = msgspec.msgpack.Decoder(Message).decode
 

@@ -21,6 +21,7 @@ from raylog.wire.bounds import Bounds
 from raylog.wire.credit import Window
 from raylog.wire.deal import deal
 from raylog.wire.effects import (
+    CallProbes,
     CloseStream,
     Complete,
     ConnectStream,
@@ -33,6 +34,7 @@ from raylog.wire.effects import (
     TakeChunk,
 )
 from raylog.wire.messages import Message, RefusalReason
+from raylog.wire.probe import derive_probe_keys
 from raylog.wire.record import StreamContext, derive_keys
 from raylog.wire.session import Parties, Session
 from raylog.wire.states import PULL, PULLER_STREAM, PullState, SessionState, StreamState, step
@@ -255,7 +257,17 @@ class PullerSession(Session):
     # Messages.
 
     def _greeted(self, now: float) -> list[Effect]:
-        return self._send_opens(now)
+        opens = self._send_opens(now)
+        if not self.peer_probe_port:
+            return opens
+        keys = derive_probe_keys(
+            puller_secret=self.secret,
+            source_secret=self.peer_secret,
+            cluster_id=self.parties.me.cluster_id,
+            puller_id=self.parties.me.id,
+            source_id=self.parties.peer.id,
+        )
+        return [*opens, CallProbes(self.peer_probe_port, keys)]
 
     def _on_business(self, message: Message, now: float) -> list[Effect]:
         match message:
@@ -265,6 +277,8 @@ class PullerSession(Session):
                 return self._on_have(message)
             case messages.StreamReady():
                 return self._on_stream_ready(message, now)
+            case messages.Advise():
+                return self._on_advise(message, now)
             case messages.Refused():
                 return self._on_refused(message)
             case _:
@@ -327,6 +341,11 @@ class PullerSession(Session):
             source_nonce=ready.nonce,
         )
         return [ConnectStream(stream.id, ready.port, derive_keys(context))]
+
+    def _on_advise(self, advice: messages.Advise, now: float) -> list[Effect]:
+        """More streams, within our own bound; fewer would end what is on its way."""
+        self._streams_wanted = max(self._streams_wanted, min(advice.streams, self.bounds.streams_max))
+        return self._announce_streams(now) if self._pulls else []
 
     def _on_refused(self, refused: messages.Refused) -> list[Effect]:
         pull = self._find(refused.pull)

@@ -23,9 +23,12 @@ from raylog.wire.classes import ClassCounters, Slices
 from raylog.wire.endpoints import ShardSource
 from raylog.wire.gate import Gate
 from raylog.wire.messages import ByeReason
+from raylog.wire.paths import Paths
+from raylog.wire.probe import ProbeKeys
+from raylog.wire.prober import Responder
 from raylog.wire.record import PREAMBLE_BYTES, RecordOpener, RecordType, StreamKeys, parse_preamble
 from raylog.wire.relay import Relay
-from raylog.wire.server_session import ServerSession
+from raylog.wire.server_session import Ports, ServerSession
 from raylog.wire.session import Parties
 from raylog.wire.tls import Refusal, TlsChannel
 
@@ -39,7 +42,7 @@ _ACCEPT_PAUSE_S = 0.1
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerCounters:
     """Since the start: chunks and sealed bytes sent, what each traffic class got of that, sessions admitted,
-    connections refused by reason; and sessions that run now."""
+    connections refused and datagrams dropped by reason; and sessions that run now."""
 
     sent_bytes: int
     sent_chunks: int
@@ -47,6 +50,7 @@ class ServerCounters:
     sessions_admitted: int
     sessions_open: int
     refused: dict[str, int]
+    datagrams_dropped: dict[str, int]
 
 
 class WireServer:
@@ -74,11 +78,13 @@ class WireServer:
         self._credentials, self._store, self._on_sent = credentials, store, on_sent
         self._relay = relay or Relay(store.open)
         self._bounds = bounds or Bounds()
+        self.paths = Paths()
         self._gate = Gate(slices or Slices(), self._bounds.progress_timeout_s)
         self._lock = threading.Lock()
         self._is_closing = False
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._sessions: set[ServerSession] = set()
+        self._probed: dict[ServerSession, bytes] = {}  # the id in its datagrams
         self._expected: dict[bytes, tuple[ServerSession, StreamKeys]] = {}
         self._refused: Counter[str] = Counter()
         self._sessions_admitted = 0
@@ -89,6 +95,12 @@ class WireServer:
             self._cargo_listener = _listen(bind_host, port_range)
         except BaseException:
             self._control_listener.close()
+            raise
+        try:
+            self._probes = Responder(bind_host, port_range, self.paths)
+        except BaseException:
+            self._control_listener.close()
+            self._cargo_listener.close()
             raise
         self.host = bind_host
         self.control_port: int = self._control_listener.getsockname()[1]
@@ -118,6 +130,7 @@ class WireServer:
                 sessions_admitted=self._sessions_admitted,
                 sessions_open=len(self._sessions),
                 refused=dict(self._refused),
+                datagrams_dropped=self._probes.dropped(),
             )
 
     def close(self) -> None:
@@ -139,6 +152,7 @@ class WireServer:
             with suppress(OSError):  # it has just ended by itself
                 connection.shutdown(socket.SHUT_RDWR)  # what was said last still leaves
         self._join(list(connections.values()), deadline)
+        self._probes.close()
         self._control_listener.close()
         self._cargo_listener.close()
 
@@ -165,6 +179,11 @@ class WireServer:
         with self._lock:
             self._expected.pop(stream, None)
         self._gate.detach(stream)
+
+    def expect_probes(self, session: ServerSession, keys: ProbeKeys) -> None:
+        with self._lock:
+            self._probed[session] = keys.id
+        self._probes.expect(session.peer_id, keys)
 
     def turn(self, stream: bytes, qos: QosClass, sealed_bytes: int) -> AbstractContextManager[None]:
         return self._gate.turn(stream, qos, sealed_bytes)
@@ -244,7 +263,8 @@ class WireServer:
             software=__version__,
             random_bytes=secrets.token_bytes,
         )
-        session = ServerSession(channel, parties, self._store, self, self.cargo_port, self._bounds, self._relay)
+        ports = Ports(self.cargo_port, self._probes.port)
+        session = ServerSession(channel, parties, self._store, self, ports, self._bounds, self._relay, self.paths)
         try:
             self._admit(session)
         except Unavailable as error:
@@ -257,6 +277,9 @@ class WireServer:
         finally:
             with self._lock:
                 self._sessions.discard(session)
+                probed = self._probed.pop(session, None)
+            if probed is not None:
+                self._probes.forget(probed)
         if session.error is not None:
             log.warning("session with %s at %s ended: %s", parties.peer, where, session.error)
 

@@ -9,16 +9,27 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from raylog.codec.frame import Frame
 from raylog.errors import DamagedData, NotFound, NotPermitted, RaylogError, Unavailable
 from raylog.spec import QosClass
 from raylog.wire.bounds import Bounds
 from raylog.wire.cargo import END_RECORD, CargoSender, has_come, receive_end, tune
-from raylog.wire.effects import Close, CloseStream, Effect, ExpectStream, OpenShard, ReleaseShard, SendChunk
+from raylog.wire.effects import (
+    Close,
+    CloseStream,
+    Effect,
+    ExpectProbes,
+    ExpectStream,
+    OpenShard,
+    ReleaseShard,
+    SendChunk,
+)
 from raylog.wire.endpoints import ShardReader, ShardSource
 from raylog.wire.messages import ByeReason, RefusalReason
+from raylog.wire.paths import Paths
+from raylog.wire.probe import ProbeKeys
 from raylog.wire.record import Head, RecordOpener, RecordType, StreamKeys
 from raylog.wire.relay import Incoming, Range, Relay
 from raylog.wire.runner import SessionRunner
@@ -31,6 +42,13 @@ log = logging.getLogger(__name__)
 IDLE_LOOK_S = 1.0  # how late a cargo stream that has nothing to send sees that it was closed
 
 
+class Ports(NamedTuple):
+    """Where a server takes what belongs to its sessions."""
+
+    cargo: int
+    probe: int
+
+
 class Listener(Protocol):
     """What a session needs of the server around it."""
 
@@ -39,6 +57,8 @@ class Listener(Protocol):
         ...
 
     def forget(self, stream: bytes) -> None: ...
+
+    def expect_probes(self, session: "ServerSession", keys: ProbeKeys) -> None: ...
 
     def turn(self, stream: bytes, qos: QosClass, sealed_bytes: int) -> AbstractContextManager[None]:
         """Entered before a chunk is sent, which waits for its turn, and left when it is out. Raises `Unavailable`."""
@@ -68,14 +88,15 @@ class ServerSession:
         parties: Parties,
         source: ShardSource,
         listener: Listener,
-        cargo_port: int,
+        ports: Ports,
         bounds: Bounds,
         relay: Relay,
+        paths: Paths,
     ) -> None:
-        self._relay = relay
+        self._relay, self._paths = relay, paths
         self._channel, self._source, self._listener, self._bounds = channel, source, listener, bounds
         self.peer_id = parties.peer.id
-        self._machine = SourceSession(parties, bounds, cargo_port)
+        self._machine = SourceSession(parties, bounds, ports.cargo, ports.probe)
         self._runner = SessionRunner(self._machine, channel, self._carry_out)
         self._to_open: deque[OpenShard] = deque()
         self._following: dict[int, _Following] = {}  # what has not begun to come here
@@ -113,6 +134,8 @@ class ServerSession:
             case ExpectStream(stream, keys):
                 self._jobs[stream] = queue.SimpleQueue()
                 self._listener.expect(stream, self, keys)
+            case ExpectProbes(keys):
+                self._listener.expect_probes(self, keys)
             case SendChunk(stream):
                 self._jobs[stream].put(effect)
             case CloseStream(stream):
@@ -193,15 +216,20 @@ class ServerSession:
             jobs = self._jobs.get(stream)
         if jobs is None:
             return
+        watch = self._paths.watch(self.peer_id, connection)
         try:
             self._runner.apply(partial(self._machine.stream_attached, stream))
             while (job := _next_job(jobs, connection)) is not None:
                 self._send_in_turn(sender, job)
+                watch.look()
+                if watch.streams_wanted is not None:
+                    self._runner.apply(partial(self._machine.advise, watch.streams_wanted))
             if has_come(connection):
                 receive_end(connection, opener, timeout_s)
             with suppress(RaylogError):  # a farewell: nothing depends on it
                 sender.send(END_RECORD)
         finally:
+            watch.end()
             self._runner.apply(partial(self._lost, stream))
 
     def _lost(self, stream: bytes, now: float) -> list[Effect]:

@@ -32,11 +32,12 @@ class Parties:
 class Session(ABC):
     """One end. See `PullerSession` and `SourceSession`, which add what they move."""
 
-    def __init__(self, parties: Parties, bounds: Bounds) -> None:
+    def __init__(self, parties: Parties, bounds: Bounds, probe_port: int = 0) -> None:
         self.parties, self.bounds = parties, bounds
         self.state = SessionState.NEW
         self.secret = parties.random_bytes(messages.SECRET_BYTES)
         self.peer_secret = b""
+        self.probe_port, self.peer_probe_port = probe_port, 0
         self.peer_software = ""
         self._buffer = MessageBuffer()
         self._greeting_deadline = self._heard = self._sent = 0.0
@@ -53,6 +54,7 @@ class Session(ABC):
             node_id=self.parties.me.id,
             software=self.parties.software,
             secret=self.secret,
+            probe_port=self.probe_port,
         )
         return self._noted([Send(hello)], now)
 
@@ -177,6 +179,7 @@ class Session(ABC):
             message = f"expected the hello of {peer}, as its certificate says, got one of {hello.node_id}"
             return self._end(ByeReason.IDENTITY, PeerFault(message))
         self.peer_secret, self.peer_software = hello.secret, hello.software
+        self.peer_probe_port = hello.probe_port
         return self._greeted(now)
 
     def _farewell(self, bye: messages.Bye) -> RaylogError | None:

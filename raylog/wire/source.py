@@ -13,6 +13,7 @@ from raylog.wire.credit import Allowance
 from raylog.wire.effects import (
     CloseStream,
     Effect,
+    ExpectProbes,
     ExpectStream,
     OpenShard,
     ReleaseShard,
@@ -20,9 +21,10 @@ from raylog.wire.effects import (
     SendChunk,
 )
 from raylog.wire.messages import FRAME_PIECE_BYTES_MAX, HAVE_RANGES_MAX, Message, RefusalReason, shorten
+from raylog.wire.probe import derive_probe_keys
 from raylog.wire.record import StreamContext, derive_keys
 from raylog.wire.session import Parties, Session
-from raylog.wire.states import SERVE, SOURCE_STREAM, ServeState, StreamState, step
+from raylog.wire.states import SERVE, SOURCE_STREAM, ServeState, SessionState, StreamState, step
 
 STREAM_IDS_MAX = 4096  # ever used in one session
 
@@ -65,19 +67,20 @@ class _Stream:
 
 
 class SourceSession(Session):
-    """Serves one puller. `cargo_port` is where its cargo connections are awaited.
+    """Serves one puller. `cargo_port` is where its cargo connections are awaited, `probe_port` where its probes.
 
     A stream has one chunk to send at a time: `SendChunk`, then `chunk_sent`. So the choice of the next one is made
     here, when the last is out, and when it goes by the node's gate (gate.py); a pull without credit holds up no other.
     """
 
-    def __init__(self, parties: Parties, bounds: Bounds, cargo_port: int) -> None:
-        super().__init__(parties, bounds)
+    def __init__(self, parties: Parties, bounds: Bounds, cargo_port: int, probe_port: int = 0) -> None:
+        super().__init__(parties, bounds, probe_port)
         self._cargo_port = cargo_port
         self._served: dict[int, _Served] = {}
         self._streams: dict[bytes, _Stream] = {}
         self._stream_ids: set[bytes] = set()
         self._next_pull = 0
+        self._has_advised = False
 
     # Events.
 
@@ -159,6 +162,14 @@ class SourceSession(Session):
         stream.is_sending = False
         return self._noted(self._pump(stream), now)
 
+    def advise(self, streams: int, now: float) -> list[Effect]:
+        """With so many streams, or as many as there may be, the puller would get more. Said once per session."""
+        streams = min(streams, self.bounds.streams_max)
+        if self._has_advised or self.state is not SessionState.OPEN or len(self._streams) >= streams:
+            return []
+        self._has_advised = True
+        return self._noted([Send(messages.Advise(streams=streams))], now)
+
     def stream_lost(self, stream_id: bytes, now: float) -> list[Effect]:
         """A cargo connection ended. What it had to send counts as sent (credit.py)."""
         stream = self._streams.pop(stream_id, None)
@@ -177,7 +188,16 @@ class SourceSession(Session):
     # Messages.
 
     def _greeted(self, now: float) -> list[Effect]:
-        return []
+        if not self.probe_port:
+            return []
+        keys = derive_probe_keys(
+            puller_secret=self.peer_secret,
+            source_secret=self.secret,
+            cluster_id=self.parties.me.cluster_id,
+            puller_id=self.parties.peer.id,
+            source_id=self.parties.me.id,
+        )
+        return [ExpectProbes(keys)]
 
     def _on_business(self, message: Message, now: float) -> list[Effect]:
         match message:

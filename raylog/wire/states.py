@@ -60,7 +60,7 @@ SESSION: Table[SessionState] = {
         for message in (
             *("Ping", "Pong"),
             *("Open", "Stream", "Want", "Credit", "Done"),  # to a source
-            *("Frame", "Have", "StreamReady", "Refused"),  # to a puller
+            *("Frame", "Have", "StreamReady", "Advise", "Refused"),  # to a puller
         )
     },
     (SessionState.OPEN, "Bye"): SessionState.CLOSED,

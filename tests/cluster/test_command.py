@@ -71,6 +71,9 @@ def test_a_day_of_an_operator(run: Run, tmp_path: Path) -> None:
 
     status = json.loads(run("status", "--json").stdout)
     assert status["monitor"]["totals"]["nodes"] == 1
+    (ways,) = json.loads(run("status", "--paths", "--json").stdout)
+    assert ways["problem"] == "" and ways["paths"] == []
+    assert "round trip" in run("status", "--paths").stdout
     shown = run("status").stdout
     assert nodes[0]["node_id"][:12] in shown
     assert "1 node(s), 0 silent" in shown

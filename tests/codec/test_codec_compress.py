@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raylog.codec.compress import Compressor, Decompressor, is_compressed_format
+from raylog.codec.planes import split_into
 from raylog.spec import Codec
 
 SIZE = 1 << 20
@@ -39,6 +40,34 @@ def test_the_codec_that_pays_is_chosen(content: bytes, codec: Codec) -> None:
     assert len(body) < 0.9 * len(content) if codec else body == content
 
 
+def gaussian(dtype: str) -> bytes:
+    return np.random.default_rng(4).standard_normal(SIZE // 8).astype(dtype).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "item_bytes", "codec"),
+    [(weights(), 2, Codec.ZSTD_PLANES_2), (gaussian("<f4"), 4, Codec.ZSTD_PLANES_4),
+     (os.urandom(SIZE), 2, Codec.NONE), (os.urandom(SIZE), 8, Codec.NONE), (bytes(SIZE), 4, Codec.ZSTD),
+     (weights(), 1, Codec.ZSTD), (weights(), 16, Codec.ZSTD), (b"", 2, Codec.NONE), (b"x", 2, Codec.NONE)],
+)  # fmt: skip
+def test_numbers_are_split_into_byte_planes_where_that_pays(content: bytes, item_bytes: int, codec: Codec) -> None:
+    chosen, body = Compressor(None, SIZE).compress(memoryview(content), item_bytes)
+    assert chosen == codec
+    if chosen.planes > 1:
+        assert len(body) < 0.92 * len(Compressor(Codec.ZSTD, SIZE).compress(memoryview(content))[1])
+
+
+def test_planes_stand_in_the_order_that_the_format_says() -> None:
+    out = memoryview(bytearray(7))
+    split_into(b"aAbBcCx", 2, out)
+    assert bytes(out) == b"abcABCx"
+
+
+def test_bf16_weights_shrink_by_a_third() -> None:
+    _, body = Compressor(None, SIZE).compress(memoryview(weights()), 2)
+    assert SIZE / len(body) > 1.4
+
+
 @given(content=st.binary(max_size=500) | st.integers(1, 4000).map(bytes), codec=st.sampled_from(Codec))
 def test_round_trip_and_never_larger(content: bytes, codec: Codec) -> None:
     chosen, body = Compressor(codec, 4096).compress(memoryview(content))
@@ -49,7 +78,7 @@ def test_round_trip_and_never_larger(content: bytes, codec: Codec) -> None:
         assert out == content
 
 
-@pytest.mark.parametrize("codec", [Codec.LZ4, Codec.ZSTD])
+@pytest.mark.parametrize("codec", [Codec.LZ4, Codec.ZSTD, Codec.ZSTD_PLANES_4])
 def test_wrong_lengths_and_garbage_are_told(codec: Codec) -> None:
     content = bytes(1000)
     _, body = Compressor(codec, 1000).compress(memoryview(content))

@@ -61,8 +61,9 @@ def raw_shard(kind: Kind, preamble: object, content: bytes, shard: int, **more: 
 
 def well_formed() -> Iterator[tuple[str, bytes, dict[str, Any]]]:
     files = {"files": {path: data.hex() for path, data in FILES.items()}}
-    for number, codec in enumerate(Codec):
-        yield f"files-{codec.name.lower()}", files_shard(0x10 + number, codec=codec, chunk_bytes=1024).data, files
+    for codec in Codec:
+        shard = (0x10 if codec.planes == 1 else 0x60) + codec
+        yield f"files-{codec.name.lower()}", files_shard(shard, codec=codec, chunk_bytes=1024).data, files
     yield "files-chunks", files_shard(0x14).data, files
 
     arrays = {

@@ -21,6 +21,7 @@ EVERY_MESSAGE: list[messages.Message] = [
     messages.Have(pull=1, ranges=[(0, 1), (7, 2**32 - 1)]),
     messages.Stream(stream=STREAM, nonce=NONCE),
     messages.StreamReady(stream=STREAM, nonce=NONCE, port=7000),
+    messages.Advise(streams=8),
     messages.Want(pull=1, stream=STREAM, first=0, count=5),
     messages.Credit(pull=1, total_bytes=1 << 40),
     messages.Done(pull=1),

@@ -43,7 +43,7 @@ from raylog.wire.paths import PathReport
 from raylog.wire.relay import Relay
 from raylog.wire.same_machine import machine_id
 from raylog.wire.server import WireServer
-from raylog.wire.sessions import PeerAddress
+from raylog.wire.sessions import PeerAddress, Sessions
 
 log = logging.getLogger("raylog.node")
 
@@ -127,7 +127,13 @@ class NodeActor:
             relay=relay,
         )
         self._local = LocalServer(self._slot.socket_path, self._store)
-        self._puller = Puller(self._store, self._membership.credentials, settings, self._meter, relay, machine)
+        sessions = Sessions(
+            self._membership.credentials,
+            streams=settings.streams,
+            machine=machine,
+            on_shared_memory=self._wire.paths.shares_memory,
+        )
+        self._puller = Puller(self._store, sessions, self._meter, relay)
         self._records = RecordCopy(
             self._slot.path / "records", self._membership.cluster_id, self._membership.verify_cluster
         )

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -14,8 +14,6 @@ import msgspec
 from raylog.codec.frame import Frame
 from raylog.errors import Cancelled, DamagedData, DeadlineExceeded, NotFound, RaylogError, Unavailable, UsageError
 from raylog.monitor.meter import TransferMeter
-from raylog.security.certs import Credentials
-from raylog.settings import Settings
 from raylog.spec import Durability, QosClass, ShardRef
 from raylog.store.tier import ShardWriter
 from raylog.store.tiered import TieredStore
@@ -50,17 +48,8 @@ class PullProgress(msgspec.Struct, frozen=True, kw_only=True):
 class Puller:
     """The node's incoming transfers. Thread-safe; at most `PULLS_AT_ONCE` run, others wait within their deadline."""
 
-    def __init__(
-        self,
-        store: TieredStore,
-        credentials: Callable[[], Credentials],
-        settings: Settings,
-        meter: TransferMeter,
-        relay: Relay,
-        machine: str = "",
-    ) -> None:
-        self._store, self._meter, self._relay = store, meter, relay
-        self._sessions = Sessions(credentials, streams=settings.streams, machine=machine)
+    def __init__(self, store: TieredStore, sessions: Sessions, meter: TransferMeter, relay: Relay) -> None:
+        self._store, self._sessions, self._meter, self._relay = store, sessions, meter, relay
         self._distrust = Distrust()
         self._slots = threading.BoundedSemaphore(PULLS_AT_ONCE)
         self._shard_locks: dict[str, threading.Lock] = {}

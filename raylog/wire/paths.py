@@ -47,6 +47,7 @@ class _Path:
     decision: Decision | None = None
     sent_since: float | None = None
     awaits_probes: bool = True
+    shares_memory: bool = False
 
 
 class Paths:
@@ -62,6 +63,24 @@ class Paths:
     def watch(self, peer_id: str, connection: socket.socket) -> "StreamWatch":
         """For a stream that is about to send to a peer; `end` when it has."""
         return StreamWatch(self, peer_id, connection)
+
+    def shares_memory(self, peer_id: str) -> None:
+        """Chunks of this peer are copied from its memory: said once."""
+        with self._lock:
+            path = self._path(peer_id)
+            if path.shares_memory:
+                return
+            path.shares_memory = True
+            path.decision = Decision(
+                time_s=time.time(),
+                peer_id=peer_id,
+                what="transport",
+                before="TCP",
+                after="shared memory",
+                reason="both nodes are on this machine and belong to one user",
+            )
+            self._decisions.append(path.decision)
+        log.info("%s", path.decision)
 
     def report(self) -> list[PathReport]:
         """The peers that were sent to, the last one last."""

@@ -47,7 +47,8 @@ class _Place:
 class Sessions:
     """At most one session per source and class, made when it is asked for. Thread-safe; `close` ends them all.
 
-    `machine` is this process's `machine_id`, if chunks of nodes on the same machine are to be copied from memory.
+    `machine` is this process's `machine_id`, if chunks of nodes on the same machine are to be copied from memory;
+    `on_shared_memory` is told of each such node.
     """
 
     def __init__(
@@ -56,9 +57,10 @@ class Sessions:
         bounds: Bounds | None = None,
         streams: int = 2,
         machine: str = "",
+        on_shared_memory: Callable[[str], None] | None = None,
     ) -> None:
         self.bounds = bounds or Bounds()
-        self._machine = machine
+        self._machine, self._on_shared_memory = machine, on_shared_memory
         self._credentials, self._streams = credentials, streams
         self._places: dict[_Key, _Place] = {}
         self._lock = threading.Lock()
@@ -67,8 +69,10 @@ class Sessions:
 
     def shares_memory_with(self, peer: PeerAddress) -> bool:
         """Whether chunks of that node can be had without a network."""
-        is_same = bool(self._machine) and peer.machine == self._machine
-        return is_same and Path(peer.socket_path).is_socket()
+        is_same = bool(self._machine) and peer.machine == self._machine and Path(peer.socket_path).is_socket()
+        if is_same and self._on_shared_memory is not None:
+            self._on_shared_memory(peer.node_id)
+        return is_same
 
     def get(self, peer: PeerAddress, qos: QosClass, deadline: float, cancel: threading.Event) -> ClientSession:
         """A session that is up. Raises what `ClientSession.connect` does."""

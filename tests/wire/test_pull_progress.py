@@ -7,7 +7,6 @@ from wire_parts import Cluster, MemorySource, wait_until
 
 from raylog.actors.pull import Puller, PullProgress
 from raylog.monitor.meter import TransferMeter
-from raylog.settings import Settings
 from raylog.spec import QosClass
 from raylog.store.disk import DiskTier
 from raylog.store.tiered import TieredStore
@@ -16,7 +15,7 @@ from raylog.units import MIB
 from raylog.wire.fetcher import Source
 from raylog.wire.relay import Relay
 from raylog.wire.server import WireServer
-from raylog.wire.sessions import PeerAddress
+from raylog.wire.sessions import PeerAddress, Sessions
 
 SHARD = sample_shard(8, (MIB,) * 12)
 HELD_BACK = 8
@@ -33,7 +32,7 @@ def test_a_running_pull_shows_the_bytes_that_are_verified_here(tmp_path: Path) -
 
     disk = DiskTier(tmp_path / "tier", cluster_id=cluster.id)
     store, ref = TieredStore(None, disk), SHARD.frame.ref()
-    puller = Puller(store, lambda: ours, Settings(), TransferMeter(), Relay(store.open))
+    puller = Puller(store, Sessions(lambda: ours), TransferMeter(), Relay(store.open))
     with WireServer(lambda: theirs, MemorySource(SHARD, slow), bind_host="127.0.0.1") as server:
         source = Source(
             peer=PeerAddress(node_id=theirs.identity.id, host=server.host, control_port=server.control_port)

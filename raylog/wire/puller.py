@@ -1,8 +1,6 @@
 """The puller's machine: which chunks it asks for on which stream, and what has come. Pure; see session.py."""
 
-from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from itertools import islice
 
 from raylog.codec.frame import METADATA_BYTES_MAX, Frame
@@ -35,9 +33,10 @@ from raylog.wire.effects import (
 )
 from raylog.wire.messages import Message, RefusalReason
 from raylog.wire.probe import derive_probe_keys
+from raylog.wire.pull_state import CargoStream, Pull
 from raylog.wire.record import StreamContext, derive_keys
 from raylog.wire.session import Parties, Session
-from raylog.wire.states import PULL, PULLER_STREAM, PullState, SessionState, StreamState, step
+from raylog.wire.states import PullState, SessionState, StreamState
 
 _REFUSALS: dict[RefusalReason, type[RaylogError]] = {
     RefusalReason.NOT_FOUND: NotFound,
@@ -46,58 +45,6 @@ _REFUSALS: dict[RefusalReason, type[RaylogError]] = {
     RefusalReason.NO_SPACE: Unavailable,  # the source's, not ours: another one may do
     RefusalReason.NOT_PERMITTED: NotPermitted,
 }
-
-
-@dataclass(slots=True, eq=False)
-class _Pull:
-    number: int
-    ref: ShardRef
-    deadline: float
-    window: Window
-    progress_deadline: float
-    state: PullState = PullState.FRAMING
-    metadata: bytearray = field(default_factory=bytearray)
-    frame: Frame | None = None
-    offered: int = 0  # chunks
-    todo: OrderedDict[int, None] = field(default_factory=OrderedDict)  # to be asked for, in order
-    in_flight: set[int] = field(default_factory=set)  # asked for and not come
-    unwanted: set[int] = field(default_factory=set)  # asked for; dropped when they come
-    asked_again: int = 0
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether the source owes us something."""
-        return bool(self.todo or self.window.in_flight_bytes)
-
-    def step(self, event: str) -> None:
-        self.state = step(PULL, self.state, event, f"pull {self.number}")
-
-    def sealed_bytes(self, chunk: int) -> int:
-        assert self.frame is not None
-        return self.frame.chunks[chunk].sealed_bytes
-
-
-@dataclass(slots=True, eq=False)
-class _Stream:
-    id: bytes
-    nonce: bytes
-    deadline: float  # to stand
-    state: StreamState = StreamState.ANNOUNCED
-    asked: dict[tuple[int, int], int] = field(default_factory=dict)  # (pull, chunk) -> sealed bytes
-    abandoned: set[tuple[int, int]] = field(default_factory=set)  # asked for by pulls that have ended
-    in_flight_bytes: int = 0
-
-    def step(self, event: str) -> None:
-        self.state = step(PULLER_STREAM, self.state, event, f"stream {self.id.hex()}")
-
-    def settle(self, pull: int, chunk: int) -> None:
-        self.in_flight_bytes -= self.asked.pop((pull, chunk))
-
-    def abandon(self, pull: int) -> None:
-        """The source may have sent some of what this pull asked for, and drops the rest."""
-        for key in [key for key in self.asked if key[0] == pull]:
-            self.settle(*key)
-            self.abandoned.add(key)
 
 
 class PullerSession(Session):
@@ -111,8 +58,8 @@ class PullerSession(Session):
         super().__init__(parties, bounds)
         assert 1 <= streams <= bounds.streams_max
         self._streams_wanted = streams
-        self._streams: dict[bytes, _Stream] = {}
-        self._pulls: dict[int, _Pull] = {}
+        self._streams: dict[bytes, CargoStream] = {}
+        self._pulls: dict[int, Pull] = {}
         self._pulls_opened = 0
         self._waiting_opens: list[messages.Open] = []  # for the greeting
         self._streams_lost = 0
@@ -127,7 +74,7 @@ class PullerSession(Session):
         assert not self.is_closed
         number, self._pulls_opened = self._pulls_opened, self._pulls_opened + 1
         progress_deadline = now + self.bounds.progress_timeout_s + patience_s
-        pull = _Pull(number, ref, deadline, Window(self.bounds.window_bytes), progress_deadline)
+        pull = Pull(number, ref, deadline, Window(self.bounds.window_bytes), progress_deadline)
         if len(self._pulls) == self.bounds.pulls_max:
             busy = Unavailable(f"{self._peer}: {self.bounds.pulls_max} pulls run in this session; wait for one")
             return number, [Fail(number, busy)]
@@ -367,7 +314,7 @@ class PullerSession(Session):
         return [*pulls, *(stream.deadline for stream in self._streams.values() if stream.state is not StreamState.LIVE)]
 
     @staticmethod
-    def _progress_deadline(pull: _Pull) -> float:
+    def _progress_deadline(pull: Pull) -> float:
         # While our own sink makes room, or we have nothing to ask for, the source is not to blame.
         is_idle = pull.state is PullState.CREATING or (pull.state is PullState.MOVING and not pull.is_waiting)
         return float("inf") if is_idle else pull.progress_deadline
@@ -393,14 +340,14 @@ class PullerSession(Session):
 
     # Work.
 
-    def _advance_all(self, last: _Pull | None = None) -> list[Effect]:
+    def _advance_all(self, last: Pull | None = None) -> list[Effect]:
         """There is room for more ranges: others come before the pull that made it."""
         pulls = [pull for pull in self._pulls.values() if pull.todo and pull is not last]
         if last is not None:
             pulls.append(last)
         return [effect for pull in pulls for effect in self._advance(pull)]
 
-    def _advance(self, pull: _Pull) -> list[Effect]:
+    def _advance(self, pull: Pull) -> list[Effect]:
         """Grants credit and asks for chunks as far as it reaches."""
         if pull.state is not PullState.MOVING:
             return []
@@ -426,7 +373,7 @@ class PullerSession(Session):
             effects.append(Send(messages.Want(pull=pull.number, stream=stream_id, first=first, count=count)))
         return effects
 
-    def _settle(self, stream_id: bytes, number: int, chunk: int) -> _Pull | None:
+    def _settle(self, stream_id: bytes, number: int, chunk: int) -> Pull | None:
         """A chunk has come. None when the pull or the session has ended meanwhile."""
         stream, pull = self._streams.get(stream_id), self._pulls.get(number)
         if stream is None or self.is_closed:
@@ -440,7 +387,7 @@ class PullerSession(Session):
         pull.unwanted.discard(chunk)
         return pull
 
-    def _settle_lost(self, stream: _Stream) -> None:
+    def _settle_lost(self, stream: CargoStream) -> None:
         """What was asked for on a lost stream and did not come is to be asked for again, first."""
         for (number, chunk), sealed_bytes in reversed(stream.asked.items()):
             pull = self._pulls[number]
@@ -453,14 +400,14 @@ class PullerSession(Session):
                 pull.todo.move_to_end(chunk, last=False)
                 pull.asked_again += 1
 
-    def _fail(self, pull: _Pull, error: RaylogError) -> list[Effect]:
+    def _fail(self, pull: Pull, error: RaylogError) -> list[Effect]:
         pull.step("'fail'")
         self._forget(pull)
         is_opened = self.state is SessionState.OPEN
         done: list[Effect] = [Send(messages.Done(pull=pull.number))] if is_opened else []
         return [*done, Fail(pull.number, error), *self._advance_all()]
 
-    def _forget(self, pull: _Pull) -> None:
+    def _forget(self, pull: Pull) -> None:
         del self._pulls[pull.number]
         self._waiting_opens = [opening for opening in self._waiting_opens if opening.pull != pull.number]
         for stream in self._streams.values():
@@ -478,7 +425,7 @@ class PullerSession(Session):
         while len(self._streams) < self._streams_wanted:
             stream_id = self.parties.random_bytes(messages.STREAM_ID_BYTES)
             nonce = self.parties.random_bytes(messages.NONCE_BYTES)
-            self._streams[stream_id] = _Stream(stream_id, nonce, now + self.bounds.stream_timeout_s)
+            self._streams[stream_id] = CargoStream(stream_id, nonce, now + self.bounds.stream_timeout_s)
             effects.append(Send(messages.Stream(stream=stream_id, nonce=nonce)))
         return effects
 
@@ -490,15 +437,15 @@ class PullerSession(Session):
         self._streams.clear()
         return [*fails, *closes]
 
-    def _find(self, number: int) -> _Pull | None:
+    def _find(self, number: int) -> Pull | None:
         """The pull, None when it has ended (its messages may still be on their way). Raises `PeerFault`."""
         if number >= self._pulls_opened:
             raise PeerFault(f"pull {number} was never opened")
         return self._pulls.get(number)
 
-    def _damage(self, pull: _Pull, message: str, chunk: int | None) -> DamagedData:
+    def _damage(self, pull: Pull, message: str, chunk: int | None) -> DamagedData:
         at = "" if chunk is None else f", chunk {chunk}"
         return DamagedData(f"shard {pull.ref.shard_id}{at} from {self._peer}: {message}", **self._place(pull, chunk))
 
-    def _place(self, pull: _Pull, chunk: int | None) -> dict[str, str | int | None]:
+    def _place(self, pull: Pull, chunk: int | None) -> dict[str, str | int | None]:
         return {"shard_id": pull.ref.shard_id, "chunk": chunk, "peer": self.parties.peer.id}

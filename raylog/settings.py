@@ -7,7 +7,7 @@ from typing import Any
 
 from raylog.addresses import check_choice
 from raylog.errors import UsageError
-from raylog.spec import CHUNK_CONTENT_BYTES_MAX, SHARD_CONTENT_BYTES_DEFAULT, SHARD_CONTENT_BYTES_MAX
+from raylog.spec import CHUNK_CONTENT_BYTES_MAX, SHARD_CONTENT_BYTES_DEFAULT, SHARD_CONTENT_BYTES_MAX, CargoRecords
 from raylog.units import GIB, MIB, parse_bytes, parse_seconds
 
 STATE_DEFAULT = Path("~/.raylog")
@@ -34,6 +34,7 @@ class Settings:
     port_last: int = 0
     # transfer
     streams: int = 2  # cargo streams of one pull
+    cargo_records: CargoRecords = CargoRecords.ENCRYPTED  # "authenticated": PROTOCOL.md, "Record"
     shard_bytes: int = SHARD_CONTENT_BYTES_DEFAULT
     chunk_bytes: int = 2 * MIB
     pull_deadline_s: float = 600.0  # of one shard
@@ -134,6 +135,9 @@ def _parse(key: str, value: Any, where: str) -> Any:
         expected, parsed = "a path", Path(value) if isinstance(value, (str, Path)) and str(value) else None
     elif key in ("bind", "advertise"):
         expected, parsed = "an address, a network or an interface", value if isinstance(value, str) else None
+    elif key == "cargo_records":
+        expected = " or ".join(f'"{kind}"' for kind in CargoRecords)
+        parsed = CargoRecords(value) if value in list(CargoRecords) else None
     elif key.endswith("_s"):
         expected = "a duration such as 30 or '30s'"
         parsed = parse_seconds(value) if isinstance(value, str) else _number(value, float)

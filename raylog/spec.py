@@ -58,6 +58,13 @@ class QosClass(enum.StrEnum):
     REPAIR = "repair"
 
 
+class CargoRecords(enum.StrEnum):
+    """How sealed chunks travel between nodes (PROTOCOL.md, "Record"): encrypted once more, or authenticated only."""
+
+    ENCRYPTED = "encrypted"
+    AUTHENTICATED = "authenticated"
+
+
 class ShardRef(msgspec.Struct, frozen=True, kw_only=True):
     """One sealed shard as manifests and messages name it. `frame_digest` pins header and index (FORMAT.md)."""
 

@@ -111,6 +111,7 @@ class NodeActor:
             port_range=(settings.port_first, settings.port_last),
             on_sent=self._meter.sent,
             relay=relay,
+            records=settings.cargo_records,
         )
         self._local = LocalServer(self._slot.socket_path, self._store)
         self._puller = Puller(self._store, self._membership.credentials, settings, self._meter, relay)

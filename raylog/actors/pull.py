@@ -59,7 +59,7 @@ class Puller:
         relay: Relay,
     ) -> None:
         self._store, self._meter, self._relay = store, meter, relay
-        self._sessions = Sessions(credentials, streams=settings.streams)
+        self._sessions = Sessions(credentials, streams=settings.streams, records=settings.cargo_records)
         self._distrust = Distrust()
         self._slots = threading.BoundedSemaphore(PULLS_AT_ONCE)
         self._shard_locks: dict[str, threading.Lock] = {}

@@ -14,7 +14,7 @@ from raylog.errors import (
     RaylogError,
     Unavailable,
 )
-from raylog.spec import QosClass, ShardRef
+from raylog.spec import CargoRecords, QosClass, ShardRef
 from raylog.wire import messages
 from raylog.wire.bounds import Bounds
 from raylog.wire.credit import Window
@@ -97,16 +97,19 @@ class _Stream:
 
 
 class PullerSession(Session):
-    """Asks one source for shards over `streams` cargo streams, which serve all pulls of the session.
+    """Asks one source for shards over `streams` cargo streams with `records` of one kind, which serve all pulls of the
+    session.
 
     Which chunks it asks for is its owner's choice (`ask`, `cancel`, `finish`): whoever holds sessions with several
     sources deals the chunks out to them (fetch.py).
     """
 
-    def __init__(self, parties: Parties, bounds: Bounds, streams: int) -> None:
+    def __init__(
+        self, parties: Parties, bounds: Bounds, streams: int, records: CargoRecords = CargoRecords.ENCRYPTED
+    ) -> None:
         super().__init__(parties, bounds)
         assert 1 <= streams <= bounds.streams_max
-        self._streams_wanted = streams
+        self._streams_wanted, self._records = streams, records
         self._streams: dict[bytes, _Stream] = {}
         self._pulls: dict[int, _Pull] = {}
         self._pulls_opened = 0
@@ -195,13 +198,14 @@ class PullerSession(Session):
             effects += self._advance(pull)
         return self._noted(effects, now)
 
-    def stream_lost(self, stream_id: bytes, why: str, now: float) -> list[Effect]:
-        """A cargo connection did not come to stand, was cut, or brought a record that does not open."""
+    def stream_lost(self, stream_id: bytes, why: str, now: float, *, is_ours: bool = False) -> list[Effect]:
+        """A cargo connection did not come to stand, was cut, or brought a record that does not open. `is_ours`: our own
+        shell cut it, which the source is not blamed for."""
         stream = self._streams.pop(stream_id, None)
         if stream is None or self.is_closed:
             return []
         stream.step("'lost'")
-        self._streams_lost += 1
+        self._streams_lost += not is_ours
         self._settle_lost(stream)
         if self._streams_lost > self.bounds.stream_losses_max:
             message = f"{self._peer}: {self._streams_lost} cargo streams were lost, the last: {why}; ask another source"
@@ -330,6 +334,7 @@ class PullerSession(Session):
             stream=stream.id,
             puller_nonce=stream.nonce,
             source_nonce=ready.nonce,
+            records=self._records,
         )
         return [ConnectStream(stream.id, ready.port, derive_keys(context))]
 
@@ -450,7 +455,7 @@ class PullerSession(Session):
             stream_id = self.parties.random_bytes(messages.STREAM_ID_BYTES)
             nonce = self.parties.random_bytes(messages.NONCE_BYTES)
             self._streams[stream_id] = _Stream(stream_id, nonce, now + self.bounds.stream_timeout_s)
-            effects.append(Send(messages.Stream(stream=stream_id, nonce=nonce)))
+            effects.append(Send(messages.Stream(stream=stream_id, nonce=nonce, records=self._records)))
         return effects
 
     def _let_go(self, error: RaylogError | None) -> list[Effect]:

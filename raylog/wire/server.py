@@ -15,6 +15,7 @@ from raylog import __version__
 from raylog.errors import PeerFault, RaylogError, Unavailable, UsageError
 from raylog.security.credentials import Credentials
 from raylog.security.identity import Certificate
+from raylog.spec import CargoRecords
 from raylog.wire import messages
 from raylog.wire.bounds import Bounds
 from raylog.wire.cargo import receive_proof
@@ -51,6 +52,7 @@ class WireServer:
     `credentials` is asked at each new connection, so that a renewed certificate counts from then on. Control and cargo
     listen on two free ports of `port_range` (first, last), or on any two for (0, 0). `on_sent(peer id, sealed bytes)`
     is called for every chunk, from many threads. What `relay` knows to be on its way here is served as it comes.
+    Cargo is encrypted once more, unless `records` allows authenticated records and a puller asks for them.
     Raises `Unavailable` when there is no free port.
     """
 
@@ -64,7 +66,9 @@ class WireServer:
         bounds: Bounds | None = None,
         on_sent: Callable[[str, int], None] | None = None,
         relay: Relay | None = None,
+        records: CargoRecords = CargoRecords.ENCRYPTED,
     ) -> None:
+        self._records = records
         self._credentials, self._store, self._on_sent = credentials, store, on_sent
         self._relay = relay or Relay(store.open)
         self._bounds = bounds or Bounds()
@@ -233,7 +237,9 @@ class WireServer:
             software=__version__,
             random_bytes=secrets.token_bytes,
         )
-        session = ServerSession(channel, parties, self._store, self, self.cargo_port, self._bounds, self._relay)
+        session = ServerSession(
+            channel, parties, self._store, self, self.cargo_port, self._bounds, self._relay, self._records
+        )
         try:
             self._admit(session)
         except Unavailable as error:

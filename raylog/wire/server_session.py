@@ -12,6 +12,7 @@ from typing import Protocol
 
 from raylog.codec.frame import Frame
 from raylog.errors import DamagedData, NotFound, NotPermitted, RaylogError, Unavailable
+from raylog.spec import CargoRecords
 from raylog.wire.bounds import Bounds
 from raylog.wire.cargo import END_RECORD, CargoSender, has_come, receive_end, tune
 from raylog.wire.effects import Close, CloseStream, Effect, ExpectStream, OpenShard, ReleaseShard, SendChunk
@@ -65,11 +66,12 @@ class ServerSession:
         cargo_port: int,
         bounds: Bounds,
         relay: Relay,
+        records: CargoRecords,
     ) -> None:
         self._relay = relay
         self._channel, self._source, self._listener, self._bounds = channel, source, listener, bounds
         self.peer_id = parties.peer.id
-        self._machine = SourceSession(parties, bounds, cargo_port)
+        self._machine = SourceSession(parties, bounds, cargo_port, records)
         self._runner = SessionRunner(self._machine, channel, self._carry_out)
         self._to_open: deque[OpenShard] = deque()
         self._following: dict[int, _Following] = {}  # what has not begun to come here
@@ -182,7 +184,7 @@ class ServerSession:
         """Sends on a connection that has proven itself, until either end closes the stream."""
         timeout_s = self._bounds.progress_timeout_s
         tune(connection, timeout_s)
-        sender = CargoSender(connection, keys.from_source, self._bounds.rekey_bytes, timeout_s)
+        sender = CargoSender(connection, keys.from_source, self._bounds.rekey_bytes, timeout_s, keys.records)
         with self._runner.lock:
             jobs = self._jobs.get(stream)
         if jobs is None:

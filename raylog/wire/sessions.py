@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from raylog.errors import Cancelled, DeadlineExceeded, Unavailable
 from raylog.security.credentials import Credentials
-from raylog.spec import QosClass
+from raylog.spec import CargoRecords, QosClass
 from raylog.wire.bounds import Bounds
 from raylog.wire.client_session import ClientSession
 
@@ -42,9 +42,15 @@ class _Place:
 class Sessions:
     """At most one session per source and class, made when it is asked for. Thread-safe; `close` ends them all."""
 
-    def __init__(self, credentials: Callable[[], Credentials], bounds: Bounds | None = None, streams: int = 2) -> None:
+    def __init__(
+        self,
+        credentials: Callable[[], Credentials],
+        bounds: Bounds | None = None,
+        streams: int = 2,
+        records: CargoRecords = CargoRecords.ENCRYPTED,
+    ) -> None:
         self.bounds = bounds or Bounds()
-        self._credentials, self._streams = credentials, streams
+        self._credentials, self._streams, self._records = credentials, streams, records
         self._places: dict[_Key, _Place] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -79,7 +85,15 @@ class Sessions:
         hosts = (peer.host, *peer.more_hosts)
         streams = self._streams * len(hosts)
         return ClientSession.connect(
-            peer.node_id, hosts, peer.control_port, self._credentials(), self.bounds, streams, left_s, cancel
+            peer.node_id,
+            hosts,
+            peer.control_port,
+            self._credentials(),
+            self.bounds,
+            streams,
+            left_s,
+            cancel,
+            records=self._records,
         )
 
     def close(self) -> None:

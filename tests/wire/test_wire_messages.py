@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raylog.errors import PeerFault
-from raylog.spec import QosClass
+from raylog.spec import CargoRecords, QosClass
 from raylog.wire import messages
 from raylog.wire.messages import MESSAGE_BYTES_MAX, MessageBuffer, encode
 
@@ -18,6 +18,7 @@ EVERY_MESSAGE: list[messages.Message] = [
     messages.Open(pull=0, shard_id=ID, frame_digest=DIGEST, qos=QosClass.REPAIR),
     messages.Frame(pull=1, offset=0, total=3, data=b"abc"),
     messages.Stream(stream=STREAM, nonce=NONCE),
+    messages.Stream(stream=STREAM, nonce=NONCE, records=CargoRecords.AUTHENTICATED),
     messages.StreamReady(stream=STREAM, nonce=NONCE, port=7000),
     messages.Want(pull=1, stream=STREAM, first=0, count=5),
     messages.Credit(pull=1, total_bytes=1 << 40),

@@ -394,6 +394,8 @@ class PullerSession(Session):
         effects: list[Effect] = []
         if (total_bytes := pull.window.grant()) is not None:
             effects.append(Send(messages.Credit(pull=pull.number, total_bytes=total_bytes)))
+        if pull.sealed_bytes(pull.todo[0]) > pull.window.room_bytes:
+            return effects  # asked for together with others, at the next grant
         for stream_id, first, count in deal(pull.todo, pull.sealed_bytes, live, pull.window.room_bytes):
             stream = self._streams[stream_id]
             for chunk in range(first, first + count):

@@ -11,7 +11,6 @@ import struct
 from typing import NamedTuple, NoReturn
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -108,10 +107,6 @@ class _Keyed:
         self._sealed_bytes = self._next_nonce = 0
         self.has_ended = False
 
-    def _gmac(self) -> Cipher[modes.GCM]:
-        """For the tag of a body that travels as it is: GCM that encrypts nothing."""
-        return Cipher(algorithms.AES(self._key), modes.GCM(self._take_nonce()))
-
     def _take_nonce(self) -> bytes:
         nonce = _NONCE.pack(self._next_nonce)
         self._next_nonce += 1
@@ -148,12 +143,8 @@ class RecordSealer(_Keyed):
     def seal_beside(self, head: Head, body: memoryview | bytes, out: memoryview) -> None:
         """For an authenticated record with a body: writes to `out`, `BESIDE_BYTES` long, the sealed head that goes
         before the body and then the tag that goes after it. The body itself is only read."""
-        sealed_head = self._seal_head(head, body, out)
-        gmac = self._gmac().encryptor()
-        gmac.authenticate_additional_data(sealed_head[HEAD_BYTES:])
-        gmac.authenticate_additional_data(body)
-        gmac.finalize()
-        out[SEALED_HEAD_BYTES:BESIDE_BYTES] = gmac.tag
+        self._seal_head(head, body, out)
+        out[SEALED_HEAD_BYTES:BESIDE_BYTES] = self._cipher.encrypt(self._take_nonce(), b"", body)
         self._record_done(head)
 
     def _seal_head(self, head: Head, body: memoryview | bytes, out: memoryview) -> memoryview:
@@ -201,11 +192,8 @@ class RecordOpener(_Keyed):
         `body`, when the tag does not fit; the stream is then over."""
         head = self._pending
         assert head is not None and len(body) == head.body_bytes and len(tag) == TAG_BYTES
-        gmac = self._gmac().decryptor()
-        gmac.authenticate_additional_data(self._tag)
-        gmac.authenticate_additional_data(body)
         try:
-            gmac.finalize_with_tag(bytes(tag))
+            self._cipher.decrypt(self._take_nonce(), tag, body)
         except InvalidTag:
             _refuse(body)
         self._pending = None

@@ -292,7 +292,7 @@ def test_both_ends_have_the_keys_of_the_kind_that_was_asked_for(records: CargoRe
 
 
 def test_a_stream_that_we_cut_ourselves_is_not_counted_against_the_source() -> None:
-    puller, source = greeted(AUTHENTICATED, AUTHENTICATED)
+    puller, _ = greeted(AUTHENTICATED, AUTHENTICATED)
     _, effects = puller.open(SHARD.frame.ref(), QosClass.SHIP, 1000.0, 0.0)
     for _ in range(Bounds().stream_losses_max + 2):
         (stream,) = (message for message in sent(effects) if isinstance(message, messages.Stream))

@@ -13,6 +13,7 @@ from raylog.spec import (
     SHARD_CONTENT_BYTES_DEFAULT,
     SHARD_CONTENT_BYTES_MAX,
     WEIGHT_MAX,
+    CargoRecords,
     QosClass,
 )
 from raylog.units import GIB, MIB, parse_bytes, parse_rate, parse_seconds
@@ -42,6 +43,7 @@ class Settings:
     # transfer
     streams: int = 2  # cargo streams of one pull
     shared_memory: bool = True  # nodes on one machine copy from each other's arenas, without network and encryption
+    cargo_records: CargoRecords = CargoRecords.ENCRYPTED  # "authenticated": PROTOCOL.md, "Record"
     shard_bytes: int = SHARD_CONTENT_BYTES_DEFAULT
     chunk_bytes: int = 2 * MIB
     pull_deadline_s: float = 600.0  # of one shard
@@ -164,6 +166,9 @@ def _parse(key: str, value: Any, where: str) -> Any:
     elif key.endswith("_bytes_per_s"):
         expected = "a number of bytes per second such as 100000000, '100MB' or '1gbit'"
         parsed = parse_rate(value) if isinstance(value, str) else _number(value, int)
+    elif key == "cargo_records":
+        expected = " or ".join(f'"{kind}"' for kind in CargoRecords)
+        parsed = CargoRecords(value) if value in list(CargoRecords) else None
     elif key.endswith("_s"):
         expected = "a duration such as 30 or '30s'"
         parsed = parse_seconds(value) if isinstance(value, str) else _number(value, float)

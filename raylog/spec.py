@@ -66,6 +66,13 @@ class QosClass(enum.StrEnum):
     REPAIR = "repair"
 
 
+class CargoRecords(enum.StrEnum):
+    """How sealed chunks travel between nodes (PROTOCOL.md, "Record"): encrypted once more, or authenticated only."""
+
+    ENCRYPTED = "encrypted"
+    AUTHENTICATED = "authenticated"
+
+
 CAP_BYTES_PER_S_MIN = 1_000_000  # of what a node sends: below it a puller would take its source for dead
 WEIGHT_MAX = 1000
 

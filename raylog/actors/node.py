@@ -125,11 +125,13 @@ class NodeActor:
             slices=Slices.of(settings),
             on_sent=self._meter.sent,
             relay=relay,
+            records=settings.cargo_records,
         )
         self._local = LocalServer(self._slot.socket_path, self._store)
         sessions = Sessions(
             self._membership.credentials,
             streams=settings.streams,
+            records=settings.cargo_records,
             machine=machine,
             on_shared_memory=self._wire.paths.shares_memory,
         )

@@ -10,8 +10,10 @@ import time
 
 from raylog.buffers import BufferPool
 from raylog.errors import PeerFault, Unavailable
+from raylog.spec import CargoRecords
 from raylog.units import KIB
 from raylog.wire.record import (
+    BESIDE_BYTES,
     PREAMBLE_BYTES,
     RECORD_BYTES_MAX,
     SEALED_HEAD_BYTES,
@@ -41,25 +43,38 @@ def tune(connection: socket.socket, timeout_s: float) -> None:
         connection.setsockopt(socket.SOL_SOCKET, option, value)
 
 
-def receive_exactly(connection: socket.socket, view: memoryview, timeout_s: float) -> bool:
-    """Fills `view` from a tuned connection; False when not a byte of it came in time. Raises `Unavailable` when the
-    connection ends, `PeerFault` when bytes stop coming or trickle for longer than twice the time."""
-    begun, here = time.monotonic(), 0
-    while here < len(view):
+def receive_exactly(connection: socket.socket, parts: list[memoryview], timeout_s: float) -> bool:
+    """Fills `parts`, one after the other, from a tuned connection; False when not a byte came in time. Raises
+    `Unavailable` when the connection ends, `PeerFault` when bytes stop coming or trickle for longer than twice the
+    time."""
+    begun, here, total = time.monotonic(), 0, sum(map(len, parts))
+    while here < total:
         try:
-            count = connection.recv_into(view[here:], 0, socket.MSG_WAITALL)
+            count = connection.recvmsg_into(parts, 0, socket.MSG_WAITALL)[0]
         except BlockingIOError:
             if not here:
                 return False
-            raise PeerFault(f"a record stopped after {here} of {len(view)} bytes for {timeout_s:g} s") from None
+            raise PeerFault(f"a record stopped after {here} of {total} bytes for {timeout_s:g} s") from None
         except OSError as error:
             raise Unavailable(f"the cargo connection was cut: {error.strerror}") from None
         if not count:
             raise Unavailable("the cargo connection was cut")
         here += count
-        if here < len(view) and time.monotonic() - begun > 2 * timeout_s:
-            raise PeerFault(f"a record did not come whole within {2 * timeout_s:g} s: {here} of {len(view)} bytes")
+        if here < total:
+            parts = _after(parts, count)
+            if time.monotonic() - begun > 2 * timeout_s:
+                raise PeerFault(f"a record did not come whole within {2 * timeout_s:g} s: {here} of {total} bytes")
     return True
+
+
+def _after(parts: list[memoryview], count: int) -> list[memoryview]:
+    """What of `parts` is left after their first `count` bytes."""
+    left = []
+    for part in parts:
+        if count < len(part):
+            left.append(part[count:])
+        count = max(0, count - len(part))
+    return left
 
 
 def receive_proof(connection: socket.socket, timeout_s: float) -> bytes:
@@ -80,17 +95,17 @@ def receive_proof(connection: socket.socket, timeout_s: float) -> bytes:
     return data
 
 
-def send_all(connection: socket.socket, view: memoryview, timeout_s: float) -> None:
+def send_all(connection: socket.socket, parts: list[memoryview], timeout_s: float) -> None:
     """Raises `Unavailable` when the connection ends or does not take the bytes in time."""
     deadline = time.monotonic() + timeout_s
-    while view:
+    while parts:
         try:
-            view = view[connection.send(view) :]
+            parts = _after(parts, connection.sendmsg(parts))
         except BlockingIOError:
             pass
         except OSError as error:
             raise Unavailable(f"the cargo connection was cut: {error.strerror}") from None
-        if view and time.monotonic() >= deadline:
+        if parts and time.monotonic() >= deadline:
             raise Unavailable(f"the cargo connection did not take a record within {timeout_s:g} s")
 
 
@@ -98,56 +113,83 @@ def send_bare(connection: socket.socket, sealer: RecordSealer, head: Head, timeo
     """Sends a record without a body; raises `Unavailable`."""
     buffer = memoryview(bytearray(SEALED_HEAD_BYTES))
     sealer.seal_into(head, b"", buffer)
-    send_all(connection, buffer, timeout_s)
+    send_all(connection, [buffer], timeout_s)
 
 
 class CargoSender:
-    """Seals records into one buffer and sends them."""
+    """Sends records. Encrypted ones are sealed into one buffer that is reused; an authenticated one's body leaves from
+    where it lies."""
 
-    def __init__(self, connection: socket.socket, key: bytes, rekey_bytes: int, timeout_s: float) -> None:
+    def __init__(
+        self, connection: socket.socket, key: bytes, rekey_bytes: int, timeout_s: float, records: CargoRecords
+    ) -> None:
         self._connection, self._timeout_s = connection, timeout_s
         self._sealer = RecordSealer(key, rekey_bytes)
-        self._buffer = _BUFFERS.take(RECORD_BYTES_MAX)
+        is_beside = records == CargoRecords.AUTHENTICATED
+        self._beside = memoryview(bytearray(BESIDE_BYTES)) if is_beside else None
+        self._buffer = _BUFFERS.take(SEALED_HEAD_BYTES if is_beside else RECORD_BYTES_MAX)
 
     def send(self, head: Head, body: memoryview | bytes = b"") -> None:
         """Raises `Unavailable`; the stream is then over."""
-        length = self._sealer.seal_into(head, body, self._buffer)
-        send_all(self._connection, self._buffer[:length], self._timeout_s)
+        beside = self._beside
+        if beside is None or not head.body_bytes:
+            length = self._sealer.seal_into(head, body, self._buffer)
+            parts = [self._buffer[:length]]
+        else:
+            self._sealer.seal_beside(head, body, beside)
+            parts = [beside[:SEALED_HEAD_BYTES], memoryview(body), beside[SEALED_HEAD_BYTES:]]
+        send_all(self._connection, parts, self._timeout_s)
 
 
 class CargoReceiver:
-    """Receives records into one buffer and opens them to where they belong."""
+    """Receives records and opens them to where they belong: encrypted ones through one buffer that is reused, an
+    authenticated one's body straight to its place."""
 
-    def __init__(self, connection: socket.socket, key: bytes, rekey_bytes: int, timeout_s: float) -> None:
+    def __init__(
+        self, connection: socket.socket, key: bytes, rekey_bytes: int, timeout_s: float, records: CargoRecords
+    ) -> None:
         self._connection, self._timeout_s = connection, timeout_s
         self._opener = RecordOpener(key, rekey_bytes)
-        self._buffer = _BUFFERS.take(RECORD_BYTES_MAX)
+        self.is_direct = records == CargoRecords.AUTHENTICATED
+        self._buffer = _BUFFERS.take(SEALED_HEAD_BYTES if self.is_direct else RECORD_BYTES_MAX)
+        self._tag = memoryview(bytearray(TAG_BYTES))
         self._body = self._buffer[:0]
         self._scratch: memoryview | None = None
-
-    def scratch(self, length: int) -> memoryview:
-        """A reused buffer to open a body into that has no place of its own."""
-        if self._scratch is None:
-            self._scratch = _BUFFERS.take(RECORD_BYTES_MAX)
-        return self._scratch[:length]
 
     def next_head(self) -> Head:
         """The next record's head, whenever it comes: whoever started this receiver ends the connection when it has
         waited enough. Raises `Unavailable`, `PeerFault`."""
         sealed = self._buffer[:SEALED_HEAD_BYTES]
-        while not receive_exactly(self._connection, sealed, self._timeout_s):
+        while not receive_exactly(self._connection, [sealed], self._timeout_s):
             pass
         return self._opener.open_head(sealed)
 
     def receive_body(self, head: Head) -> None:
-        """Raises `Unavailable`, `PeerFault`."""
+        """Receives an encrypted body, to be opened next. Raises `Unavailable`, `PeerFault`."""
+        assert not self.is_direct
         self._body = self._buffer[: head.body_bytes + TAG_BYTES]
-        if not receive_exactly(self._connection, self._body, self._timeout_s):
-            raise PeerFault(f"a record's body did not come within {self._timeout_s:g} s")
+        self._receive([self._body])
 
     def open_body_into(self, out: memoryview) -> None:
-        """Writes the body that was received to `out`; raises `PeerFault` and leaves zeros there."""
-        self._opener.open_body_into(self._body, out)
+        """Writes the body to `out`, zeros when its tag does not fit: the one that was received, or, when this receiver
+        `is_direct`, the one that comes now. Raises `Unavailable`, `PeerFault`; `out` then holds nothing of worth."""
+        if self.is_direct:
+            self._receive([out, self._tag])
+            self._opener.check_body(out, self._tag)
+        else:
+            self._opener.open_body_into(self._body, out)
+
+    def open_body(self, head: Head) -> memoryview:
+        """As `open_body_into`, to a buffer that is reused with the next record."""
+        if self._scratch is None:
+            self._scratch = _BUFFERS.take(RECORD_BYTES_MAX)
+        body = self._scratch[: head.body_bytes]
+        self.open_body_into(body)
+        return body
+
+    def _receive(self, parts: list[memoryview]) -> None:
+        if not receive_exactly(self._connection, parts, self._timeout_s):
+            raise PeerFault(f"a record's body did not come within {self._timeout_s:g} s")
 
 
 def has_come(connection: socket.socket) -> bool:
@@ -165,5 +207,5 @@ def receive_end(connection: socket.socket, opener: RecordOpener, timeout_s: floa
     """Takes the puller's end record, the only thing that it may say after its proof. Raises `PeerFault`,
     `Unavailable`."""
     sealed = memoryview(bytearray(SEALED_HEAD_BYTES))
-    if receive_exactly(connection, sealed, timeout_s) and opener.open_head(sealed).type is not RecordType.END:
+    if receive_exactly(connection, [sealed], timeout_s) and opener.open_head(sealed).type is not RecordType.END:
         raise PeerFault("a puller sent a cargo record that is no end record")

@@ -7,7 +7,7 @@ from contextlib import closing
 
 from raylog.errors import UsageError
 from raylog.security.credentials import Credentials
-from raylog.spec import QosClass, ShardRef
+from raylog.spec import CargoRecords, QosClass, ShardRef
 from raylog.wire.bounds import Bounds
 from raylog.wire.endpoints import ShardSink
 from raylog.wire.fetcher import Fetcher, Progress, PullReport, Source
@@ -26,6 +26,7 @@ def pull(
     on_progress: Progress | None = None,
     cancel: threading.Event | None = None,
     bounds: Bounds | None = None,
+    records: CargoRecords = CargoRecords.ENCRYPTED,
 ) -> PullReport:
     """Gets one shard into `sink`, from all of `sources` at once, commits it there, and says what moved.
 
@@ -35,8 +36,9 @@ def pull(
     `cancel` ends the pull within a second.
 
     With one source its error is raised as it is: `NotFound` (it has no such shard), `DamagedData` (what it has is not
-    what the manifest says), `NotPermitted` (it does not accept us), `PeerFault`, `Unavailable`. With several,
-    `Unavailable` with what each of them said (`NotFound` or `DamagedData` if that was it with all). Also
+    what the manifest says), `NotPermitted` (it does not accept us, or sends no `records` of this kind), `PeerFault`,
+    `Unavailable`. With several, `Unavailable` with what each of them said (`NotFound` or `DamagedData` if that was it
+    with all). Also
     `DeadlineExceeded` after `deadline_s` in all, `Cancelled`, and what the sink raises, such as `NoSpace`. Errors have
     `shard_id`, `chunk` and `peer` where these are known.
     """
@@ -48,7 +50,7 @@ def pull(
     if deadline_s <= 0:
         raise UsageError(f"expected a deadline above 0 s, got {deadline_s}")
     deadline = time.monotonic() + deadline_s
-    with closing(Sessions(lambda: credentials, bounds, streams)) as sessions:
+    with closing(Sessions(lambda: credentials, bounds, streams, records)) as sessions:
         return Fetcher(
             ref, sources, sink, sessions, qos=qos, deadline=deadline, on_progress=on_progress, cancel=cancel
         ).run()

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from raylog import __version__
 from raylog.codec.frame import Frame
 from raylog.errors import DamagedData, NotPermitted, PeerFault, RaylogError, Unavailable
 from raylog.security.credentials import Credentials
 from raylog.security.identity import Identity
-from raylog.spec import QosClass, ShardRef
+from raylog.spec import CargoRecords, QosClass, ShardRef
 from raylog.wire.bounds import Bounds
 from raylog.wire.cargo import END_RECORD, OPEN_RECORD, CargoReceiver, send_all, send_bare, tune
 from raylog.wire.dial import dial
@@ -94,6 +94,12 @@ class Receiver(Protocol):
         """Where a chunk that comes now goes, until `put_down`; None: nowhere any more."""
         ...
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other source may bring the same chunks. Then a body may be received to where the writer keeps it,
+        which takes as long as the source likes; else another's copy could be overwritten after it was verified."""
+        ...
+
     def put_down(self) -> None: ...
 
     def stored(self, chunk: int, sealed_bytes: int) -> None:
@@ -118,19 +124,27 @@ class _Line:
     host: str
     closed: threading.Event = field(default_factory=threading.Event)
     connection: socket.socket | None = None
+    filling: int | None = None  # the pull whose writer is being received into
+    is_cut: bool = False  # by us, for that pull has ended
 
 
 class ClientSession:
     """A session that `connect` made. Any thread may pull over it, several at once; `close` ends it."""
 
     def __init__(
-        self, channel: TlsChannel, parties: Parties, hosts: Sequence[str], bounds: Bounds, streams: int
+        self,
+        channel: TlsChannel,
+        parties: Parties,
+        hosts: Sequence[str],
+        bounds: Bounds,
+        streams: int,
+        records: CargoRecords,
     ) -> None:
         self._channel, self._bounds = channel, bounds
         self._host = hosts[0]
         self._caller: Caller | None = None
         self._hosts = itertools.cycle(hosts)  # streams take turns over the source's addresses
-        self._machine = PullerSession(parties, bounds, streams)
+        self._machine = PullerSession(parties, bounds, streams, records)
         self._runner = SessionRunner(self._machine, channel, self._carry_out)
         self._receivers: dict[int, Receiver] = {}
         self._lines: dict[bytes, _Line] = {}
@@ -149,6 +163,8 @@ class ClientSession:
         streams: int,
         timeout_s: float,
         cancel: threading.Event | None = None,
+        *,
+        records: CargoRecords = CargoRecords.ENCRYPTED,
     ) -> "ClientSession":
         """Connects to the first of `hosts`, shakes hands and makes sure that it is the node `node_id` that answers.
 
@@ -174,7 +190,7 @@ class ClientSession:
             software=__version__,
             random_bytes=secrets.token_bytes,
         )
-        return cls(channel, parties, hosts, bounds, streams)
+        return cls(channel, parties, hosts, bounds, streams, records)
 
     @property
     def is_usable(self) -> bool:
@@ -238,8 +254,10 @@ class ClientSession:
             case Offered(pull, ranges):
                 self._receivers[pull].offered(ranges)
             case Complete(pull, asked_again):
+                self._stop_filling(pull)
                 self._receivers.pop(pull).finished(asked_again)
             case Fail(pull, error):
+                self._stop_filling(pull)
                 self._receivers.pop(pull).failed(error)
             case ConnectStream(stream):
                 self._lines[stream] = line = _Line(next(self._hosts))
@@ -254,6 +272,13 @@ class ClientSession:
                 self._error = error
                 if self._caller is not None:
                     self._caller.close()
+
+    def _stop_filling(self, pull: int) -> None:
+        """The pull is over: its writer's memory is not the source's to write into any more."""
+        for line in self._lines.values():
+            if line.filling == pull and line.connection is not None:
+                line.is_cut = True
+                _cut(line.connection)
 
     def _spawn(self, target: Callable[[], None], name: str) -> None:
         thread = threading.Thread(target=target, name=name, daemon=True)
@@ -279,7 +304,7 @@ class ClientSession:
         except (RaylogError, OSError) as error:
             why = str(error)
         finally:
-            self._runner.apply(partial(self._machine.stream_lost, effect.stream, why))
+            self._runner.apply(partial(self._machine.stream_lost, effect.stream, why, is_ours=line.is_cut))
 
     def _receive_stream(self, effect: ConnectStream, line: _Line) -> None:
         timeout_s = self._bounds.stream_timeout_s
@@ -290,7 +315,7 @@ class ClientSession:
                 line.connection = connection
             sealer = RecordSealer(effect.keys.from_puller, self._bounds.rekey_bytes)
             try:
-                send_all(connection, memoryview(preamble(effect.stream)), timeout_s)
+                send_all(connection, [memoryview(preamble(effect.stream))], timeout_s)
                 send_bare(connection, sealer, OPEN_RECORD, timeout_s)
                 self._runner.apply(partial(self._machine.stream_connected, effect.stream))
                 self._receive_chunks(effect, connection, line)
@@ -304,11 +329,13 @@ class ClientSession:
 
     def _receive_chunks(self, effect: ConnectStream, connection: socket.socket, line: _Line) -> None:
         bounds = self._bounds
-        receiver = CargoReceiver(connection, effect.keys.from_source, bounds.rekey_bytes, bounds.progress_timeout_s)
-        while not line.closed.is_set() and self._receive_chunk(effect.stream, receiver):
+        receiver = CargoReceiver(
+            connection, effect.keys.from_source, bounds.rekey_bytes, bounds.progress_timeout_s, effect.keys.records
+        )
+        while not line.closed.is_set() and self._receive_chunk(effect.stream, receiver, line):
             pass
 
-    def _receive_chunk(self, stream: bytes, receiver: CargoReceiver) -> bool:
+    def _receive_chunk(self, stream: bytes, receiver: CargoReceiver, line: _Line) -> bool:
         """Takes one record; False when it was the last."""
         head = receiver.next_head()
         if head.type is not RecordType.CHUNK:
@@ -317,12 +344,12 @@ class ClientSession:
         for effect in self._runner.apply(arriving):
             match effect:
                 case TakeChunk():
-                    receiver.receive_body(head)
-                    self._store_chunk(stream, receiver, head)
+                    self._store_chunk(stream, receiver, head, line)
                     return True
                 case DropChunk():
-                    receiver.receive_body(head)
-                    receiver.open_body_into(receiver.scratch(head.body_bytes))
+                    if not receiver.is_direct:
+                        receiver.receive_body(head)
+                    receiver.open_body(head)
                     self._tell_dropped(head)
                     return True
         return False
@@ -333,47 +360,64 @@ class ClientSession:
         if target is not None:
             target.dropped(head.body_bytes)
 
-    def _store_chunk(self, stream: bytes, cargo: CargoReceiver, head: Head) -> None:
+    def _store_chunk(self, stream: bytes, cargo: CargoReceiver, head: Head, line: _Line) -> None:
         with self._runner.lock:
             target = self._receivers.get(head.pull)
+            if cargo.is_direct and target is not None and target.is_alone:
+                line.filling = head.pull
+        try:
+            self._take_in(stream, target, cargo, head, in_place=line.filling is not None)
+        finally:
+            line.filling = None
+
+    def _take_in(
+        self, stream: bytes, target: Receiver | None, cargo: CargoReceiver, head: Head, *, in_place: bool
+    ) -> None:
+        body = None
+        if not cargo.is_direct:
+            cargo.receive_body(head)
+        elif not in_place:
+            body = cargo.open_body(head)
         settled: Event = partial(self._machine.chunk_verified, stream, head.pull, head.chunk)
         writer = None if target is None else target.take()
         if target is None or writer is None:
-            cargo.open_body_into(cargo.scratch(head.body_bytes))
+            if body is None:
+                cargo.open_body(head)
             self._runner.apply(settled)
             return
         try:
-            _fill(writer, cargo, head)
-            tell = partial(target.stored, head.chunk, head.body_bytes)
-        except PeerFault:
-            raise  # the record does not open: the stream is over
-        except DamagedData as error:
-            settled = partial(self._machine.chunk_damaged, stream, head.pull, head.chunk)
-            tell = partial(target.damaged, head.chunk, _bare(error))
-        except RaylogError as error:
-            tell = partial(target.broken, _bare(error))
+            error = _store(writer, cargo, head, body)
         finally:
             target.put_down()
+        match error:
+            case None:
+                tell = partial(target.stored, head.chunk, head.body_bytes)
+            case DamagedData():
+                settled = partial(self._machine.chunk_damaged, stream, head.pull, head.chunk)
+                tell = partial(target.damaged, head.chunk, error)
+            case _:
+                tell = partial(target.broken, error)
         self._runner.apply(settled)
         tell()
 
 
-def _bare(error: RaylogError) -> Any:
-    """Without the frames below, which hold views of the sink's memory."""
-    return error.with_traceback(None)
-
-
-def _fill(writer: ShardWriter, receiver: CargoReceiver, head: Head) -> None:
-    """Opens the received body to where the sink wants it, and has the sink verify it."""
-    place = writer.chunk_buffer(head.chunk)
-    if place is None:
-        sealed = receiver.scratch(head.body_bytes)
-        receiver.open_body_into(sealed)
-        writer.write_chunk(head.chunk, sealed)
-        return
-    receiver.open_body_into(place)
-    del place  # whoever keeps an error of the next line must not keep the sink's memory
-    writer.commit_chunk(head.chunk)
+def _store(writer: ShardWriter, cargo: CargoReceiver, head: Head, body: memoryview | None) -> RaylogError | None:
+    """Opens the body to where the sink wants it, unless it is open, and has the sink verify it; returns what the sink
+    has against it. Raises what the receiver does: the record does not come or open, and the stream is over."""
+    place = writer.chunk_buffer(head.chunk) if body is None else None
+    if place is not None:
+        cargo.open_body_into(place)
+    elif body is None:
+        body = cargo.open_body(head)
+    del place  # whoever keeps an error of the sink must not keep the sink's memory
+    try:
+        if body is None:
+            writer.commit_chunk(head.chunk)
+        else:
+            writer.write_chunk(head.chunk, body)
+    except RaylogError as error:
+        return error.with_traceback(None)  # nor may the frames below, which hold views of it
+    return None
 
 
 def _check_is_node(identity: Identity, node_id: str, where: str) -> None:
@@ -389,5 +433,9 @@ def _close(line: _Line) -> None:
     """Ends the connecting or receiving of the line's thread, which then closes the connection."""
     line.closed.set()
     if line.connection is not None:
-        with suppress(OSError):  # it is cut already
-            line.connection.shutdown(socket.SHUT_RD)
+        _cut(line.connection)
+
+
+def _cut(connection: socket.socket) -> None:
+    with suppress(OSError):  # it is cut already
+        connection.shutdown(socket.SHUT_RD)

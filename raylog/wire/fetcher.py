@@ -256,6 +256,10 @@ class Fetcher:
 
     # What links tell.
 
+    @property
+    def is_alone(self) -> bool:
+        return len(self._peers) == 1
+
     def post(self, event: Callable[[float], list[FetchEffect]]) -> None:
         """For the thread that waits."""
         self._news.put(event)
@@ -350,6 +354,10 @@ class _Link:
 
     def finished(self, asked_again: int) -> None:
         self._fetcher.finished(asked_again)
+
+    @property
+    def is_alone(self) -> bool:
+        return self._fetcher.is_alone
 
     def take(self) -> ShardWriter | None:
         return self._fetcher.take()

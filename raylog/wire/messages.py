@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 
 from raylog.errors import PeerFault
-from raylog.spec import QosClass
+from raylog.spec import CargoRecords, QosClass
 from raylog.units import KIB, MIB
 
 PROTOCOL_VERSIONS = (1,)
@@ -53,6 +53,7 @@ class ByeReason(enum.StrEnum):
     PROTOCOL = "protocol"
     VERSION = "version"
     IDENTITY = "identity"
+    RECORDS = "records"
     EXPIRED = "expired"
     SHUTDOWN = "shutdown"
 
@@ -101,8 +102,11 @@ class Have(_Message, frozen=True, tag=True):
 
 
 class Stream(_Message, frozen=True, tag=True):
+    """`records`: the kind that the puller wants on it."""
+
     stream: StreamId
     nonce: Nonce
+    records: CargoRecords = CargoRecords.ENCRYPTED
 
 
 class StreamReady(_Message, frozen=True, tag=True):

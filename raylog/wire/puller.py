@@ -13,7 +13,7 @@ from raylog.errors import (
     RaylogError,
     Unavailable,
 )
-from raylog.spec import QosClass, ShardRef
+from raylog.spec import CargoRecords, QosClass, ShardRef
 from raylog.wire import messages
 from raylog.wire.bounds import Bounds
 from raylog.wire.credit import Window
@@ -48,16 +48,19 @@ _REFUSALS: dict[RefusalReason, type[RaylogError]] = {
 
 
 class PullerSession(Session):
-    """Asks one source for shards over `streams` cargo streams, which serve all pulls of the session.
+    """Asks one source for shards over `streams` cargo streams with `records` of one kind, which serve all pulls of the
+    session.
 
     Which chunks it asks for is its owner's choice (`ask`, `cancel`, `finish`): whoever holds sessions with several
     sources deals the chunks out to them (fetch.py).
     """
 
-    def __init__(self, parties: Parties, bounds: Bounds, streams: int) -> None:
+    def __init__(
+        self, parties: Parties, bounds: Bounds, streams: int, records: CargoRecords = CargoRecords.ENCRYPTED
+    ) -> None:
         super().__init__(parties, bounds)
         assert 1 <= streams <= bounds.streams_max
-        self._streams_wanted = streams
+        self._streams_wanted, self._records = streams, records
         self._streams: dict[bytes, CargoStream] = {}
         self._pulls: dict[int, Pull] = {}
         self._pulls_opened = 0
@@ -141,13 +144,14 @@ class PullerSession(Session):
         stream.step("'connected'")
         return self._noted(self._advance_all(), now)
 
-    def stream_lost(self, stream_id: bytes, why: str, now: float) -> list[Effect]:
-        """A cargo connection did not come to stand, was cut, or brought a record that does not open."""
+    def stream_lost(self, stream_id: bytes, why: str, now: float, *, is_ours: bool = False) -> list[Effect]:
+        """A cargo connection did not come to stand, was cut, or brought a record that does not open. `is_ours`: our own
+        shell cut it, which the source is not blamed for."""
         stream = self._streams.pop(stream_id, None)
         if stream is None or self.is_closed:
             return []
         stream.step("'lost'")
-        self._streams_lost += 1
+        self._streams_lost += not is_ours
         self._settle_lost(stream)
         if self._streams_lost > self.bounds.stream_losses_max:
             message = f"{self._peer}: {self._streams_lost} cargo streams were lost, the last: {why}; ask another source"
@@ -286,6 +290,7 @@ class PullerSession(Session):
             stream=stream.id,
             puller_nonce=stream.nonce,
             source_nonce=ready.nonce,
+            records=self._records,
         )
         return [ConnectStream(stream.id, ready.port, derive_keys(context))]
 
@@ -357,6 +362,8 @@ class PullerSession(Session):
         effects: list[Effect] = []
         if (total_bytes := pull.window.grant()) is not None:
             effects.append(Send(messages.Credit(pull=pull.number, total_bytes=total_bytes)))
+        if pull.sealed_bytes(next(iter(pull.todo))) > pull.window.room_bytes:
+            return effects  # asked for together with others, at the next grant
         # Each chunk may be a range of its own at the source, which may not have seen yet that streams were lost.
         ranges_max = self.bounds.ranges_queued_max // (self.bounds.stream_losses_max + 1)
         room_chunks = ranges_max - sum(len(one.asked) for one in self._streams.values())
@@ -426,7 +433,7 @@ class PullerSession(Session):
             stream_id = self.parties.random_bytes(messages.STREAM_ID_BYTES)
             nonce = self.parties.random_bytes(messages.NONCE_BYTES)
             self._streams[stream_id] = CargoStream(stream_id, nonce, now + self.bounds.stream_timeout_s)
-            effects.append(Send(messages.Stream(stream=stream_id, nonce=nonce)))
+            effects.append(Send(messages.Stream(stream=stream_id, nonce=nonce, records=self._records)))
         return effects
 
     def _let_go(self, error: RaylogError | None) -> list[Effect]:

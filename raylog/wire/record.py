@@ -2,12 +2,13 @@
 
 Guarantees: an opener returns what a sealer of the same key sealed, in that order, without gaps, replays or repeats, and
 leaves nothing unverified in the output; a sealer never uses a nonce twice under a key. Misuse to avoid: two sealers of
-one key. Stream ids and both nonces are fresh, so no two streams have the same keys.
+one key. Stream ids and both nonces are fresh, so no two streams have the same keys. A stream has records of one kind,
+encrypted or authenticated, which its keys are bound to; each kind has its own pair of methods for the body.
 """
 
 import enum
 import struct
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -15,11 +16,13 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from raylog.errors import PeerFault
+from raylog.spec import CargoRecords
 from raylog.wire.bounds import SEALED_CHUNK_BYTES_MAX
 
 TAG_BYTES = 16
 HEAD_BYTES = 32
 SEALED_HEAD_BYTES = HEAD_BYTES + TAG_BYTES
+BESIDE_BYTES = SEALED_HEAD_BYTES + TAG_BYTES  # what an authenticated record adds to its body
 RECORD_BYTES_MAX = SEALED_HEAD_BYTES + SEALED_CHUNK_BYTES_MAX + TAG_BYTES
 KEY_BYTES = 32
 
@@ -28,6 +31,10 @@ PREAMBLE_BYTES = 24
 
 _HEAD = struct.Struct("<B3sIII16s")
 _NONCE = struct.Struct(">4xQ")
+_LABELS = {
+    CargoRecords.ENCRYPTED: b"raylog/1 cargo",
+    CargoRecords.AUTHENTICATED: b"raylog/1 cargo authenticated",
+}
 
 
 class RecordType(enum.IntEnum):
@@ -57,16 +64,18 @@ class StreamContext(NamedTuple):
     stream: bytes
     puller_nonce: bytes
     source_nonce: bytes
+    records: CargoRecords = CargoRecords.ENCRYPTED
 
     def __repr__(self) -> str:
         return f"<StreamContext of {self.stream.hex()}>"
 
 
 class StreamKeys(NamedTuple):
-    """Raw keys, one per direction."""
+    """Raw keys, one per direction, and the kind of records that they are for."""
 
     from_puller: bytes
     from_source: bytes
+    records: CargoRecords = CargoRecords.ENCRYPTED
 
     def __repr__(self) -> str:
         return "<StreamKeys>"
@@ -74,12 +83,13 @@ class StreamKeys(NamedTuple):
 
 def derive_keys(context: StreamContext) -> StreamKeys:
     """Both keys of a stream (HKDF-SHA-256, RFC 5869)."""
-    return StreamKeys(*(_expand(context, direction) for direction in (b"p", b"s")))
+    return StreamKeys(_expand(context, b"p"), _expand(context, b"s"), context.records)
 
 
 def _expand(context: StreamContext, direction: bytes) -> bytes:
     ids = bytes.fromhex(context.cluster_id + context.puller_id + context.source_id)
-    info = b"raylog/1 cargo\0" + direction + ids + context.stream + context.puller_nonce + context.source_nonce
+    label, nonces = _LABELS[context.records], context.puller_nonce + context.source_nonce
+    info = label + b"\0" + direction + ids + context.stream + nonces
     return _hkdf(context.puller_secret + context.source_secret, info)
 
 
@@ -121,10 +131,7 @@ class RecordSealer(_Keyed):
     def seal_into(self, head: Head, body: memoryview | bytes, out: memoryview) -> int:
         """Writes one record to the start of `out` (at most `RECORD_BYTES_MAX` bytes) and returns its length. `body` may
         not overlap `out`; it is the sealed chunk, empty for `OPEN` and `END`. After `END` nothing follows."""
-        assert not self.has_ended and len(body) == head.body_bytes <= SEALED_CHUNK_BYTES_MAX
-        plain = _HEAD.pack(head.type, b"", head.pull, head.chunk, head.body_bytes, b"")
-        sealed_head = out[:SEALED_HEAD_BYTES]
-        self._cipher.encrypt_into(self._take_nonce(), plain, None, sealed_head)
+        sealed_head = self._seal_head(head, body, out)
         length = SEALED_HEAD_BYTES
         if head.body_bytes:
             length += head.body_bytes + TAG_BYTES
@@ -133,9 +140,24 @@ class RecordSealer(_Keyed):
         self._record_done(head)
         return length
 
+    def seal_beside(self, head: Head, body: memoryview | bytes, out: memoryview) -> None:
+        """For an authenticated record with a body: writes to `out`, `BESIDE_BYTES` long, the sealed head that goes
+        before the body and then the tag that goes after it. The body itself is only read."""
+        self._seal_head(head, body, out)
+        out[SEALED_HEAD_BYTES:BESIDE_BYTES] = self._cipher.encrypt(self._take_nonce(), b"", body)
+        self._record_done(head)
+
+    def _seal_head(self, head: Head, body: memoryview | bytes, out: memoryview) -> memoryview:
+        assert not self.has_ended and len(body) == head.body_bytes <= SEALED_CHUNK_BYTES_MAX
+        plain = _HEAD.pack(head.type, b"", head.pull, head.chunk, head.body_bytes, b"")
+        sealed_head = out[:SEALED_HEAD_BYTES]
+        self._cipher.encrypt_into(self._take_nonce(), plain, None, sealed_head)
+        return sealed_head
+
 
 class RecordOpener(_Keyed):
-    """One direction's incoming records: `open_head`, then `open_body_into` if the head speaks of a body."""
+    """One direction's incoming records: `open_head`, then, if the head speaks of a body, `open_body_into` for an
+    encrypted one, `check_body` for an authenticated one."""
 
     def __init__(self, key: bytes, rekey_bytes: int) -> None:
         super().__init__(key, rekey_bytes)
@@ -165,14 +187,28 @@ class RecordOpener(_Keyed):
         self._pending = None
         self._record_done(head)
 
+    def check_body(self, body: memoryview, tag: memoryview | bytes) -> None:
+        """Makes sure that `body` and the tag after it are the pending head's. Raises `PeerFault`, and leaves zeros in
+        `body`, when the tag does not fit; the stream is then over."""
+        head = self._pending
+        assert head is not None and len(body) == head.body_bytes and len(tag) == TAG_BYTES
+        try:
+            self._cipher.decrypt(self._take_nonce(), tag, body)
+        except InvalidTag:
+            _refuse(body)
+        self._pending = None
+        self._record_done(head)
+
     def _decrypt_into(self, sealed: memoryview | bytes, associated: bytes | None, out: memoryview) -> None:
         try:
             self._cipher.decrypt_into(self._take_nonce(), sealed, associated, out)
         except InvalidTag:
-            out[:] = bytes(len(out))  # the library leaves what it deciphered
-            raise PeerFault(
-                "cargo stream: a record's tag does not fit: changed, replayed or out of order on the way"
-            ) from None
+            _refuse(out)  # the library leaves what it deciphered
+
+
+def _refuse(out: memoryview) -> NoReturn:
+    out[:] = bytes(len(out))
+    raise PeerFault("cargo stream: a record's tag does not fit: changed, replayed or out of order on the way") from None
 
 
 def _parse_head(plain: bytes | bytearray) -> Head:

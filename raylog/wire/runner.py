@@ -40,7 +40,9 @@ class SessionRunner:
                     self._outbox += encode(effect.message)
                 else:
                     self._carry_out(effect)
-        self._flush()
+            has_mail = bool(self._outbox)
+        if has_mail:
+            self._flush()
         if any(isinstance(effect, Close) for effect in effects):
             self._channel.wake()
         return effects

@@ -15,7 +15,7 @@ from raylog import __version__
 from raylog.errors import PeerFault, RaylogError, Unavailable, UsageError
 from raylog.security.credentials import Credentials
 from raylog.security.identity import Certificate
-from raylog.spec import QosClass
+from raylog.spec import CargoRecords, QosClass
 from raylog.wire import messages
 from raylog.wire.bounds import Bounds
 from raylog.wire.cargo import receive_proof
@@ -28,7 +28,7 @@ from raylog.wire.probe import ProbeKeys
 from raylog.wire.prober import Responder
 from raylog.wire.record import PREAMBLE_BYTES, RecordOpener, RecordType, StreamKeys, parse_preamble
 from raylog.wire.relay import Relay
-from raylog.wire.server_session import Ports, ServerSession
+from raylog.wire.server_session import Offers, ServerSession
 from raylog.wire.session import Parties
 from raylog.wire.tls import Refusal, TlsChannel
 
@@ -60,7 +60,8 @@ class WireServer:
     listen on two free ports of `port_range` (first, last), or on any two for (0, 0). `slices` are the weights and caps
     of traffic classes over all sessions. `on_sent(peer id, class, sealed bytes, seconds waited)` is called for every
     chunk, from many threads. What `relay` knows to be on its way here is served as it comes. Raises `Unavailable` when
-    there is no free port.
+    there is no free port. Cargo is encrypted once more, unless `records` allows authenticated records and a puller asks
+    for them.
     """
 
     def __init__(
@@ -74,7 +75,9 @@ class WireServer:
         slices: Slices | None = None,
         on_sent: Callable[[str, QosClass, int, float], None] | None = None,
         relay: Relay | None = None,
+        records: CargoRecords = CargoRecords.ENCRYPTED,
     ) -> None:
+        self._records = records
         self._credentials, self._store, self._on_sent = credentials, store, on_sent
         self._relay = relay or Relay(store.open)
         self._bounds = bounds or Bounds()
@@ -263,8 +266,8 @@ class WireServer:
             software=__version__,
             random_bytes=secrets.token_bytes,
         )
-        ports = Ports(self.cargo_port, self._probes.port)
-        session = ServerSession(channel, parties, self._store, self, ports, self._bounds, self._relay, self.paths)
+        offers = Offers(self.cargo_port, self._probes.port, self._records)
+        session = ServerSession(channel, parties, self._store, self, offers, self._bounds, self._relay, self.paths)
         try:
             self._admit(session)
         except Unavailable as error:

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from raylog.codec.frame import Frame
 from raylog.errors import DamagedData, NotFound, NotPermitted, RaylogError, Unavailable
-from raylog.spec import QosClass
+from raylog.spec import CargoRecords, QosClass
 from raylog.wire.bounds import Bounds
 from raylog.wire.cargo import END_RECORD, CargoSender, has_come, receive_end, tune
 from raylog.wire.effects import (
@@ -42,11 +42,12 @@ log = logging.getLogger(__name__)
 IDLE_LOOK_S = 1.0  # how late a cargo stream that has nothing to send sees that it was closed
 
 
-class Ports(NamedTuple):
-    """Where a server takes what belongs to its sessions."""
+class Offers(NamedTuple):
+    """What a server has for its sessions: ports, and the kind of cargo records that it allows."""
 
-    cargo: int
-    probe: int
+    cargo_port: int
+    probe_port: int
+    records: CargoRecords
 
 
 class Listener(Protocol):
@@ -88,7 +89,7 @@ class ServerSession:
         parties: Parties,
         source: ShardSource,
         listener: Listener,
-        ports: Ports,
+        offers: Offers,
         bounds: Bounds,
         relay: Relay,
         paths: Paths,
@@ -96,7 +97,7 @@ class ServerSession:
         self._relay, self._paths = relay, paths
         self._channel, self._source, self._listener, self._bounds = channel, source, listener, bounds
         self.peer_id = parties.peer.id
-        self._machine = SourceSession(parties, bounds, ports.cargo, ports.probe)
+        self._machine = SourceSession(parties, bounds, offers.cargo_port, offers.records, offers.probe_port)
         self._runner = SessionRunner(self._machine, channel, self._carry_out)
         self._to_open: deque[OpenShard] = deque()
         self._following: dict[int, _Following] = {}  # what has not begun to come here
@@ -211,7 +212,7 @@ class ServerSession:
         """Sends on a connection that has proven itself, until either end closes the stream."""
         timeout_s = self._bounds.progress_timeout_s
         tune(connection, timeout_s)
-        sender = CargoSender(connection, keys.from_source, self._bounds.rekey_bytes, timeout_s)
+        sender = CargoSender(connection, keys.from_source, self._bounds.rekey_bytes, timeout_s, keys.records)
         with self._runner.lock:
             jobs = self._jobs.get(stream)
         if jobs is None:

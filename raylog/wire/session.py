@@ -187,7 +187,7 @@ class Session(ABC):
         match bye.reason:
             case ByeReason.DONE:
                 return None
-            case ByeReason.IDENTITY:
+            case ByeReason.IDENTITY | ByeReason.RECORDS:
                 return NotPermitted(said)
             case ByeReason.PROTOCOL | ByeReason.VERSION:
                 return PeerFault(said, peer=self.parties.peer.id)

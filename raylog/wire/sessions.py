@@ -9,7 +9,7 @@ from pathlib import Path
 
 from raylog.errors import Cancelled, DeadlineExceeded, Unavailable
 from raylog.security.credentials import Credentials
-from raylog.spec import QosClass
+from raylog.spec import CargoRecords, QosClass
 from raylog.wire.bounds import Bounds
 from raylog.wire.client_session import ClientSession
 
@@ -56,12 +56,13 @@ class Sessions:
         credentials: Callable[[], Credentials],
         bounds: Bounds | None = None,
         streams: int = 2,
+        records: CargoRecords = CargoRecords.ENCRYPTED,
         machine: str = "",
         on_shared_memory: Callable[[str], None] | None = None,
     ) -> None:
         self.bounds = bounds or Bounds()
         self._machine, self._on_shared_memory = machine, on_shared_memory
-        self._credentials, self._streams = credentials, streams
+        self._credentials, self._streams, self._records = credentials, streams, records
         self._places: dict[_Key, _Place] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -109,7 +110,15 @@ class Sessions:
         hosts = (peer.host, *peer.more_hosts)
         streams = self._streams * len(hosts)
         return ClientSession.connect(
-            peer.node_id, hosts, peer.control_port, self._credentials(), self.bounds, streams, left_s, cancel
+            peer.node_id,
+            hosts,
+            peer.control_port,
+            self._credentials(),
+            self.bounds,
+            streams,
+            left_s,
+            cancel,
+            records=self._records,
         )
 
     def close(self) -> None:

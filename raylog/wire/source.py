@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from raylog.codec.frame import Frame
-from raylog.errors import PeerFault, RaylogError
-from raylog.spec import QosClass
+from raylog.errors import NotPermitted, PeerFault, RaylogError
+from raylog.spec import CargoRecords, QosClass
 from raylog.wire import messages
 from raylog.wire.bounds import Bounds
 from raylog.wire.credit import Allowance
@@ -67,15 +67,23 @@ class _Stream:
 
 
 class SourceSession(Session):
-    """Serves one puller. `cargo_port` is where its cargo connections are awaited, `probe_port` where its probes.
+    """Serves one puller. `cargo_port` is where its cargo connections are awaited, `probe_port` where its probes. Cargo
+    records are encrypted, or authenticated only where `records` allows it and the puller asks for it.
 
     A stream has one chunk to send at a time: `SendChunk`, then `chunk_sent`. So the choice of the next one is made
     here, when the last is out, and when it goes by the node's gate (gate.py); a pull without credit holds up no other.
     """
 
-    def __init__(self, parties: Parties, bounds: Bounds, cargo_port: int, probe_port: int = 0) -> None:
+    def __init__(
+        self,
+        parties: Parties,
+        bounds: Bounds,
+        cargo_port: int,
+        records: CargoRecords = CargoRecords.ENCRYPTED,
+        probe_port: int = 0,
+    ) -> None:
         super().__init__(parties, bounds, probe_port)
-        self._cargo_port = cargo_port
+        self._cargo_port, self._records = cargo_port, records
         self._served: dict[int, _Served] = {}
         self._streams: dict[bytes, _Stream] = {}
         self._stream_ids: set[bytes] = set()
@@ -229,6 +237,8 @@ class SourceSession(Session):
             raise PeerFault(f"cargo stream {stream.stream.hex()} was announced twice, or is one too many")
         if len(self._streams) >= self.bounds.streams_max:
             raise PeerFault(f"expected at most {self.bounds.streams_max} cargo streams in a session")
+        if stream.records not in (CargoRecords.ENCRYPTED, self._records):
+            return self._end(messages.ByeReason.RECORDS, self._not_allowed(stream.records))
         self._stream_ids.add(stream.stream)
         self._streams[stream.stream] = _Stream(stream.stream, now + self.bounds.stream_timeout_s)
         context = StreamContext(
@@ -240,9 +250,16 @@ class SourceSession(Session):
             stream=stream.stream,
             puller_nonce=stream.nonce,
             source_nonce=self.parties.random_bytes(messages.NONCE_BYTES),
+            records=stream.records,
         )
         ready = messages.StreamReady(stream=stream.stream, nonce=context.source_nonce, port=self._cargo_port)
         return [ExpectStream(stream.stream, derive_keys(context)), Send(ready)]
+
+    def _not_allowed(self, asked: CargoRecords) -> NotPermitted:
+        return NotPermitted(
+            f"{self._peer} asked for {asked} cargo records, this node sends {self._records} ones; set `cargo_records` "
+            "alike on both"
+        )
 
     def _on_want(self, want: messages.Want) -> list[Effect]:
         served = self._find(want.pull)

@@ -1,6 +1,6 @@
 """Advice on streams, at both machines."""
 
-from wire_simulation import PULLER, SOURCE, parties
+from wire_parts import PULLER, SOURCE, parties
 
 from raylog.errors import PeerFault
 from raylog.spec import QosClass

@@ -4,10 +4,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
 from raylog.errors import PeerFault, Unavailable
+from raylog.spec import CargoRecords
 from raylog.wire.cargo import (
     END_RECORD,
     PROOF_BYTES,
@@ -15,12 +17,16 @@ from raylog.wire.cargo import (
     CargoSender,
     has_come,
     receive_end,
+    receive_exactly,
     receive_proof,
+    send_all,
     tune,
 )
 from raylog.wire.record import SEALED_HEAD_BYTES, TAG_BYTES, Head, RecordOpener, RecordSealer, RecordType
 
 KEY, FAR, TIMEOUT_S = bytes(32), 1 << 40, 0.2
+ENCRYPTED, AUTHENTICATED = CargoRecords
+both_kinds = pytest.mark.parametrize("records", CargoRecords)
 BODY = bytes(range(256)) * 2000
 
 
@@ -35,16 +41,25 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield one, other
 
 
-def ends(pair: tuple[socket.socket, socket.socket]) -> tuple[CargoSender, CargoReceiver]:
-    return CargoSender(pair[0], KEY, FAR, TIMEOUT_S), CargoReceiver(pair[1], KEY, FAR, TIMEOUT_S)
+def ends(
+    pair: tuple[socket.socket, socket.socket], records: CargoRecords = ENCRYPTED
+) -> tuple[CargoSender, CargoReceiver]:
+    return CargoSender(pair[0], KEY, FAR, TIMEOUT_S, records), CargoReceiver(pair[1], KEY, FAR, TIMEOUT_S, records)
 
 
 def chunk(number: int) -> Head:
     return Head(RecordType.CHUNK, 1, number, len(BODY))
 
 
-def test_records_then_an_end(pair: tuple[socket.socket, socket.socket]) -> None:
-    sender, receiver = ends(pair)
+def receive_body(receiver: CargoReceiver, head: Head) -> bytes:
+    if not receiver.is_direct:
+        receiver.receive_body(head)
+    return bytes(receiver.open_body(head))
+
+
+@both_kinds
+def test_records_then_an_end(pair: tuple[socket.socket, socket.socket], records: CargoRecords) -> None:
+    sender, receiver = ends(pair, records)
 
     def send() -> None:
         for number in range(20):
@@ -53,13 +68,10 @@ def test_records_then_an_end(pair: tuple[socket.socket, socket.socket]) -> None:
 
     thread = threading.Thread(target=send)
     thread.start()
-    out = bytearray(len(BODY))
     for number in range(20):
         head = receiver.next_head()
         assert head == chunk(number)
-        receiver.receive_body(head)
-        receiver.open_body_into(memoryview(out))
-        assert out == BODY
+        assert receive_body(receiver, head) == BODY
     assert receiver.next_head() == END_RECORD
     thread.join()
 
@@ -71,25 +83,29 @@ def test_a_stream_that_ends_without_an_end_record_was_cut(pair: tuple[socket.soc
         receiver.next_head()
 
 
+@both_kinds
 @pytest.mark.parametrize("length", [1, 47, 48, 49, 1000])
-def test_a_record_cut_anywhere(pair: tuple[socket.socket, socket.socket], length: int) -> None:
-    receiver = CargoReceiver(pair[1], KEY, FAR, TIMEOUT_S)
+def test_a_record_cut_anywhere(pair: tuple[socket.socket, socket.socket], length: int, records: CargoRecords) -> None:
+    receiver = CargoReceiver(pair[1], KEY, FAR, TIMEOUT_S, records)
     pair[0].sendall(whole_record()[:length])
     pair[0].close()
     with pytest.raises(Unavailable, match="was cut"):
-        receiver.receive_body(receiver.next_head())
+        receive_body(receiver, receiver.next_head())
 
 
+@both_kinds
 @pytest.mark.parametrize("length", [20, 48, 1000])
-def test_a_record_that_stops_half_way(pair: tuple[socket.socket, socket.socket], length: int) -> None:
-    receiver = CargoReceiver(pair[1], KEY, FAR, TIMEOUT_S)
+def test_a_record_that_stops_half_way(
+    pair: tuple[socket.socket, socket.socket], length: int, records: CargoRecords
+) -> None:
+    receiver = CargoReceiver(pair[1], KEY, FAR, TIMEOUT_S, records)
     pair[0].sendall(whole_record()[:length])
     with pytest.raises(PeerFault, match=r"stopped|did not come"):
-        receiver.receive_body(receiver.next_head())
+        receive_body(receiver, receiver.next_head())
 
 
 def test_a_record_that_trickles(pair: tuple[socket.socket, socket.socket]) -> None:
-    receiver, stop, began = CargoReceiver(pair[1], KEY, FAR, TIMEOUT_S), threading.Event(), time.monotonic()
+    receiver, stop, began = CargoReceiver(pair[1], KEY, FAR, TIMEOUT_S, ENCRYPTED), threading.Event(), time.monotonic()
 
     def trickle() -> None:
         for byte in whole_record():
@@ -106,8 +122,21 @@ def test_a_record_that_trickles(pair: tuple[socket.socket, socket.socket]) -> No
     assert time.monotonic() - began < 5 * TIMEOUT_S
 
 
-def test_a_peer_that_does_not_read(pair: tuple[socket.socket, socket.socket]) -> None:
-    sender, began = CargoSender(pair[0], KEY, FAR, TIMEOUT_S), time.monotonic()
+def test_parts_go_out_and_come_in_whatever_their_sizes(pair: tuple[socket.socket, socket.socket]) -> None:
+    """More than the sockets hold, into parts other than it was sent in."""
+    data = bytes(range(251)) * 60_000
+    out = memoryview(bytearray(len(data)))
+    parts = [memoryview(data)[start:end] for start, end in pairwise((0, 1, 1, 5_000_000, 5_000_003, len(data)))]
+    thread = threading.Thread(target=send_all, args=(pair[0], parts, 10.0))
+    thread.start()
+    assert receive_exactly(pair[1], [out[:7], out[7:7_000_000], out[7:7], out[7_000_000:]], 10.0)
+    thread.join()
+    assert out == data
+
+
+@both_kinds
+def test_a_peer_that_does_not_read(pair: tuple[socket.socket, socket.socket], records: CargoRecords) -> None:
+    sender, began = CargoSender(pair[0], KEY, FAR, TIMEOUT_S, records), time.monotonic()
     with pytest.raises(Unavailable, match="did not take a record"):
         for number in range(100):
             sender.send(chunk(number), BODY)
@@ -115,7 +144,7 @@ def test_a_peer_that_does_not_read(pair: tuple[socket.socket, socket.socket]) ->
 
 
 def test_a_peer_that_is_gone(pair: tuple[socket.socket, socket.socket]) -> None:
-    sender = CargoSender(pair[0], KEY, FAR, TIMEOUT_S)
+    sender, _ = ends(pair)
     pair[1].close()
     with pytest.raises(Unavailable, match="was cut"):
         for number in range(100):
@@ -124,7 +153,7 @@ def test_a_peer_that_is_gone(pair: tuple[socket.socket, socket.socket]) -> None:
 
 def test_a_farewell_is_seen_and_anything_else_refused(pair: tuple[socket.socket, socket.socket]) -> None:
     assert not has_come(pair[1])
-    CargoSender(pair[0], KEY, FAR, TIMEOUT_S).send(END_RECORD)
+    CargoSender(pair[0], KEY, FAR, TIMEOUT_S, ENCRYPTED).send(END_RECORD)
     while not has_come(pair[1]):
         time.sleep(0.001)
     receive_end(pair[1], RecordOpener(KEY, FAR), TIMEOUT_S)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raylog.errors import PeerFault
-from raylog.spec import QosClass
+from raylog.spec import CargoRecords, QosClass
 from raylog.wire import messages
 from raylog.wire.messages import MESSAGE_BYTES_MAX, MessageBuffer, encode
 
@@ -20,6 +20,7 @@ EVERY_MESSAGE: list[messages.Message] = [
     messages.Open(pull=7, shard_id=ID, frame_digest=DIGEST, qos=QosClass.SHIP, patience_s=60),
     messages.Have(pull=1, ranges=[(0, 1), (7, 2**32 - 1)]),
     messages.Stream(stream=STREAM, nonce=NONCE),
+    messages.Stream(stream=STREAM, nonce=NONCE, records=CargoRecords.AUTHENTICATED),
     messages.StreamReady(stream=STREAM, nonce=NONCE, port=7000),
     messages.Advise(streams=8),
     messages.Want(pull=1, stream=STREAM, first=0, count=5),

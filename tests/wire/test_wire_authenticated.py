@@ -190,7 +190,7 @@ def tapped(server: WireServer, change: Callable[[bytes], bytes] = bytes) -> Tap:
 def test_an_onlooker_sees_sealed_chunks_only_where_records_are_authenticated(records: CargoRecords) -> None:
     with serve(MemorySource(SHARD)) as server:
         tap = tapped(server)
-        fetch([at(server)], MemorySink(SHARD), records=records)
+        fetch([at(server)], MemorySink(SHARD), records=records, streams=1)
     tap.close()
     assert len(tap.seen) > sum(map(len, SHARD.chunks))
     assert all((chunk in tap.seen) is (records is AUTHENTICATED) for chunk in SHARD.chunks)

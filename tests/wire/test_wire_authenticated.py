@@ -121,7 +121,7 @@ def test_nothing_of_a_chunks_size_is_allocated_in_steady_state(records: CargoRec
 
     def trace(peer_id: str, sealed_bytes: int) -> None:
         sent.append(sealed_bytes)
-        if len(sent) == 24:  # every stream has its buffers
+        if len(sent) == 24:  # the stream has its buffers
             tracemalloc.start()
 
     with arena() as source, arena() as target:
@@ -129,7 +129,7 @@ def test_nothing_of_a_chunks_size_is_allocated_in_steady_state(records: CargoRec
         server = WireServer(lambda: NODE, Arena(source), bind_host="127.0.0.1", records=records, on_sent=trace)
         try:
             with server:
-                fetch([at(server)], target, shard, records=records)
+                fetch([at(server)], target, shard, records=records, streams=1)
                 _, peak_bytes = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -189,7 +189,7 @@ def tapped(server: WireServer, change: Callable[[bytes], bytes] = bytes) -> Tap:
 def test_an_onlooker_sees_sealed_chunks_only_where_records_are_authenticated(records: CargoRecords) -> None:
     with serve(MemorySource(SHARD)) as server:
         tap = tapped(server)
-        fetch([at(server)], MemorySink(SHARD), records=records)
+        fetch([at(server)], MemorySink(SHARD), records=records, streams=1)
     tap.close()
     assert len(tap.seen) > sum(map(len, SHARD.chunks))
     assert all((chunk in tap.seen) is (records is AUTHENTICATED) for chunk in SHARD.chunks)

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from three_nodes import Machine, lying, wait_until
+from three_nodes import Machine, ask_node, lying, signer_of, wait_until
 
 import raylog
 from raylog.actors import calls
 from raylog.actors.node import NodeInfo
+from raylog.actors.requests import EvictShard
 from raylog.errors import NoSpace, NotPermitted, PeerFault, Unsatisfiable
 from raylog.security.certs import Authority
 from raylog.security.join import request_with_token
@@ -154,7 +155,7 @@ def test_a_shard_file_swapped_for_another_artifacts(client: raylog.Client) -> No
     for name, payload in payloads.items():
         client.put(name, payload, replicas=2)
         (shard_id,) = client.replicas(name)
-        calls.wait(calls.node(here.ray_node_id).evict.remote(shard_id), 10, "evict")
+        ask_node(here, EvictShard(shard_id=shard_id), signer_of(client))
         paths += Path(here.directory, "tier", "shards").rglob(shard_id)
     assert len(paths) == 2, "the writer's own node holds both"
     shutil.copyfile(paths[1], paths[0])

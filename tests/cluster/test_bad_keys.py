@@ -11,12 +11,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-import ray
 from ray.cluster_utils import Cluster
 
-from raylog.actors import calls
 from raylog.units import MIB
 
+KILL_KEYS = """
+import sys
+import ray
+from raylog.actors import calls
+ray.init(sys.argv[1], namespace=calls.NAMESPACE, log_to_driver=False)
+ray.kill(calls.find("keys"), no_restart=False)
+"""
 RAYLOG = Path(sys.executable).with_name("raylog")
 
 
@@ -45,12 +50,8 @@ class Commands:
         assert "Traceback" not in done.stderr
 
     def kill_keys(self) -> None:
-        """As a crash does; Ray restarts it."""
-        ray.init(self.cluster.address, namespace=calls.NAMESPACE, log_to_driver=False)
-        try:
-            ray.kill(calls.find("keys"), no_restart=False)
-        finally:
-            ray.shutdown()
+        """As a crash does; Ray restarts it. In a process of its own: this one may be connected to another cluster."""
+        subprocess.run([sys.executable, "-c", KILL_KEYS, self.cluster.address], check=True, timeout=60)
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from three_nodes import Machine, lying, wait_until
+from three_nodes import Machine, ask_node, lying, wait_until
 
 import raylog
-from raylog.actors import calls
+from raylog.actors import bootstrap
+from raylog.actors.requests import DeleteShards
 from raylog.errors import Cancelled
 from raylog.units import MIB
 
@@ -136,7 +137,7 @@ def test_ship(machine: Machine, client: raylog.Client, stored: str) -> None:
     ids = set(client.replicas(stored))
     whole_s = undisturbed(machine, words)
     for number, after_s in moments("ship", whole_s):
-        drop_copies(client, stored)
+        drop_copies(machine, client, stored)
         before = lying(client)
         interrupted(machine, words, number, after_s)
         left = lying(client) - before
@@ -166,9 +167,9 @@ def test_a_cancelled_shipment_does_not_wait_for_its_source(client: raylog.Client
     assert client.ship("interrupts/stuck", to=[target.node_id]).result(60).nodes == [target.node_id]
 
 
-def drop_copies(client: raylog.Client, name: str) -> None:
-    """Takes a version's shards from every node that does not hold them by promise."""
-    replicas = client.replicas(name)
+def drop_copies(machine: Machine, client: raylog.Client, name: str) -> None:
+    """Takes a version's shards from every node that does not hold them by promise, as the catalog may."""
+    replicas, signer = client.replicas(name), bootstrap.cluster_signer(machine.settings)
     for info in client.nodes():
         extra = [shard_id for shard_id, nodes in replicas.items() if info.node_id not in nodes]
-        calls.wait(calls.node(info.ray_node_id).delete.remote(extra), 30, "delete")
+        ask_node(info, DeleteShards(shard_ids=tuple(extra)), signer)

@@ -119,7 +119,7 @@ def test_nothing_of_a_chunks_size_is_allocated_in_steady_state(records: CargoRec
     shard = sample_shard(8, (256 * KIB,) * 130)
     sent = []
 
-    def trace(peer_id: str, sealed_bytes: int) -> None:
+    def trace(peer_id: str, qos: QosClass, sealed_bytes: int, waited_s: float) -> None:
         sent.append(sealed_bytes)
         if len(sent) == 24:  # the stream has its buffers
             tracemalloc.start()

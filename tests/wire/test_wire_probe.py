@@ -35,7 +35,7 @@ nothing_is_left = pytest.fixture(autouse=True)(leak_check)
 
 def test_the_keys_are_of_probes_alone_and_differ_by_direction() -> None:
     stream = derive_keys(StreamContext(b"p" * 32, b"s" * 32, *IDS, b"i" * 16, b"n" * 32, b"m" * 32))
-    keys = {KEYS.from_puller, KEYS.from_source, *stream}
+    keys = {KEYS.from_puller, KEYS.from_source, stream.from_puller, stream.from_source}
     assert len(keys) == 4 and KEYS.id not in keys
     assert KEYS.from_puller.hex() not in repr(KEYS)
     assert derive_probe_keys(b"q" * 32, b"s" * 32, *IDS).from_puller != KEYS.from_puller

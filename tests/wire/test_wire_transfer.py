@@ -298,7 +298,7 @@ def test_a_source_mends_its_arena_from_its_disk_when_asked_again(
             arena.write(bytes(16))
         sink = MemorySink(SHARD)
         with WireServer(lambda: node, store, bind_host="127.0.0.1") as server:
-            report = pull(SHARD.frame.ref(), at(server, node), sink, me, deadline_s=20)
+            report = pull(SHARD.frame.ref(), [at(server, node)], sink, me, deadline_s=20)
         assert report.retried == 1 and sink.is_committed and sink.chunks[7] == SHARD.chunks[7]
         with memory.open(SHARD.shard_id) as reader:
             assert reader.chunk(7) == SHARD.sealed(7)

@@ -38,11 +38,6 @@ Name = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of text")]
 
 
-def stop_in_order() -> None:
-    """Stopped by a supervisor (SIGTERM): clean up as after Ctrl-C. Ray, when it connects, has it otherwise."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
 class Options:
     """What was given before the command's name."""
 
@@ -58,9 +53,7 @@ class Options:
     def connect(cls, *, quiet: bool = False) -> "raylog.Client":
         screen.claim_standard_output()
         with screen.waiting("connecting to raylog", enabled=not quiet):
-            client = raylog.connect(cls.address, settings=cls.settings())
-        stop_in_order()
-        return client
+            return raylog.connect(cls.address, settings=cls.settings())
 
 
 @app.callback()
@@ -312,7 +305,6 @@ def demo(
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     from raylog.demo import run_demo
 
-    stop_in_order()
     with screen.others_silenced():  # Ray tells of the node that is killed on purpose
         report = run_demo(source, lambda step: None if as_json else screen.out.print(step + " …", markup=False))
     if as_json:
@@ -327,7 +319,7 @@ def main() -> None:
 
 
 def _guarded() -> int:
-    stop_in_order()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped by a supervisor: clean up as after Ctrl-C
     try:
         status = app(standalone_mode=False)  # what `typer.Exit` carried, or nothing
     except MISUSED as error:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -74,7 +75,18 @@ def _guard_ray_token() -> None:
 
 
 def _init(**options: Any) -> None:
-    ray.init(namespace=calls.NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
+    """Ray sets a handler of its own for SIGTERM, which leaves with status 15: where this process had one, it stays."""
+    handler = signal.getsignal(signal.SIGTERM)
+    is_kept = callable(handler) and threading.current_thread() is threading.main_thread()
+    try:
+        ray.init(namespace=calls.NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except SystemExit as stopped:
+        if not is_kept:
+            raise
+        raise KeyboardInterrupt from stopped
+    finally:
+        if is_kept:
+            signal.signal(signal.SIGTERM, handler)
 
 
 NODE_TIMEOUT_S = 60.0

@@ -31,13 +31,15 @@ CANCEL_TIMEOUT_S = 10.0
 
 
 class ShipReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a finished shipment did. `moved_bytes` are sealed bytes that crossed between nodes; shards that a target
-    held already are not counted."""
+    """What a finished shipment did. `moved_bytes` are sealed bytes that crossed between nodes, each counted once;
+    shards that a target held already are not counted. `twice_bytes` came again, from another node that was asked since
+    the first was late."""
 
     name: str
     nodes: list[str]
     shards: int
     moved_bytes: int
+    twice_bytes: int
     seconds: float
 
 
@@ -73,7 +75,7 @@ class Shipment:
         self._partial: dict[tuple[str, str], int] = {}  # sealed bytes of shards under way, by node and shard id
         self._whole_bytes = 0
         self._done_bytes = 0  # what was told; never less than before
-        self._moved_bytes = 0
+        self._moved_bytes = self._twice_bytes = 0
         self._pulls = Pulls(session)
         self._broadcast = Broadcast.of_replicas(session, list(manifest.distinct_shards().values()), targets)
         self._error: RaylogError | None = None
@@ -138,6 +140,7 @@ class Shipment:
             nodes=[info.node_id for info in self._targets],
             shards=len(self._manifest.shards),
             moved_bytes=self._moved_bytes,
+            twice_bytes=self._twice_bytes,
             seconds=self._seconds,
         )
 
@@ -203,11 +206,11 @@ class Shipment:
             raise DeadlineExceeded(f"{self._manifest.name}: not all shipped by the deadline; ship again to go on")
         with self._lock:
             self._pulling.append((target, shard))
-        whole_bytes = moved_bytes = 0
+        whole_bytes = moved_bytes = twice_bytes = 0
         try:
             sources = self._broadcast.sources(target, shard)
             outcome = self._pulls.pull(target, shard, self._qos, None, sources=sources, timeout_s=left_s)
-            moved_bytes = outcome.moved_bytes
+            moved_bytes, twice_bytes = outcome.moved_bytes, outcome.twice_bytes
             whole_bytes = shard.stored_bytes
         finally:
             with self._lock:
@@ -215,6 +218,7 @@ class Shipment:
                 self._partial.pop((target.node_id, shard.shard_id), None)
                 self._whole_bytes += whole_bytes
                 self._moved_bytes += moved_bytes
+                self._twice_bytes += twice_bytes
 
 
 def start_shipment(

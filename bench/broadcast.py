@@ -69,6 +69,7 @@ def run(size: int, counts: tuple[int, ...], repeats: int) -> dict[str, Any]:
         movers[f"hop_ratio_{most}_text"] = lambda: bed.ship_s("bench/text", everybody)
         for turn in range(repeats + 1):  # the first warms and is not counted
             for name, move in movers.items():
+                bed.wait_quiet()
                 seconds = move()
                 if turn:
                     times.setdefault(name, []).append(seconds)

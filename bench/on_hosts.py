@@ -21,6 +21,7 @@ from raylog.testing.ray_hosts import STORE_BYTES_MIN, joined, ray_hosts
 
 DRIVER_TIMEOUT_S = 1800.0
 START_TIMEOUT_S = 180.0
+QUIET_BYTES = 500_000  # in half a second, of all hosts together
 
 
 def is_driver() -> bool:
@@ -78,6 +79,15 @@ class Network:
 
     def sent_bytes(self, host: int) -> int:
         return self._counted(host, "tx_bytes")
+
+    def wait_quiet(self, timeout_s: float = 60.0) -> None:
+        """Until next to nothing is received anywhere: a peer's broadcast may go on after everybody has it all."""
+        deadline, seen = time.monotonic() + timeout_s, -QUIET_BYTES
+        while (count := sum(self.received_bytes(host) for host in self.nodes)) - seen >= QUIET_BYTES:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the links are not quiet after {timeout_s:.0f} s")
+            seen = count
+            time.sleep(0.5)
 
     def _counted(self, host: int, counter: str) -> int:
         files = [f"/sys/class/net/eth{nic}/statistics/{counter}" for nic in range(self.hosts.nics)]

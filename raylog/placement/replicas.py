@@ -179,7 +179,7 @@ def _solve(case: _Case, deadline_s: float) -> tuple[list[list[int]], Literal["op
     if len(case.groups) * len(case.nodes) > COLUMNS_MAX:
         return _greedy(case), "greedy"
     linear, stages, tie_break = _formulate(case)
-    answer = lexicographic(linear, stages, tie_break, (), deadline_s)
+    answer = lexicographic(linear, stages, tie_break, _reached(case, linear, stages), deadline_s)
     if answer.x is None:
         return _greedy(case), "greedy" if answer.problem else "time limit"
     numbers = linear.column_numbers()
@@ -268,6 +268,33 @@ def _stages(
         Stage(name="moved", cost=moved),
         Stage(name="uneven", cost=even, gap=EVEN_GAP),
     ]
+
+
+def _reached(case: _Case, linear: Linear, stages: Sequence[Stage]) -> tuple[float, ...]:
+    """Values of the first stages that the greedy plan has and no plan can go below: the solver need not look for them.
+
+    Nothing missing or doubled is 0; a replica that is neither held nor on the writer's own node has to be moved.
+    """
+    counts = _greedy(case)
+    local = {n for n, node in enumerate(case.nodes) if node.is_local}
+    moved = sum(
+        float(group.count * group.bytes_each * max(case.replicas - len(local.union(group.held)), 0))
+        for group in case.groups
+    )
+    x = np.zeros(len(linear.columns))
+    for column, name in enumerate(linear.columns):
+        match name:
+            case ("put", int(g), int(n)):
+                x[column] = counts[g][n]
+            case ("doubled", int(g), str(domain)):
+                held = sum(counts[g][n] for n in case.domains[domain])
+                x[column] = max(held - case.groups[g].count, 0)
+    reached: list[float] = []
+    for stage, least in zip(stages, (0.0, moved), strict=False):
+        if stage.value(x) > least:
+            break
+        reached.append(least)
+    return tuple(reached)
 
 
 def _tie_break(case: _Case, linear: Linear, put: dict[tuple[int, int], int]) -> Vector:

@@ -4,6 +4,7 @@ import os
 import secrets
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -230,16 +231,25 @@ def down() -> None:
 @app.command()
 def status(
     paths: Annotated[bool, typer.Option("--paths", help="the ways between nodes, and what was decided why")] = False,
+    events: Annotated[bool, typer.Option("--events", help="what happened and was decided on all nodes")] = False,
+    since: Annotated[str, typer.Option(help="how far back events go, such as 90s or 2h")] = "1h",
     as_json: Json = False,
 ) -> None:
     """Show nodes, tiers, GPUs, transfers and what is wrong."""
     from raylog.api import operate
 
+    if paths and events:
+        raise UsageError("expected one of --paths and --events, got both")
+    since_s = time.time() - parse_seconds(since)
     screen.claim_standard_output()
     if paths:
         ways = operate.paths(Options.address)
         show = screen.print_json if as_json else screen.show_paths
         show(ways)
+        return
+    if events:
+        happened = operate.events(Options.address, since_s)
+        (screen.print_json if as_json else screen.show_events)(happened)
         return
     found = operate.status(Options.address)
     if as_json:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # the screen is needed before Ray is, and by commands that ne
     from raylog.api.operate import Status
     from raylog.api.paths import NodePaths
     from raylog.demo import NodeFigures, Report
+    from raylog.monitor.events import Event
     from raylog.monitor.rows import NodeRow
     from raylog.wire.paths import PathReport
 
@@ -155,6 +156,17 @@ def show_paths(nodes: Sequence[NodePaths]) -> None:
     for node in nodes:
         if node.problem:
             err.print(f"{node.hostname}: {node.problem}", markup=False, style="yellow")
+
+
+def show_events(events: Sequence[Event]) -> None:
+    """A line each, oldest first."""
+    styles = {"warning": "yellow", "error": "red"}
+    for event in events:
+        at = time.strftime("%m-%d %H:%M:%S", time.localtime(event.time_s))
+        line = f"{at}  {event.level:7}  {event.actor[:12]:12}  {event.source}: {event.message}"
+        out.print(line, markup=False, style=styles.get(event.level))
+    if not events:
+        out.print("nothing happened in that time")
 
 
 def _path_cells(path: PathReport) -> list[object]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ray.experimental import internal_kv
 
 from raylog.actors import calls
+from raylog.actors.eventful import Eventful
 from raylog.actors.upkeep import Upkeep
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.journal import FILE_NAME, Journal
@@ -25,10 +26,11 @@ TENANT_DEFAULT = "0" * 32
 EPOCH_CLAIMS_MAX = 10_000
 
 
-class CatalogActor:
+class CatalogActor(Eventful):
     """Runs on the head. A restart opens the journal again, begins a higher epoch, and asks the nodes what they hold."""
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__("catalog")
         authority = Authority.load(settings.authority_path, FileKeyring.load(settings.keyring_path))
         trust = trust_of(authority, time.time)
         self._requests = Receiver(CATALOG, trust.cluster_id, trust.verify, trust.identify, time.time)

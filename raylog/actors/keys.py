@@ -4,6 +4,7 @@ carries no secret and proves nothing."""
 import threading
 import time
 
+from raylog.actors.eventful import Eventful
 from raylog.security.certs import Authority
 from raylog.security.envelopes import EnvelopeStore
 from raylog.security.grants import Granter
@@ -11,10 +12,11 @@ from raylog.security.providers.file import FileKeyring
 from raylog.settings import Settings
 
 
-class KeysActor:
+class KeysActor(Eventful):
     """Runs on the head, beside the keyring. A restart reads everything from disk again."""
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__("keys")
         self._settings = settings
         self._lock = threading.Lock()
         self._opened: tuple[Authority, Granter] | None = None

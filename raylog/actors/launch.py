@@ -12,6 +12,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylog.actors import calls
+from raylog.actors.eventful import Eventful
 from raylog.actors.node import CONTROL, CONTROL_THREADS, NodeActor, NodeInfo
 from raylog.actors.requests import LAUNCH, CloseNode, StopRaylog, ask
 from raylog.errors import DeadlineExceeded, RaylogError
@@ -46,10 +47,11 @@ def backoff_s(failures: int) -> float:
     return float(min(BACKOFF_FIRST_S * 2 ** max(failures - 1, 0), BACKOFF_MOST_S))
 
 
-class LaunchActor:
+class LaunchActor(Eventful):
     """Runs on the head. A restart finds the living node actors again by their names."""
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__(LAUNCH)
         self._settings = settings
         trust = trust_of(Authority.load(settings.authority_path, FileKeyring.load(settings.keyring_path)), time.time)
         self._requests = Receiver(LAUNCH, trust.cluster_id, trust.verify, trust.identify, time.time)

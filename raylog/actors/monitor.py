@@ -11,6 +11,7 @@ import msgspec
 from ray.util.metrics import Counter, Gauge
 
 from raylog.actors import calls
+from raylog.actors.eventful import Eventful
 from raylog.errors import RaylogError, Unavailable
 from raylog.monitor.aggregate import Aggregate
 from raylog.monitor.counters import CounterIncrements
@@ -30,10 +31,11 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     rows: list[NodeRow]
 
 
-class MonitorActor:
+class MonitorActor(Eventful):
     """Runs on the head. Its state is what the nodes said last: a restart has it again within a second."""
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__("monitor")
         self._settings = settings
         self._aggregate = Aggregate()
         self._lock = threading.Lock()

@@ -23,6 +23,7 @@ from raylog.catalog.journal import Entry
 from raylog.catalog.receipt import Receipt, make_receipt
 from raylog.catalog.record import Tail
 from raylog.errors import DamagedData, NoSpace, NotFound, NotPermitted
+from raylog.monitor.events import Event, EventLog
 from raylog.monitor.meter import TransferMeter
 from raylog.monitor.sampler import NodeSampler
 from raylog.monitor.samples import NodeSample, TierSample
@@ -110,6 +111,7 @@ class NodeActor:
         self._settings = settings
         bind, advertised = listening_addresses(settings, host)
         self._slot = claim_slot(settings.nodes_path)
+        self._event_log = EventLog.of_process()
         self._membership = Membership.of_node(settings, self._slot.node_id(), self._slot.path / "identity")
         self._requests = self._membership.receiver(self._slot.node_id())
         self._store = self._open_store()
@@ -170,6 +172,11 @@ class NodeActor:
     def paths(self) -> tuple[list[PathReport], list[Decision]]:
         """The ways to the peers that this node sent to, and what was decided about them last."""
         return self._wire.paths.report(), self._wire.paths.decisions()
+
+    @ray.method(concurrency_group=CONTROL)
+    def events(self, since_s: float) -> list[Event]:
+        """What happened here after `since_s` (seconds of the wall clock), oldest first; as many as are kept."""
+        return self._event_log.since(since_s, self._slot.node_id())
 
     def pull(self, signed_request: bytes) -> Outcome:
         """Makes a shard present here (pull.py)."""

@@ -12,6 +12,7 @@ from ray._private.state import available_resources_per_node
 from ray._private.state import state as ray_state
 
 from raylog.actors import calls
+from raylog.actors.eventful import Eventful
 from raylog.actors.node import NodeInfo
 from raylog.errors import Unavailable
 from raylog.monitor.samples import NodeSample
@@ -28,10 +29,11 @@ log = logging.getLogger("raylog.placement")
 FAILURE_DOMAINS: tuple[FailureDomain, ...] = ("zone", "rack", "node")  # the largest that the nodes are labelled with
 
 
-class PlacementActor:
+class PlacementActor(Eventful):
     """Runs on the head. A restart loses only the reasons of earlier plans."""
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__("placement")
         self._settings = settings
         self._memory = PlanMemory()
         self._lock = threading.Lock()

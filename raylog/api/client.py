@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from raylog.actors.node import NodeInfo
 from raylog.api import export
+from raylog.api.events import ask_events
 from raylog.api.get import Inspection, Reading
 from raylog.api.materialise import read_bytes, read_table, read_tensors
 from raylog.api.paths import NodePaths, ask_paths
@@ -20,6 +21,7 @@ from raylog.api.ship import Shipment, start_shipment
 from raylog.api.source import open_source
 from raylog.api.verify import ScrubReport, verify_version
 from raylog.errors import UsageError
+from raylog.monitor.events import Event
 from raylog.monitor.samples import NodeSample
 from raylog.placement.plan import Plan
 from raylog.placement.reading import read_document
@@ -194,6 +196,12 @@ class Client:
     def paths(self) -> list[NodePaths]:
         """By node: the ways to its peers (round trip, loss, rate, congestion control), and what was decided and why."""
         return ask_paths(self.nodes())
+
+    def events(self, since: float = 0.0) -> list[Event]:
+        """What happened and was decided on all nodes after `since` (seconds, as `time.time()` gives them), oldest
+        first: peers refused, bytes damaged, paths switched, repairs, each with its reason. Every actor keeps its last
+        2048 since its start; one that does not answer is an event of level "error"."""
+        return ask_events(self.nodes(), since)
 
     def replicas(self, name: str) -> dict[str, list[str]]:
         """Shard id -> ids of the nodes that hold an acknowledged replica of it."""

@@ -9,9 +9,11 @@ from raylog.actors import bootstrap, calls
 from raylog.actors.monitor import ClusterStatus
 from raylog.actors.node import NodeInfo
 from raylog.api import ray_access
+from raylog.api.events import ask_events
 from raylog.api.paths import NodePaths, ask_paths
 from raylog.api.session import connect_ray
 from raylog.errors import Unavailable
+from raylog.monitor.events import Event
 from raylog.settings import Settings
 
 NODES_TIMEOUT_S = 60.0
@@ -78,6 +80,15 @@ def paths(address: str | None) -> list[NodePaths]:
     _connect_running(address)
     try:
         return ask_paths(calls.call("launch", "nodes"))
+    finally:
+        ray.shutdown()
+
+
+def events(address: str | None, since_s: float) -> list[Event]:
+    """What happened after `since_s` of the wall clock. Raises `Unavailable` when raylog is not up."""
+    _connect_running(address)
+    try:
+        return ask_events(calls.call("launch", "nodes"), since_s)
     finally:
         ray.shutdown()
 

@@ -74,6 +74,10 @@ def test_a_day_of_an_operator(run: Run, tmp_path: Path) -> None:
     (ways,) = json.loads(run("status", "--paths", "--json").stdout)
     assert ways["problem"] == "" and ways["paths"] == []
     assert "round trip" in run("status", "--paths").stdout
+    events = json.loads(run("status", "--events", "--json").stdout)
+    assert {"catalog", nodes[0]["node_id"]} <= {event["actor"] for event in events}
+    assert "catalog: Epoch" in run("status", "--events", "--since", "1h").stdout
+    assert "--paths and --events" in run("status", "--paths", "--events", status=2).stderr
     shown = run("status").stdout
     assert nodes[0]["node_id"][:12] in shown
     assert "1 node(s), 0 silent" in shown

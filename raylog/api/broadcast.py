@@ -1,5 +1,6 @@
 """Who gets each shard from whom when several nodes are to have it: wire/tree.py over the nodes that there are."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Self
 
@@ -10,27 +11,44 @@ from raylog.spec import ShardRef
 from raylog.wire.fetcher import Source
 from raylog.wire.tree import Step, plan_broadcast
 
+SLOW_SHARE = 0.5  # of the median rate; a slower node passes nothing on
+
 
 class Broadcast:
-    """Sources for every target of every shard; `holders` are the living nodes that have a shard, by its id."""
+    """Sources for every target of every shard. `holders`: the living nodes that have a shard, by its id. `rates`: at
+    how many bytes per second a node received lately; None where that is not known."""
 
-    def __init__(self, holders: Mapping[str, Sequence[NodeInfo]], targets: Sequence[NodeInfo]) -> None:
+    def __init__(
+        self,
+        holders: Mapping[str, Sequence[NodeInfo]],
+        targets: Sequence[NodeInfo],
+        rates: Mapping[str, float | None],
+    ) -> None:
         self._holders = holders
         self._nodes = {info.node_id: info for info in targets}
         self._nodes |= {info.node_id: info for infos in holders.values() for info in infos}
         receivers = [info.node_id for info in sorted(targets, key=_neighbourhood)]
+        slow = slow_nodes({node_id: rates.get(node_id) for node_id in receivers})
         self._plans = {
-            shard_id: plan_broadcast([info.node_id for info in infos], receivers) for shard_id, infos in holders.items()
+            shard_id: plan_broadcast([info.node_id for info in infos], receivers, slow)
+            for shard_id, infos in holders.items()
         }
 
     @classmethod
-    def of_replicas(cls, session: Session, shards: Sequence[ShardRef], targets: Sequence[NodeInfo]) -> Self:
+    def of_replicas(
+        cls,
+        session: Session,
+        shards: Sequence[ShardRef],
+        targets: Sequence[NodeInfo],
+        rates: Mapping[str, float | None],
+    ) -> Self:
         """From the replicas that the catalog knows of."""
         held: dict[str, list[str]] = session.retried("catalog", "replicas", [shard.shard_id for shard in shards])
         nodes = session.nodes()
         return cls(
             {shard_id: [info for info in nodes if info.node_id in node_ids] for shard_id, node_ids in held.items()},
             targets,
+            rates,
         )
 
     @property
@@ -56,6 +74,15 @@ class Broadcast:
     def _source(self, step: Step) -> Source:
         peer = address_of(self._nodes[step.node_id])
         return Source(peer=peer, rank=step.rank, stripe=step.stripe, is_relay=step.is_relay)
+
+
+def slow_nodes(rates: Mapping[str, float | None]) -> set[str]:
+    """Those that received at less than half of what the median node did; a node of which nothing is known is none."""
+    known = {node_id: rate for node_id, rate in rates.items() if rate}
+    if not known:
+        return set()
+    limit = SLOW_SHARE * statistics.median(known.values())
+    return {node_id for node_id, rate in known.items() if rate < limit}
 
 
 def _neighbourhood(info: NodeInfo) -> tuple[str, str, str]:

@@ -151,7 +151,7 @@ class Put:
         session, options = self._session, self._options
         targets = session.replica_targets(ref, options.replicas, options.durability)
         others = [info for info in targets if info.node_id != session.local.node_id]
-        plan = Broadcast({ref.shard_id: [session.local]}, others)
+        plan = Broadcast({ref.shard_id: [session.local]}, others, session.pull_rates() if len(others) > 1 else {})
         with ThreadPoolExecutor(max(len(others), 1), thread_name_prefix="replica") as executor:
             pulling = [
                 executor.submit(

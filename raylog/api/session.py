@@ -22,6 +22,7 @@ from raylog.api import ray_access
 from raylog.catalog.manifest import Manifest, open_manifest
 from raylog.catalog.requests import CATALOG, DeleteVersions
 from raylog.errors import NotFound, NotPermitted, Unavailable, Unsatisfiable, UsageError
+from raylog.monitor.samples import NodeSample
 from raylog.placement.replicas import ReplicaPlan
 from raylog.security.credentials import Credentials
 from raylog.security.grants import ReadScope, WriteScope, open_grant, request_grant
@@ -178,6 +179,11 @@ class Session:
     def nodes(self) -> list[NodeInfo]:
         nodes: list[NodeInfo] = self.retried("launch", "nodes")
         return nodes
+
+    def pull_rates(self) -> dict[str, float | None]:
+        """Node id -> at how many bytes per second it received its last shards; None while those were too few."""
+        samples: list[NodeSample] = self.retried("monitor", "samples")
+        return {sample.node_id: sample.transfer.pull_bytes_per_s for sample in samples}
 
     def node(self, node_id: str) -> NodeInfo:
         """The living node of that id, or of an id that begins so; raises `NotFound` listing the ones there are."""

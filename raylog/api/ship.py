@@ -18,7 +18,6 @@ from raylog.api.pulls import Pulls
 from raylog.api.session import Session
 from raylog.catalog.manifest import Manifest
 from raylog.errors import Cancelled, DeadlineExceeded, RaylogError, Unavailable, UsageError
-from raylog.monitor.samples import NodeSample
 from raylog.spec import QosClass, Reference, ShardRef
 
 log = logging.getLogger("raylog.ship")
@@ -77,7 +76,10 @@ class Shipment:
         self._done_bytes = 0  # what was told; never less than before
         self._moved_bytes = self._twice_bytes = 0
         self._pulls = Pulls(session)
-        self._broadcast = Broadcast.of_replicas(session, list(manifest.distinct_shards().values()), targets)
+        self._rates = session.pull_rates()
+        self._broadcast = Broadcast.of_replicas(
+            session, list(manifest.distinct_shards().values()), targets, self._rates
+        )
         self._error: RaylogError | None = None
         self.forecast = self._forecast(deadline_s)
         self._pace = Pace(self._total_bytes)
@@ -103,12 +105,10 @@ class Shipment:
         return found
 
     def _forecast(self, deadline_s: float) -> ShipForecast:
-        samples: list[NodeSample] = self._session.retried("monitor", "samples")
-        rates = {sample.node_id: sample.transfer.pull_bytes_per_s for sample in samples}
         lacking = [info for info in self._targets if not self._broadcast.holds_all(info)]
         found = forecast(
             sum(entry.shard.stored_bytes for entry in self._manifest.shards),
-            {info.node_id: rates.get(info.node_id) for info in lacking},
+            {info.node_id: self._rates.get(info.node_id) for info in lacking},
             deadline_s,
             holders=self._broadcast.holders,
             streams=self._session.settings.streams,

@@ -3,13 +3,14 @@
 Two trees over the same nodes, each for every second chunk (a *stripe*), so built that a node which passes on in one
 tree is a leaf in the other: every node then sends about as much as it receives, all links are busy at once, and the
 last node has the shard after one hop's time plus a chunk per level (SplitStream, Castro et al., SOSP 2003). A few nodes
-form a chain instead, which has the same bound with fewer connections.
+form a chain instead, which has the same bound with fewer connections. Nodes on slow links come last: they pass nothing
+on, and so hold nobody up.
 
 Each receiver also gets all others to fall back to, in ranks: whom its parent has the shard from, then the holders.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from raylog.wire.schedule import WHOLE, Stripe
@@ -29,18 +30,21 @@ class Step:
     is_relay: bool
 
 
-def plan_broadcast(holders: Sequence[str], receivers: Sequence[str]) -> dict[str, list[Step]]:
-    """The sources of each receiver. `receivers` come in the order in which to fill the trees: those with the best links
-    first, neighbours side by side. A receiver among the holders is left out.
+def plan_broadcast(
+    holders: Sequence[str], receivers: Sequence[str], slow: Set[str] = frozenset()
+) -> dict[str, list[Step]]:
+    """The sources of each receiver. `receivers` come in the order in which to fill the trees, neighbours side by side;
+    those that are `slow` pass on only where they are more than half. A receiver among the holders is left out.
 
     Holders share the receivers; where there are more holders than receivers, a receiver has several at once.
     """
     wanting = [node for node in dict.fromkeys(receivers) if node not in set(holders)]
+    wanting.sort(key=lambda node: node in slow)
     count = min(len(holders), len(wanting))
     plan: dict[str, list[Step]] = {}
     for start in range(count):
         group, roots = wanting[start::count], holders[start::count]
-        first = _chain(roots, group) if len(group) <= CHAIN_MAX else _trees(roots, group)
+        first = _chain(roots, group) if len(group) <= CHAIN_MAX else _trees(roots, group, slow)
         plan |= {node: _with_fallbacks(steps, holders) for node, steps in first.items()}
     return plan
 
@@ -52,11 +56,13 @@ def _chain(roots: Sequence[str], group: Sequence[str]) -> dict[str, list[Step]]:
     return plan
 
 
-def _trees(roots: Sequence[str], group: Sequence[str]) -> dict[str, list[Step]]:
-    """Binary trees in heap order. The second tree takes the nodes the other way round: the first half of the nodes pass
-    on in the first tree, the second half in the second."""
+def _trees(roots: Sequence[str], group: Sequence[str], slow: Set[str]) -> dict[str, list[Step]]:
+    """Binary trees in heap order: the first half of the nodes passes on, the others are leaves. The second tree takes
+    the nodes the other way round, but for the slow ones, which are last in both."""
+    quick = [node for node in group if node not in slow]
+    last = group[len(quick) :]
     plan: dict[str, list[Step]] = {node: [] for node in group}
-    for index, order in enumerate((list(group), list(reversed(group)))):
+    for index, order in enumerate(([*quick, *last], [*reversed(quick), *last])):
         stripe = Stripe(index, STRIPES)
         plan[order[0]] += [Step(root, 0, stripe, False) for root in roots]
         for place, node in enumerate(order[1:], 1):

@@ -93,3 +93,30 @@ def test_holders_share_the_receivers_and_need_nothing_themselves() -> None:
     assert set(plan) == set(names("r", 4))
     assert [plan[f"r{n}"][0].node_id for n in range(4)] == ["a", "b", "r0", "r1"]
     assert plan_broadcast(["a"], ["a"]) == plan_broadcast(["a"], []) == {}
+
+
+def passing(plan: dict[str, list[Step]]) -> set[str]:
+    return {step.node_id for steps in plan.values() for step in steps if not step.rank}
+
+
+@pytest.mark.parametrize(("count", "slow"), [(2, 1), (3, 2), (7, 1), (7, 3), (20, 8)])
+def test_slow_nodes_pass_nothing_on(count: int, slow: int) -> None:
+    lame = set(names("r", slow))
+    plan = plan_broadcast(["h"], names("r", count), lame)
+    assert set(plan) == set(names("r", count))
+    if count > slow + 1 or count > 3:
+        assert not passing(plan) & lame
+    for stripe in range(STRIPES):
+        assert reach(plan, ["h"], stripe) == set(plan)
+
+
+def test_the_quickest_of_a_chain_come_first() -> None:
+    plan = plan_broadcast(["h"], ["r0", "r1", "r2"], {"r0"})
+    assert [plan[node][0].node_id for node in ("r1", "r2", "r0")] == ["h", "r1", "r2"]
+
+
+def test_where_most_are_slow_they_pass_on_as_well() -> None:
+    plan = plan_broadcast(["h"], names("r", 9), set(names("r", 7)))
+    for stripe in range(STRIPES):
+        assert reach(plan, ["h"], stripe) == set(plan)
+    assert passing(plan) >= {"r7", "r8"}

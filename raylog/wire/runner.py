@@ -56,6 +56,7 @@ class SessionRunner:
             if time.monotonic() >= self.session.next_deadline():
                 self.apply(self.session.on_tick)
             deferred()
+        self._flush()  # another thread may have ended the session, and not yet sent its farewell
 
     def nudge(self) -> None:
         """Has the control loop go round once more, for what is deferred; from any thread."""

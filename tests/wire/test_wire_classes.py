@@ -16,6 +16,7 @@ from raylog.wire.classes import Slices
 from raylog.wire.client import pull
 from raylog.wire.fetcher import Source
 from raylog.wire.gate import Gate
+from raylog.wire.runner import SessionRunner
 from raylog.wire.server import WireServer
 from raylog.wire.sessions import PeerAddress
 
@@ -80,6 +81,36 @@ def test_closing_a_server_lets_threads_that_wait_for_their_turn_go() -> None:
     assert time.monotonic() - began < 0.8  # a chunk's turn comes every 1.05 s
     thread.join(10)
     assert "shutdown" in str(caught[0])
+
+
+def test_a_farewell_leaves_though_its_thread_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session's own thread ends as soon as another one has closed the session: it must not take the line along."""
+    flush = SessionRunner._flush
+
+    def late(self: SessionRunner) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self.nudge()
+            time.sleep(1.0)
+        flush(self)
+
+    monkeypatch.setattr(SessionRunner, "_flush", late)
+    cluster, caught = Cluster(), []
+    node = cluster.credentials()
+    server = WireServer(lambda: node, MemorySource(SHARD), bind_host="127.0.0.1",
+                        slices=Slices(node_cap_bytes_per_s=1_000_000))  # fmt: skip
+    address = Source(peer=PeerAddress(node_id=node.identity.id, host=server.host, control_port=server.control_port))
+
+    def take() -> None:
+        with pytest.raises(RaylogError) as failed:
+            pull(SHARD.frame.ref(), [address], MemorySink(SHARD), cluster.credentials(), deadline_s=30)
+        caught.append(str(failed.value))
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    wait_until(lambda: server.counters().sent_chunks >= 1, "nothing is sent")
+    server.close()
+    thread.join(10)
+    assert "shutdown" in caught[0]
 
 
 @pytest.fixture

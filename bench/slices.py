@@ -1,10 +1,11 @@
 """A reader beside a shipment that fills the sender's link: does the reader get its share, and how long does it wait?
 
 Three network hosts on this machine. Host 1 ships 256 MiB to host 2 over 1 Gbit/s (class ship, weight 1) while host 3
-reads 128 MiB from host 1 (class read, weight 4). `reader_share_of_due` is the reader's part of what both received while
-it read, over the 4/5 that are due to it; 1 is exact. Then host 3 reads small artifacts of one chunk, one after the
-other: `small_get_p99_s` alone, `small_get_p99_beside_ship_s` while shipments go on. Medians of five; the 99th
-percentile of all reads.
+reads 128 MiB from host 1 (class read, weight 4). `reader_share_of_due` is the reader's part of what both received from
+its first byte to its last, over the 4/5 that are due to it; 1 is exact. `reader_share_of_due_whole_get` is that of the
+whole call, in which it asks for its key before and opens what it has after, while the shipment has the link alone. Then
+host 3 reads small artifacts of one chunk, one after the other: `small_get_p99_s` alone, `small_get_p99_beside_ship_s`
+while shipments go on. Medians of five; the 99th percentile of all reads.
 
     python bench/slices.py [--json] [--quick]               (as root, on Linux)
 """
@@ -34,6 +35,8 @@ DUE = 4 / 5
 SPARE_BYTES = 128 * MIB
 SHIP_BYTES, SHIP_BYTES_QUICK = 256 * MIB, 128 * MIB
 SMALL_BYTES, SMALL_COUNT, SMALL_COUNT_QUICK = 256 * KIB, 40, 10
+COUNT_EVERY_S = 0.02
+EDGE_SHARE = 0.001  # of the reader's bytes: less is its asking, not its reading
 SHIP_SHARE_S = 0.3  # the shipment has filled the link by then
 
 
@@ -80,16 +83,51 @@ def remote_reader(bed: Network, arena_bytes: int) -> Iterator[RemoteReader]:
             process.kill()
 
 
-def reader_share(bed: Network, reader: RemoteReader) -> float:
-    """The reader's part of what both targets received while it read."""
+Counts = tuple[int, int]  # bytes that target and reader have received
+
+
+def reader_shares(bed: Network, reader: RemoteReader) -> tuple[float, float]:
+    """The reader's part of what both targets received: while bytes came to it, and in all of its call."""
     bed.forget("bench/read", [READER])
     shipment = bed.start_ship("bench/ship", [TARGET])
     time.sleep(SHIP_SHARE_S)
-    before = {host: bed.received_bytes(host) for host in (TARGET, READER)}
-    reader.read(["bench/read"])
-    came = {host: bed.received_bytes(host) - before[host] for host in before}
+    with counting(bed) as counts:
+        reader.read(["bench/read"])
+    progress = shipment.progress()
+    assert progress.done_bytes < progress.total_bytes, "the shipment ended before the reader"
     shipment.result(300)
-    return came[READER] / sum(came.values())
+    whole_bytes = counts[-1][1] - counts[0][1]
+    first = max(at for at, (_, came) in enumerate(counts) if came - counts[0][1] < EDGE_SHARE * whole_bytes)
+    last = min(at for at, (_, came) in enumerate(counts) if counts[-1][1] - came < EDGE_SHARE * whole_bytes)
+    return part_of(counts[first], counts[last]), part_of(counts[0], counts[-1])
+
+
+def part_of(before: Counts, after: Counts) -> float:
+    shipped_bytes, read_bytes = (end - start for start, end in zip(before, after, strict=True))
+    return read_bytes / (shipped_bytes + read_bytes)
+
+
+@contextlib.contextmanager
+def counting(bed: Network) -> Iterator[list[Counts]]:
+    """What both have received, again and again for as long as the block runs."""
+    stop, counts = threading.Event(), list[Counts]()
+
+    def count() -> None:
+        counts.append((bed.received_bytes(TARGET), bed.received_bytes(READER)))
+
+    def run() -> None:
+        while not stop.wait(COUNT_EVERY_S):
+            count()
+
+    count()
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield counts
+    finally:
+        stop.set()
+        thread.join()
+        count()
 
 
 @contextlib.contextmanager
@@ -128,14 +166,15 @@ def run(ship_bytes: int, small_count: int, repeats: int) -> dict[str, Any]:
         reader.read(["bench/read", *small])  # warm
         shares = []
         for _ in range(repeats):
-            shares.append(reader_share(bed, reader))
+            shares.append(reader_shares(bed, reader))
             alone += reader.read(small)
             with shipping(bed):
                 beside += reader.read(small)
     return {
         "ship_bytes": ship_bytes,
         "repeats": repeats,
-        "reader_share_of_due": statistics.median(shares) / DUE,
+        "reader_share_of_due": statistics.median(while_it_came for while_it_came, _ in shares) / DUE,
+        "reader_share_of_due_whole_get": statistics.median(whole for _, whole in shares) / DUE,
         "small_get_p50_s": statistics.median(alone),
         "small_get_p99_s": p99(alone),
         "small_get_p50_beside_ship_s": statistics.median(beside),

@@ -15,7 +15,6 @@ from typing import Protocol
 from raylog.codec.frame import Frame
 from raylog.errors import Cancelled, DamagedData, RaylogError, Unavailable
 from raylog.spec import QosClass, ShardRef
-from raylog.wire.client_session import Puller, Range
 from raylog.wire.endpoints import ShardSink, ShardWriter
 from raylog.wire.fetch import (
     Cancel,
@@ -29,6 +28,7 @@ from raylog.wire.fetch import (
     Ready,
     SourceSpec,
 )
+from raylog.wire.receiver import Puller, Range
 from raylog.wire.same_machine import SameMachine
 from raylog.wire.schedule import WHOLE, Ask, Recall, Stripe
 from raylog.wire.sessions import PeerAddress, Sessions

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from raylog.errors import DamagedData, NotFound, RaylogError
 from raylog.spec import ShardRef
-from raylog.wire.client_session import Receiver
 from raylog.wire.endpoints import ShardWriter
 from raylog.wire.local_client import LocalClient, LocalShard
+from raylog.wire.receiver import Receiver
 
 COPIERS = 2
 _SHM = Path("/dev/shm")  # noqa: S108 - to know the machine by, nothing is put there

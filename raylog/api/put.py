@@ -2,6 +2,7 @@
 shard is sealed, and one commit makes all of it visible at once."""
 
 import logging
+import statistics
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from raylog.spec import Codec, Durability, QosClass, ShardRef, Version, new_id, 
 from raylog.wire.local_client import LocalStaging
 
 log = logging.getLogger("raylog.put")
+RATES_TIMEOUT_S = 1.0
 REPLICATIONS_AT_ONCE = 2  # shards whose replicas are on their way while the next one is sealed
 
 
@@ -78,6 +80,7 @@ class Put:
             version_id=new_id(),
             key=GroupKey(dek_id, dek),
             codec=self._options.codec,
+            link_bytes_per_s=self._link_bytes_per_s() if self._options.codec is None else None,
             shard_bytes=settings.shard_bytes,
             chunk_bytes=settings.chunk_bytes,
             on_sealed=lambda shard_bytes: reporter.reach(self._content_bytes + shard_bytes),
@@ -91,6 +94,16 @@ class Put:
             if not self._may_be_visible:
                 self._discard()
             raise
+
+    def _link_bytes_per_s(self) -> float | None:
+        """What the median node received lately. A put does not wait for the monitor, nor fail with it."""
+        try:
+            rates = self._session.pull_rates(timeout_s=RATES_TIMEOUT_S)
+        except RaylogError as error:
+            log.info("chunks are compressed as if nothing were known of the links: %s", error)
+            return None
+        known = [rate for rate in rates.values() if rate]
+        return statistics.median(known) if known else None
 
     def _commit(self, signed: bytes, digest: str, base: int) -> Version:
         self._may_be_visible = True
@@ -151,7 +164,11 @@ class Put:
         session, options = self._session, self._options
         targets = session.replica_targets(ref, options.replicas, options.durability)
         others = [info for info in targets if info.node_id != session.local.node_id]
-        plan = Broadcast({ref.shard_id: [session.local]}, others, session.pull_rates() if len(others) > 1 else {})
+        plan = Broadcast(
+            {ref.shard_id: [session.local]},
+            others,
+            session.pull_rates() if len(others) > 1 else {},
+        )
         with ThreadPoolExecutor(max(len(others), 1), thread_name_prefix="replica") as executor:
             pulling = [
                 executor.submit(

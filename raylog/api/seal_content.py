@@ -38,6 +38,7 @@ class SealPlan:
     codec: Codec | None
     shard_bytes: int
     chunk_bytes: int
+    link_bytes_per_s: float | None = None  # that shards are likely to be sent over; None: not known
     on_sealed: Callable[[int], None] | None = None
 
 
@@ -79,6 +80,7 @@ def _shard(
                 preamble=preamble,
                 write_at=place.write_at,
                 codec=plan.codec,
+                link_bytes_per_s=plan.link_bytes_per_s,
                 chunk_bytes=plan.chunk_bytes,
                 on_sealed=plan.on_sealed,
             ),

@@ -180,9 +180,12 @@ class Session:
         nodes: list[NodeInfo] = self.retried("launch", "nodes")
         return nodes
 
-    def pull_rates(self) -> dict[str, float | None]:
+    def pull_rates(self, timeout_s: float | None = None) -> dict[str, float | None]:
         """Node id -> at how many bytes per second it received its last shards; None while those were too few."""
-        samples: list[NodeSample] = self.retried("monitor", "samples")
+        samples: list[NodeSample] = calls.retried(
+            lambda left_s: self.call("monitor", "samples", timeout_s=left_s),
+            self.settings.call_deadline_s if timeout_s is None else timeout_s,
+        )
         return {sample.node_id: sample.transfer.pull_bytes_per_s for sample in samples}
 
     def node(self, node_id: str) -> NodeInfo:

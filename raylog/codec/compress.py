@@ -4,7 +4,12 @@ The choice weighs size against speed. lz4 opens at 4 GB/s on one core and zstd a
 and zstd where it halves lz4's size (token ids: six of eight bytes zero) or alone helps (weights: no repeats to find,
 yet exponents that an entropy coder shortens). Of tensors it also tries zstd over byte planes (planes.py), and takes it
 where it saves a tenth of what would be stored. Samples are 16 KiB of a chunk: 1 to 2 % of the time to seal it.
+
+Where the links are known and slower than the codecs, a codec that makes less of the chunk is taken, even by little, if
+what its bytes take less on one link is more than what it takes longer on one core.
 """
+
+from collections.abc import Mapping
 
 import zstandard
 
@@ -17,6 +22,10 @@ _SAMPLE_SLICES = 8
 _SAMPLE_SLICE_BYTES = 2048
 _PLANES_GAIN_MIN = 0.1  # of what would be stored without planes
 _GAIN_MIN = 0.125  # of the content's size; less is not worth opening
+_SECONDS_PER_BYTE = {  # of content, to seal and to open it on one core, on text and on bf16 weights (bench/codec.py)
+    Codec.NONE: 0.0, Codec.LZ4: 2.5e-9, Codec.ZSTD: 3.4e-9,
+    Codec.ZSTD_PLANES_2: 4.0e-9, Codec.ZSTD_PLANES_4: 4.0e-9, Codec.ZSTD_PLANES_8: 4.0e-9,
+}  # fmt: skip
 _ZSTD_WINDOW_BYTES_MAX = 2 * CHUNK_CONTENT_BYTES_MAX
 _BY_PLANES = {codec.planes: codec for codec in Codec if codec.planes > 1}
 _COMPRESSED_FORMATS = (
@@ -33,10 +42,11 @@ def is_compressed_format(start: bytes | memoryview) -> bool:
 
 
 class Compressor:
-    """Compresses chunks with a forced codec, or with the one that pays (`codec=None`). For one thread."""
+    """Compresses chunks with a forced codec, or with the one that pays (`codec=None`), be it stored or sent over links
+    of `link_bytes_per_s`. For one thread."""
 
-    def __init__(self, codec: Codec | None, chunk_bytes: int) -> None:
-        self._codec = codec
+    def __init__(self, codec: Codec | None, chunk_bytes: int, link_bytes_per_s: float | None = None) -> None:
+        self._codec, self._link_bytes_per_s = codec, link_bytes_per_s
         self._zstd = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
         self._out = memoryview(bytearray(chunk_bytes))
         self._planes: memoryview | None = None  # tensors alone need it
@@ -56,20 +66,15 @@ class Compressor:
     def choose(self, content: memoryview, item_bytes: int = 1) -> Codec:
         """By what each codec makes of slices from all over `content`."""
         sample = _sample(content, item_bytes)
-        lz4_bytes = compress_into(sample, self._out) or len(sample)
-        zstd_bytes = len(self._zstd.compress(sample))
-        worthwhile_bytes = len(sample) * (1 - _GAIN_MIN)
-        if lz4_bytes <= worthwhile_bytes:
-            codec, stored_bytes = (Codec.ZSTD, zstd_bytes) if 2 * zstd_bytes <= lz4_bytes else (Codec.LZ4, lz4_bytes)
-        elif zstd_bytes <= worthwhile_bytes:
-            codec, stored_bytes = Codec.ZSTD, zstd_bytes
-        else:
-            codec, stored_bytes = Codec.NONE, len(sample)
-        if item_bytes not in PLANE_COUNTS:
-            return codec
-        planes_bytes = len(self._compress_planes(sample, item_bytes))  # of slices that begin at whole items
-        pays = planes_bytes <= min(worthwhile_bytes, stored_bytes * (1 - _PLANES_GAIN_MIN))
-        return _BY_PLANES[item_bytes] if pays else codec
+        sizes = {
+            Codec.NONE: len(sample),
+            Codec.LZ4: compress_into(sample, self._out) or len(sample),
+            Codec.ZSTD: len(self._zstd.compress(sample)),
+        }
+        if item_bytes in PLANE_COUNTS:  # of slices that begin at whole items
+            sizes[_BY_PLANES[item_bytes]] = len(self._compress_planes(sample, item_bytes))
+        codec = _for_storing(sizes)
+        return codec if self._link_bytes_per_s is None else _for_sending(sizes, codec, self._link_bytes_per_s)
 
     def _compress_planes(self, content: bytes | memoryview, planes: int) -> bytes:
         """A frame for each plane: its entropy coder's tables fit that plane alone, however short it is."""
@@ -115,6 +120,30 @@ class Decompressor:
             return f"it is no zstd frame: {error}"
         fits = got_bytes == out.nbytes and not extra_bytes
         return "" if fits else f"expected {out.nbytes} content bytes, got {got_bytes}{' and more' * extra_bytes}"
+
+
+def _for_storing(sizes: Mapping[Codec, int]) -> Codec:
+    """By what each codec makes of a sample."""
+    worthwhile_bytes = sizes[Codec.NONE] * (1 - _GAIN_MIN)
+    codec = Codec.NONE
+    if sizes[Codec.LZ4] <= worthwhile_bytes:
+        codec = Codec.ZSTD if 2 * sizes[Codec.ZSTD] <= sizes[Codec.LZ4] else Codec.LZ4
+    elif sizes[Codec.ZSTD] <= worthwhile_bytes:
+        codec = Codec.ZSTD
+    for planes in sizes.keys() & set(_BY_PLANES.values()):
+        if sizes[planes] <= min(worthwhile_bytes, sizes[codec] * (1 - _PLANES_GAIN_MIN)):
+            codec = planes
+    return codec
+
+
+def _for_sending(sizes: Mapping[Codec, int], stored: Codec, link_bytes_per_s: float) -> Codec:
+    """The codec for storing, or one that makes less of the sample and so is sooner at the other end of the link."""
+
+    def seconds(codec: Codec) -> float:
+        return sizes[Codec.NONE] * _SECONDS_PER_BYTE[codec] + sizes[codec] / link_bytes_per_s
+
+    smaller = [codec for codec in sizes if sizes[codec] < sizes[stored]]
+    return min([stored, *smaller], key=seconds)
 
 
 def _sample(content: memoryview, item_bytes: int) -> bytes | memoryview:

@@ -42,7 +42,8 @@ class _Held(NamedTuple):
 class ShardSealer:
     """Seals one shard through `write_at(offset, bytes)`; call `finish` for its frame. For one thread.
 
-    `keys[g]` is key group g's; group 0 seals the preamble. `codec=None` chooses per chunk by sampling. `salt` is for
+    `keys[g]` is key group g's; group 0 seals the preamble. `codec=None` chooses per chunk by sampling, for links of
+    `link_bytes_per_s` where they are known. `salt` is for
     golden vectors alone. Content goes in by `add_unit` (Arrow) or `add_bytes` (files, tensors). The memoryview given
     to `write_at` is reused afterwards. Nothing is written after an error; what stands is an unfinished file.
     `on_sealed(content bytes sealed so far, without the preamble)` is called after every chunk.
@@ -58,6 +59,7 @@ class ShardSealer:
         preamble: bytes,
         write_at: Callable[[int, memoryview], None],
         codec: Codec | None = None,
+        link_bytes_per_s: float | None = None,
         chunk_bytes: int = CHUNK_BYTES_DEFAULT,
         salt: bytes | None = None,
         on_sealed: Callable[[int], None] | None = None,
@@ -74,7 +76,7 @@ class ShardSealer:
         self._write_at = write_at
         self._on_sealed = on_sealed
         self._sealed_bytes = 0
-        self._compressor = Compressor(codec, chunk_bytes)
+        self._compressor = Compressor(codec, chunk_bytes, link_bytes_per_s)
         self._gathered = memoryview(bytearray(chunk_bytes))
         self._sealed = memoryview(bytearray(chunk_bytes + TAG_BYTES))
         self._stream_bytes = 0  # of a stream's next chunk, gathered so far

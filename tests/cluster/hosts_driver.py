@@ -1,6 +1,7 @@
-"""A driver on a network host, one step of a story per run; prints the hosts that hold the artifact.
+"""A driver on a network host, one step of a story per run; prints the hosts that hold the artifact, `codecs` the codecs
+that text got before and after the link was known.
 
-python hosts_driver.py put | get | healed
+python hosts_driver.py put | get | healed | codecs
 """
 
 import json
@@ -30,6 +31,18 @@ def holders(client: raylog.Client) -> list[int]:
     return sorted(addresses[info.host] for info in client.nodes() if info.node_id in holding)
 
 
+def codecs(client: raylog.Client) -> list[list[str]]:
+    """The codecs of the same text, put before and after shards have moved."""
+    bootstrap.wait_for_nodes(90)
+    text = b"".join(path.read_bytes() for path in sorted(Path(json.__file__).parent.parent.glob("*.py")))[: 2 * MIB]
+    client.put("hosts/text", text)
+    client.put(NAME, np.random.default_rng(22).bytes(8 * MIB), replicas=REPLICAS)
+    wait_until(lambda: any(sample.transfer.pull_bytes_per_s for sample in client.telemetry()), 60, "a rate is known")
+    client.put("hosts/text", text)
+    assert client.get("hosts/text") == text
+    return [sorted(client.inspect(f"hosts/text@{number}").codecs) for number in (1, 2)]
+
+
 def main(step: str) -> None:
     testbed = current()
     assert testbed is not None
@@ -40,6 +53,9 @@ def main(step: str) -> None:
     payload = np.random.default_rng(21).bytes(8 * MIB)
     with joined() as address, raylog.connect(address, settings=settings) as client:
         assert client.local_node().host == testbed.address(current_host())
+        if step == "codecs":
+            print(json.dumps(codecs(client)))
+            return
         if step == "put":
             bootstrap.wait_for_nodes(90)
             client.put(NAME, payload, replicas=REPLICAS)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -225,10 +226,9 @@ def test_a_start_that_fails_leaves_nothing() -> None:
         pytest.fail("it started")
 
 
-def driven(cluster: RayHosts, host: int, step: str) -> list[int]:
+def driven(cluster: RayHosts, host: int, step: str) -> Any:
     said = cluster.hosts.run(host, [*DRIVER, step], timeout_s=150, env=cluster.environment)
-    found: list[int] = json.loads(said.splitlines()[-1])
-    return found
+    return json.loads(said.splitlines()[-1])
 
 
 @pytest.mark.timeout(600)
@@ -245,3 +245,11 @@ def test_raylog_over_three_hosts_one_of_which_dies() -> None:
         driven(cluster, victim, "get")
         with pytest.raises(Unavailable, match="still runs something"):
             cluster.start(victim)
+
+
+@pytest.mark.timeout(300)
+def test_text_is_compressed_further_for_a_slow_link() -> None:
+    with ray_hosts(2, rate="100mbit") as cluster:
+        before, after = driven(cluster, 1, "codecs")
+    assert "lz4" in before and "zstd" not in before
+    assert "zstd" in after

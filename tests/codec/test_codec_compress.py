@@ -57,6 +57,30 @@ def test_numbers_are_split_into_byte_planes_where_that_pays(content: bytes, item
         assert len(body) < 0.92 * len(Compressor(Codec.ZSTD, SIZE).compress(memoryview(content))[1])
 
 
+@pytest.mark.parametrize(
+    ("content", "mbit_per_s", "codec"),
+    [(text(), 10_000, Codec.LZ4), (text(), 100, Codec.ZSTD), (token_ids(), 100, Codec.ZSTD),
+     (os.urandom(SIZE), 1, Codec.NONE), (b"", 1, Codec.NONE)],
+)  # fmt: skip
+def test_a_slow_link_is_worth_a_slower_codec(content: bytes, mbit_per_s: int, codec: Codec) -> None:
+    chosen, _ = Compressor(None, SIZE, mbit_per_s * 1e6 / 8).compress(memoryview(content))
+    assert chosen == codec
+
+
+def test_a_slow_link_is_worth_a_small_gain() -> None:
+    content = bytes(SIZE // 10) + os.urandom(SIZE - SIZE // 10)  # a tenth compresses away
+    mixed = np.random.default_rng(5).permutation(np.frombuffer(content, np.uint8).reshape(-1, 64)).tobytes()
+    kept, sent = (Compressor(None, SIZE, link).choose(memoryview(mixed)) for link in (None, 1e6))
+    assert kept == Codec.NONE
+    assert sent != Codec.NONE
+
+
+@given(st.integers(10_000, 10**10), st.sampled_from([text(), token_ids(), weights()]))
+def test_no_link_makes_more_of_a_chunk(link_bytes_per_s: int, content: bytes) -> None:
+    stored, sent = (Compressor(None, SIZE, link).compress(memoryview(content), 2) for link in (None, link_bytes_per_s))
+    assert len(sent[1]) <= 1.01 * len(stored[1])
+
+
 def test_planes_stand_in_the_order_that_the_format_says() -> None:
     out = memoryview(bytearray(7))
     split_into(b"aAbBcCx", 2, out)

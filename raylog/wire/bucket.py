@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-BURST_S = 0.04  # what an idle bucket saves up: 2 % of any two seconds, and time enough for a thread to wake
+BURST_S = 0.1  # what an idle bucket saves up: 5 % of two seconds, and time enough for a busy machine to wake a thread
 
 
 @dataclass(slots=True)

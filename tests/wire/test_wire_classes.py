@@ -51,8 +51,7 @@ def test_two_classes_share_a_capped_node_by_weight() -> None:
         for thread in threads:
             thread.join(10)
     moved = {qos: after.classes[qos].sent_bytes - before.classes[qos].sent_bytes for qos in QosClass}
-    # Never above; below it by what threads of a busy machine wake later than the bucket's 40 ms.
-    assert 0.9 * CAP_BYTES_PER_S < sum(moved.values()) / seconds < 1.05 * CAP_BYTES_PER_S
+    assert 0.95 * CAP_BYTES_PER_S < sum(moved.values()) / seconds < 1.05 * CAP_BYTES_PER_S
     assert moved[QosClass.READ] / sum(moved.values()) == pytest.approx(0.8, rel=0.1)
     assert moved[QosClass.SHIP] / sum(moved.values()) == pytest.approx(0.2, rel=0.1)
     assert after.classes[QosClass.SHIP].waited_s > before.classes[QosClass.SHIP].waited_s

@@ -153,10 +153,17 @@ class Fetcher:
         if self._on_progress is not None and self._writer is not None:
             self._on_progress(self._resumed_bytes + self._received_bytes, self._total_bytes)
         if self._cancel is not None and self._cancel.is_set():
-            given_up = Cancelled(f"shard {self._ref.shard_id}: the pull was cancelled; pull again to resume")
+            given_up = Cancelled(
+                f"shard {self._ref.shard_id}: the pull was cancelled {self._how_far()}; pull again to resume"
+            )
             self._apply(lambda _: self._machine.give_up(given_up))
         if time.monotonic() >= next_deadline:
             self._apply(self._machine.on_tick)
+
+    def _how_far(self) -> str:
+        if self._writer is None:
+            return "before any source had shown its frame" if self._frame is None else "before there was room for it"
+        return f"with {self._resumed_bytes + self._received_bytes} of {self._total_bytes} sealed bytes here"
 
     def _create(self, frame: Frame) -> None:
         try:

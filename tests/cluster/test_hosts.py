@@ -241,6 +241,7 @@ def test_raylog_over_three_hosts_one_of_which_dies() -> None:
         victim = next(host for host in holding if host != 1)
         cluster.hosts.kill(victim)
         assert driven(cluster, 1, "healed") == [1, reader]
+        cluster.hosts.run(victim, ["ip", "link", "set", "eth0", "mtu", "1280"])  # the others' is larger
         cluster.start(victim)
         driven(cluster, victim, "get")
         with pytest.raises(Unavailable, match="still runs something"):

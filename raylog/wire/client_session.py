@@ -1,6 +1,7 @@
 """The puller's shell of one session with one source: its threads and sockets. What it receives goes to `Receiver`s."""
 
 import itertools
+import logging
 import secrets
 import socket
 import threading
@@ -40,6 +41,8 @@ from raylog.wire.record import Head, RecordSealer, RecordType, preamble
 from raylog.wire.runner import SessionRunner
 from raylog.wire.session import Parties
 from raylog.wire.tls import Refusal, TlsChannel
+
+log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 10.0
 Event = Callable[[float], list[Effect]]
@@ -198,6 +201,8 @@ class ClientSession:
                 self._spawn(partial(caller.run, self._host, port), "raylog-wire-probe")
             case Close(error):
                 self._error = error
+                if isinstance(error, PeerFault):  # others may give the shard: the pull need not fail of it
+                    log.warning("a session with a source ended: %s", error)
                 if self._caller is not None:
                     self._caller.close()
 

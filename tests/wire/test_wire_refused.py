@@ -538,7 +538,7 @@ def truncate(line: socket.socket, keys: StreamKeys) -> None:
     ],
 )
 def test_a_node_of_the_cluster_that_misbehaves(
-    misbehave: Callable[[socket.socket, StreamKeys], None], words: str
+    misbehave: Callable[[socket.socket, StreamKeys], None], words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     sink, patient = MemorySink(SHARD), replace(QUICK, greeting_timeout_s=5)  # a busy machine shakes hands slowly
     with socket.create_server(("127.0.0.1", 0)) as cargo:
@@ -548,3 +548,5 @@ def test_a_node_of_the_cluster_that_misbehaves(
             pull(SHARD.frame.ref(), [address], sink, ME, deadline_s=20, bounds=patient, streams=1)
     assert words in str(caught.value), caught.value
     assert sink.verified == [] and not sink.is_committed and sink.closed == 1
+    if misbehave in (unasked, wrong_length):
+        assert NODE.identity.id in caplog.text and words in caplog.text

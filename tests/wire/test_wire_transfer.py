@@ -336,7 +336,7 @@ def test_a_source_that_stalls_for_ever(node: Credentials, me: Credentials) -> No
         cancel = threading.Event()
         threading.Timer(0.2, cancel.set).start()
         began = time.monotonic()
-        with pytest.raises(Cancelled, match="with .* of .* sealed bytes here"):
+        with pytest.raises(Cancelled, match=r"with .* of .* sealed bytes here"):
             pull(SHARD.frame.ref(), [at(server, node)], MemorySink(SHARD), me, deadline_s=20, cancel=cancel)
         assert time.monotonic() - began < 1.2
         released.set()

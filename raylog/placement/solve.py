@@ -260,8 +260,11 @@ def minimise(
         return Answer(x=None, bounds=(), is_optimal=False)
     program.unpack(solution)
     bound = program.value if is_relaxed else info.mip_dual_bound
+    found = np.asarray(x.value)
+    if not is_relaxed:  # integers come within a tolerance, which the next stage would be held to
+        found = np.where(linear.is_whole, np.round(found), found)
     return Answer(
-        x=np.asarray(x.value),
+        x=found,
         bounds=(float(bound) * scale,),
         is_optimal=solution.status == "optimal",
         duals=np.asarray(rows.dual_value) * scale if is_relaxed else None,

@@ -190,6 +190,16 @@ def test_a_put_of_four_shards_is_quick() -> None:
     assert min(seconds) < 0.05
 
 
+def test_a_stage_is_not_held_to_what_the_last_one_gained_by_rounding() -> None:
+    """HiGHS moved 8.999998 units here, which the stage after it could not reach with whole replicas."""
+    nodes = [node(f"n{i}", free) for i, free in enumerate((0, 0, 1, 1, 2))]
+    shards = [(f"s{i}", size) for i, size in enumerate((1, 1, 1, 4))]
+    plan = replica_targets(
+        shards, [*nodes, node("n5", 6, labels={"rack": "r1"})], 2, held={"s2": ["n0"]}, failure_domain="rack"
+    )
+    assert (plan.status, plan.moved_bytes) == ("optimal", 9)
+
+
 def test_many_shards_of_many_sizes_within_the_time() -> None:
     shards = [(f"s{i}", GIB + i * 2**20) for i in range(2000)]
     nodes = [node(f"n{i}", 1000 * GIB, labels={"rack": f"r{i % 5}"}) for i in range(40)]

@@ -44,8 +44,8 @@ def prepare(settings: Settings) -> None:
             "restore it from its backup (a new one could open nothing that is stored); no other machine is the head"
         )
     keyring = FileKeyring.create(settings.keyring_path, new_id())
-    authority = Authority.create(settings.authority_path, keyring)
-    authority.make_join_token().save(settings.join_token_path)
+    with Authority.create(settings.authority_path, keyring) as authority:
+        authority.make_join_token().save(settings.join_token_path)
 
 
 def running_settings() -> Settings | None:

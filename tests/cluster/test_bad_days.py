@@ -166,9 +166,9 @@ def test_a_shard_file_swapped_for_another_artifacts(client: raylog.Client) -> No
 
 
 def test_a_peer_of_another_cluster_gets_nothing(client: raylog.Client, tmp_path: Path) -> None:
-    authority = Authority.create(tmp_path / "keys" / "a", FileKeyring.create(tmp_path / "keys" / "k", new_id()))
-    pending = request_with_token(authority.make_join_token(), "node", new_id(), time.time())
-    stranger = pending.accept(authority.admit(pending.request, time.time()), time.time())
+    with Authority.create(tmp_path / "keys" / "a", FileKeyring.create(tmp_path / "keys" / "k", new_id())) as authority:
+        pending = request_with_token(authority.make_join_token(), "node", new_id(), time.time())
+        stranger = pending.accept(authority.admit(pending.request, time.time()), time.time())
     client.put("bad/private", noise(9, MIB))
     ref = client._session.manifest(parse_reference("bad/private")).shards[0].shard
     node = client.local_node()

@@ -4,6 +4,7 @@ So an event is said once, where it happens, and stands in the log as well.
 """
 
 import logging
+import re
 import threading
 from collections import deque
 from functools import cache
@@ -14,6 +15,7 @@ import msgspec
 EVENTS_MAX = 2048  # the oldest give way
 MESSAGE_CHARS_MAX = 2000
 ROOT = "raylog"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a peer's words may stand in a message, and meet a terminal
 Level = Literal["info", "warning", "error"]
 
 
@@ -55,7 +57,7 @@ class EventLog(logging.Handler):
             time_s=record.created,
             level=_level(record.levelno),
             source=record.name.removeprefix(f"{ROOT}."),
-            message=message[:MESSAGE_CHARS_MAX],
+            message=_CONTROL.sub(" ", message[:MESSAGE_CHARS_MAX]),
         )
         with self._events_lock:
             self._events.append(event)

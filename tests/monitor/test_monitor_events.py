@@ -35,6 +35,11 @@ def test_only_what_came_after_is_told(events: EventLog) -> None:
     assert [event.message for event in events.since(first.time_s)] == ["second"]
 
 
+def test_no_event_moves_a_terminal(events: EventLog) -> None:
+    log.warning("it said: %s", "a\x1b[2Jb\nc\x9bd é")
+    assert events.since(0.0)[-1].message == "it said: a [2Jb c d é"
+
+
 def test_an_exception_is_named(events: EventLog) -> None:
     try:
         raise ValueError("seven")

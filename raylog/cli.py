@@ -232,7 +232,7 @@ def down() -> None:
 def status(
     paths: Annotated[bool, typer.Option("--paths", help="the ways between nodes, and what was decided why")] = False,
     events: Annotated[bool, typer.Option("--events", help="what happened and was decided on all nodes")] = False,
-    since: Annotated[str, typer.Option(help="how far back events go, such as 90s or 2h")] = "1h",
+    since: Annotated[str | None, typer.Option(help="how far back --events goes, such as 90s or 2h; default 1h")] = None,
     as_json: Json = False,
 ) -> None:
     """Show nodes, tiers, GPUs, transfers and what is wrong."""
@@ -240,7 +240,9 @@ def status(
 
     if paths and events:
         raise UsageError("expected one of --paths and --events, got both")
-    since_s = time.time() - parse_seconds(since)
+    if since and not events:
+        raise UsageError("--since says how far back --events goes: give both")
+    since_s = time.time() - parse_seconds(since or "1h")
     screen.claim_standard_output()
     if paths:
         ways = operate.paths(Options.address)

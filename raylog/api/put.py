@@ -60,6 +60,7 @@ class Put:
         self._name = name
         self._options = options
         self._on_progress = on_progress
+        self._rates: dict[str, float] = {}  # bytes per second, of nodes of which it is known
         self._content_bytes = 0  # of the shards that are sealed whole
         self._entries: list[ShardEntry] = []
         self._receipts: list[bytes] = []
@@ -74,13 +75,14 @@ class Put:
         dek_id, dek = self._session.write_key(order.artifact_id, order.tenant)
         settings = self._session.settings
         reporter = Reporter(self._on_progress, content.bytes or 0)
+        self._rates = self._known_rates()
         plan = SealPlan(
             tenant=order.tenant,
             artifact_id=order.artifact_id,
             version_id=new_id(),
             key=GroupKey(dek_id, dek),
             codec=self._options.codec,
-            link_bytes_per_s=self._link_bytes_per_s() if self._options.codec is None else None,
+            link_bytes_per_s=statistics.median(self._rates.values()) if self._rates else None,
             shard_bytes=settings.shard_bytes,
             chunk_bytes=settings.chunk_bytes,
             on_sealed=lambda shard_bytes: reporter.reach(self._content_bytes + shard_bytes),
@@ -95,15 +97,14 @@ class Put:
                 self._discard()
             raise
 
-    def _link_bytes_per_s(self) -> float | None:
-        """What the median node received lately. A put does not wait for the monitor, nor fail with it."""
+    def _known_rates(self) -> dict[str, float]:
+        """What nodes received at lately. A put goes on without: it does not wait for the monitor, nor fail with it."""
         try:
             rates = self._session.pull_rates(timeout_s=RATES_TIMEOUT_S)
         except RaylogError as error:
-            log.info("chunks are compressed as if nothing were known of the links: %s", error)
-            return None
-        known = [rate for rate in rates.values() if rate]
-        return statistics.median(known) if known else None
+            log.warning("put goes on as if nothing were known of the links: %s", error)
+            return {}
+        return {node_id: rate for node_id, rate in rates.items() if rate}
 
     def _commit(self, signed: bytes, digest: str, base: int) -> Version:
         self._may_be_visible = True
@@ -164,11 +165,7 @@ class Put:
         session, options = self._session, self._options
         targets = session.replica_targets(ref, options.replicas, options.durability)
         others = [info for info in targets if info.node_id != session.local.node_id]
-        plan = Broadcast(
-            {ref.shard_id: [session.local]},
-            others,
-            session.pull_rates() if len(others) > 1 else {},
-        )
+        plan = Broadcast({ref.shard_id: [session.local]}, others, self._rates)
         with ThreadPoolExecutor(max(len(others), 1), thread_name_prefix="replica") as executor:
             pulling = [
                 executor.submit(

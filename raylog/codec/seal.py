@@ -43,9 +43,9 @@ class ShardSealer:
     """Seals one shard through `write_at(offset, bytes)`; call `finish` for its frame. For one thread.
 
     `keys[g]` is key group g's; group 0 seals the preamble. `codec=None` chooses per chunk by sampling, for links of
-    `link_bytes_per_s` where they are known. `salt` is for
-    golden vectors alone. Content goes in by `add_unit` (Arrow) or `add_bytes` (files, tensors). The memoryview given
-    to `write_at` is reused afterwards. Nothing is written after an error; what stands is an unfinished file.
+    `link_bytes_per_s` where they are known. `salt` is for golden vectors alone. Content goes in by `add_unit` (Arrow)
+    or `add_bytes` (files, tensors). The memoryview given to `write_at` is reused afterwards. Nothing is written after
+    an error; what stands is an unfinished file.
     `on_sealed(content bytes sealed so far, without the preamble)` is called after every chunk.
     Raises `UsageError` for keys, ids or sizes that no shard may have.
     """

@@ -17,6 +17,7 @@ import numpy as np
 from raylog.errors import UsageError
 from raylog.placement.capacity import BUSY_LOAD, NodeState, left_out
 from raylog.placement.linear import Builder, Linear, Stage, Vector
+from raylog.placement.replica_case import Candidate, Case, Group, greedy
 from raylog.placement.solve import lexicographic
 from raylog.spec import Durability, TierKind
 from raylog.units import format_bytes
@@ -51,46 +52,6 @@ class ReplicaPlan:
     moved_bytes: int
     status: Literal["optimal", "greedy", "time limit"]
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Shards of a size class with the same holders. `bytes_each` is the largest one's: room for it is room for all."""
-
-    shard_ids: tuple[str, ...]
-    bytes_each: int
-    held: tuple[int, ...]
-
-    @property
-    def count(self) -> int:
-        return len(self.shard_ids)
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """A node that may take replicas. `weight`: 1 for an idle node, more for a busy one."""
-
-    node_id: str
-    domain: str
-    free_bytes: int
-    weight: float
-    is_local: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """Everything that is decided on."""
-
-    groups: tuple[_Group, ...]
-    nodes: tuple[_Candidate, ...]
-    replicas: int
-
-    @property
-    def domains(self) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
-        for number, node in enumerate(self.nodes):
-            found.setdefault(node.domain, []).append(number)
-        return found
 
 
 def replica_targets(
@@ -137,7 +98,7 @@ def _case(
     held: Mapping[str, Sequence[str]],
     failure_domain: FailureDomain,
     durability: Durability,
-) -> _Case:
+) -> Case:
     numbers = {node.node_id: number for number, node in enumerate(fit)}
     largest = max((size for _, size in shards), default=0)
     groups: dict[tuple[int, tuple[int, ...]], list[tuple[str, int]]] = {}
@@ -145,13 +106,13 @@ def _case(
         holders = tuple(sorted(numbers[node] for node in set(held.get(name, ())) if node in numbers))
         size_class = int(np.log(max(size, 1)) / np.log(SIZE_CLASS))
         groups.setdefault((size_class, holders), []).append((name, size))
-    return _Case(
+    return Case(
         groups=tuple(
-            _Group(tuple(name for name, _ in members), max(size for _, size in members), holders)
+            Group(tuple(name for name, _ in members), max(size for _, size in members), holders)
             for (_, holders), members in groups.items()
         ),
         nodes=tuple(
-            _Candidate(
+            Candidate(
                 node_id=node.node_id,
                 domain=node.node_id if failure_domain == "node" else node.labels.get(failure_domain, ""),
                 free_bytes=_room_bytes(node, durability, largest),
@@ -172,16 +133,16 @@ def _room_bytes(node: NodeState, durability: Durability, shard_bytes: int) -> in
     return max(node.free_bytes.get(tier, 0) for tier in DISKS)
 
 
-def _solve(case: _Case, deadline_s: float) -> tuple[list[list[int]], Literal["optimal", "greedy", "time limit"]]:
+def _solve(case: Case, deadline_s: float) -> tuple[list[list[int]], Literal["optimal", "greedy", "time limit"]]:
     """Replicas per group and node: `counts[group][node]`, held ones included."""
     if not case.nodes or not case.groups:
         return [[0] * len(case.nodes) for _ in case.groups], "optimal"
     if len(case.groups) * len(case.nodes) > COLUMNS_MAX:
-        return _greedy(case), "greedy"
+        return greedy(case), "greedy"
     linear, stages, tie_break = _formulate(case)
     answer = lexicographic(linear, stages, tie_break, _reached(case, linear, stages), deadline_s)
     if answer.x is None:
-        return _greedy(case), "greedy" if answer.problem else "time limit"
+        return greedy(case), "greedy" if answer.problem else "time limit"
     numbers = linear.column_numbers()
     counts = [
         [round(answer.x[numbers["put", group, node]]) for node in range(len(case.nodes))]
@@ -190,14 +151,14 @@ def _solve(case: _Case, deadline_s: float) -> tuple[list[list[int]], Literal["op
     return counts, "optimal" if answer.is_optimal else "time limit"
 
 
-def _kept(group: _Group, node: int, replicas: int) -> int | None:
+def _kept(group: Group, node: int, replicas: int) -> int | None:
     """Replicas of the group that stay on the node; None where that is still to be chosen."""
     if node in group.held:
         return group.count if len(group.held) <= replicas else None
     return 0 if len(group.held) >= replicas else None
 
 
-def _formulate(case: _Case) -> tuple[Linear, list[Stage], Vector]:
+def _formulate(case: Case) -> tuple[Linear, list[Stage], Vector]:
     builder = Builder()
     put: dict[tuple[int, int], int] = {}
     for g, group in enumerate(case.groups):
@@ -218,7 +179,7 @@ def _formulate(case: _Case) -> tuple[Linear, list[Stage], Vector]:
     return linear, _stages(case, linear, put, doubled, uneven), _tie_break(case, linear, put)
 
 
-def _fill_rows(builder: Builder, case: _Case, put: dict[tuple[int, int], int]) -> list[int]:
+def _fill_rows(builder: Builder, case: Case, put: dict[tuple[int, int], int]) -> list[int]:
     """Columns whose sum is least when every node fills up alike: what a node's fill exceeds steps of the mean fill by.
 
     The fill is the part of a node's free bytes that is taken, a busy node's counted more. The writer's own node is left
@@ -240,7 +201,7 @@ def _fill_rows(builder: Builder, case: _Case, put: dict[tuple[int, int], int]) -
     return uneven
 
 
-def _domain_rows(builder: Builder, case: _Case, put: dict[tuple[int, int], int]) -> list[int]:
+def _domain_rows(builder: Builder, case: Case, put: dict[tuple[int, int], int]) -> list[int]:
     """A column per group and domain of several nodes: replicas beyond one of each shard there."""
     doubled: list[int] = []
     for domain, members in case.domains.items():
@@ -252,7 +213,7 @@ def _domain_rows(builder: Builder, case: _Case, put: dict[tuple[int, int], int])
 
 
 def _stages(
-    case: _Case, linear: Linear, put: dict[tuple[int, int], int], doubled: list[int], uneven: list[int]
+    case: Case, linear: Linear, put: dict[tuple[int, int], int], doubled: list[int], uneven: list[int]
 ) -> list[Stage]:
     """A missing replica outweighs a doubled domain; then bytes moved; then the evenness of the fill."""
     asked = sum(group.count for group in case.groups) * case.replicas
@@ -270,12 +231,12 @@ def _stages(
     ]
 
 
-def _reached(case: _Case, linear: Linear, stages: Sequence[Stage]) -> tuple[float, ...]:
+def _reached(case: Case, linear: Linear, stages: Sequence[Stage]) -> tuple[float, ...]:
     """Values of the first stages that the greedy plan has and no plan can go below: the solver need not look for them.
 
     Nothing missing or doubled is 0; a replica that is neither held nor on the writer's own node has to be moved.
     """
-    counts = _greedy(case)
+    counts = greedy(case)
     local = {n for n, node in enumerate(case.nodes) if node.is_local}
     moved = sum(
         float(group.count * group.bytes_each * max(case.replicas - len(local.union(group.held)), 0))
@@ -297,7 +258,7 @@ def _reached(case: _Case, linear: Linear, stages: Sequence[Stage]) -> tuple[floa
     return tuple(reached)
 
 
-def _tie_break(case: _Case, linear: Linear, put: dict[tuple[int, int], int]) -> Vector:
+def _tie_break(case: Case, linear: Linear, put: dict[tuple[int, int], int]) -> Vector:
     """Idle nodes first, then by id."""
     cost = np.zeros(len(linear.columns))
     asked = sum(group.count for group in case.groups) * case.replicas
@@ -307,42 +268,7 @@ def _tie_break(case: _Case, linear: Linear, put: dict[tuple[int, int], int]) -> 
     return cost
 
 
-def _greedy(case: _Case) -> list[list[int]]:
-    """Shard by shard, each replica to the emptiest node of a domain that has none yet."""
-    counts = [[0] * len(case.nodes) for _ in case.groups]
-    left = [node.free_bytes for node in case.nodes]
-    in_domain: list[dict[str, int]] = [{} for _ in case.groups]
-    for g, group in enumerate(case.groups):
-        keep = group.held[: case.replicas]
-        order = list(keep)
-        for n in keep:
-            counts[g][n] = group.count
-            in_domain[g][case.nodes[n].domain] = in_domain[g].get(case.nodes[n].domain, 0) + group.count
-        for _ in range((case.replicas - len(keep)) * group.count):
-            fits = [
-                n
-                for n in range(len(left))
-                if n not in order and counts[g][n] < group.count and left[n] >= group.bytes_each
-            ]
-            if not fits:
-                break
-            best = min(fits, key=lambda n: _preference(case, in_domain[g], left, g, n))
-            counts[g][best] += 1
-            left[best] -= group.bytes_each
-            in_domain[g][case.nodes[best].domain] = in_domain[g].get(case.nodes[best].domain, 0) + 1
-    return counts
-
-
-def _preference(
-    case: _Case, in_domain: dict[str, int], left: list[int], g: int, n: int
-) -> tuple[bool, bool, float, int]:
-    node, group = case.nodes[n], case.groups[g]
-    used = node.free_bytes - left[n] + group.bytes_each
-    is_doubled = in_domain.get(node.domain, 0) >= group.count
-    return is_doubled, not node.is_local, used * node.weight / node.free_bytes, n
-
-
-def _deal(case: _Case, counts: list[list[int]]) -> dict[str, list[int]]:
+def _deal(case: Case, counts: list[list[int]]) -> dict[str, list[int]]:
     """Shard -> nodes. Held ones first; the others' slots, ordered by domain, go round the group's shards."""
     chosen: dict[str, list[int]] = {}
     order = [n for members in case.domains.values() for n in members]
@@ -362,7 +288,7 @@ def _excluded(nodes: Sequence[NodeState]) -> list[str]:
     return [reason for node in sorted(nodes, key=lambda node: node.node_id) if (reason := left_out(node))]
 
 
-def _shortfall(case: _Case, chosen: dict[str, list[int]], replicas: int, excluded: list[str]) -> list[ReplicaShortfall]:
+def _shortfall(case: Case, chosen: dict[str, list[int]], replicas: int, excluded: list[str]) -> list[ReplicaShortfall]:
     found: list[ReplicaShortfall] = []
     others = f" ({'; '.join(excluded[:EXCLUDED_NAMED_MAX])})" if excluded else ""
     for group in case.groups:
@@ -381,7 +307,7 @@ def _shortfall(case: _Case, chosen: dict[str, list[int]], replicas: int, exclude
     return found
 
 
-def _moved_bytes(case: _Case, chosen: dict[str, list[int]], sizes: dict[str, int]) -> int:
+def _moved_bytes(case: Case, chosen: dict[str, list[int]], sizes: dict[str, int]) -> int:
     return sum(
         sizes[shard_id]
         for group in case.groups
@@ -392,7 +318,7 @@ def _moved_bytes(case: _Case, chosen: dict[str, list[int]], sizes: dict[str, int
 
 
 def _reasons(
-    case: _Case, nodes: Sequence[NodeState], counts: list[list[int]], local: str | None, domain: FailureDomain
+    case: Case, nodes: Sequence[NodeState], counts: list[list[int]], local: str | None, domain: FailureDomain
 ) -> list[str]:
     found = _excluded(nodes)
     load = {node.node_id: node.busy for node in nodes}

@@ -78,6 +78,7 @@ def test_a_day_of_an_operator(run: Run, tmp_path: Path) -> None:
     assert {"catalog", nodes[0]["node_id"]} <= {event["actor"] for event in events}
     assert "catalog: Epoch" in run("status", "--events", "--since", "1h").stdout
     assert "--paths and --events" in run("status", "--paths", "--events", status=2).stderr
+    assert "--since says" in run("status", "--since", "2h", status=2).stderr
     shown = run("status").stdout
     assert nodes[0]["node_id"][:12] in shown
     assert "1 node(s), 0 silent" in shown

@@ -99,13 +99,12 @@ def passing(plan: dict[str, list[Step]]) -> set[str]:
     return {step.node_id for steps in plan.values() for step in steps if not step.rank}
 
 
-@pytest.mark.parametrize(("count", "slow"), [(2, 1), (3, 2), (7, 1), (7, 3), (20, 8)])
+@pytest.mark.parametrize(("count", "slow"), [(2, 1), (3, 1), (7, 1), (7, 3), (20, 8)])
 def test_slow_nodes_pass_nothing_on(count: int, slow: int) -> None:
     lame = set(names("r", slow))
     plan = plan_broadcast(["h"], names("r", count), lame)
     assert set(plan) == set(names("r", count))
-    if count > slow + 1 or count > 3:
-        assert not passing(plan) & lame
+    assert not passing(plan) & lame
     for stripe in range(STRIPES):
         assert reach(plan, ["h"], stripe) == set(plan)
 

@@ -89,7 +89,7 @@ def test_a_farewell_leaves_though_its_thread_is_late(monkeypatch: pytest.MonkeyP
     def late(self: SessionRunner) -> None:
         if threading.current_thread() is threading.main_thread():
             self.nudge()
-            time.sleep(1.0)
+            time.sleep(1.0)  # longer than the session's own thread takes to end and close the line
         flush(self)
 
     monkeypatch.setattr(SessionRunner, "_flush", late)

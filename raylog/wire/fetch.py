@@ -269,7 +269,13 @@ class Fetch:
 
     def _join(self, peer: _Peer, schedule: Schedule, now: float) -> list[FetchEffect]:
         assert peer.attempt is not None
-        schedule.add(peer.attempt, now, stripe=peer.spec.stripe, rate_bytes_per_s=peer.rate_bytes_per_s)
+        schedule.add(
+            peer.attempt,
+            now,
+            stripe=peer.spec.stripe,
+            rate_bytes_per_s=peer.rate_bytes_per_s,
+            is_relay=peer.spec.is_relay,
+        )
         schedule.offer(peer.attempt, _chunks(peer.offers))
         peer.offers = []
         return [Ready(peer.attempt)]

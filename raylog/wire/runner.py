@@ -33,6 +33,20 @@ class SessionRunner:
 
     def apply(self, event: Callable[[float], list[Effect]]) -> list[Effect]:
         """Gives the machine one event, with the time; returns the effects, which are carried out."""
+        effects, has_mail = self._step(event)
+        if has_mail:
+            self._flush()
+        if any(isinstance(effect, Close) for effect in effects):
+            self._channel.wake()
+        return effects
+
+    def note(self, event: Callable[[float], list[Effect]]) -> None:
+        """As `apply`, for whoever must not wait for the connection: the control thread sends what is to be sent."""
+        effects, has_mail = self._step(event)
+        if has_mail or any(isinstance(effect, Close) for effect in effects):
+            self.nudge()
+
+    def _step(self, event: Callable[[float], list[Effect]]) -> tuple[list[Effect], bool]:
         with self.lock:
             effects = event(time.monotonic())
             for effect in effects:
@@ -40,12 +54,7 @@ class SessionRunner:
                     self._outbox += encode(effect.message)
                 else:
                     self._carry_out(effect)
-            has_mail = bool(self._outbox)
-        if has_mail:
-            self._flush()
-        if any(isinstance(effect, Close) for effect in effects):
-            self._channel.wake()
-        return effects
+            return effects, bool(self._outbox)
 
     def run(self, deferred: Callable[[], None] = lambda: None) -> None:
         """The control loop: returns when the session is over. `deferred` is called after each round, for effects that
@@ -56,6 +65,7 @@ class SessionRunner:
             if time.monotonic() >= self.session.next_deadline():
                 self.apply(self.session.on_tick)
             deferred()
+            self._flush()
         self._flush()  # another thread may have ended the session, and not yet sent its farewell
 
     def nudge(self) -> None:

@@ -4,6 +4,7 @@
   little is lost with one that fails.
 - Of what a source offers, the chunks that the fewest sources offer go first, so that receivers of one shard soon have
   something for each other.
+- A *relay*, which gets the shard itself now, is also asked ahead: for chunks of its stripe that nobody offers yet.
 - Near the end a chunk goes only to a source that would not be the last to finish; one that is overdue is asked for a
   second time elsewhere (hedged), within a bound on the bytes that may come twice.
 - A source that has stalled is passed over for a growing time, and what it was asked for goes to the others.
@@ -11,13 +12,14 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 from raylog.units import MIB
 
-HORIZON_S = 0.25  # of work asked of a source ahead
+HORIZON_S = 0.25  # of work asked of a source at once
+REFILL_SHARE = 4  # it is asked for more when this part of that has come
 START_BYTES = 8 * MIB  # asked of a source whose rate is not known yet
 SAMPLE_S = 0.05  # a rate is measured over at least this time
 EWMA_SHARE = 0.3  # of the newest sample
@@ -69,8 +71,11 @@ class _Source:
     heard: float  # when it last gave a chunk, or began to owe one
     busy: float  # when it last was asked for a chunk of its stripe, or gave one
     lanes: list[dict[int, deque[int]]]  # its stripe first: what may be asked of it, by rarity when noted
+    ahead: Iterator[int]  # what a relay may have later, of its stripe
     asked: dict[int, None] = field(default_factory=dict)  # in order
     asked_bytes: int = 0
+    awaited_bytes: int = 0  # of these, what it had not offered when it was asked
+    awaited: set[int] = field(default_factory=set)
     owed: set[int] = field(default_factory=set)  # recalled when it stalled; may still come
     sample_seconds: float = 0.0
     sample_bytes: int = 0
@@ -83,6 +88,22 @@ class _Source:
         if self.rate_bytes_per_s is None:
             return min(START_BYTES, self.window_bytes)
         return int(min(max(self.rate_bytes_per_s * HORIZON_S, 1), self.window_bytes))
+
+    @property
+    def ahead_bytes(self) -> int:
+        """How much may be asked of a relay, on top, of what it has still to get; half of the window is for what it has,
+        should it get its chunks in another order."""
+        return min(self.budget_bytes, self.window_bytes // 2)
+
+    @property
+    def room_bytes(self) -> int:
+        """How much more may be asked of it now, of what it has."""
+        return self.budget_bytes - (self.asked_bytes - self.awaited_bytes)
+
+    @property
+    def is_hungry(self) -> bool:
+        """Whether so much has come that it is worth asking for more."""
+        return self.room_bytes * REFILL_SHARE >= self.budget_bytes
 
     def seconds_for(self, more_bytes: int, now: float) -> float:
         """Until it has given what it was asked for and `more_bytes`, at the rate that it shows."""
@@ -134,10 +155,22 @@ class Schedule:
 
     # Sources.
 
-    def add(self, number: int, now: float, *, stripe: Stripe = WHOLE, rate_bytes_per_s: float | None = None) -> None:
+    def add(
+        self,
+        number: int,
+        now: float,
+        *,
+        stripe: Stripe = WHOLE,
+        rate_bytes_per_s: float | None = None,
+        is_relay: bool = False,
+    ) -> None:
         """A source that chunks may be asked of; `rate_bytes_per_s` is what is known of it from before."""
-        offered, lanes = bytearray(len(self._bytes)), [dict[int, deque[int]]() for _ in range(stripe.count)]
-        self._sources[number] = _Source(stripe, self._window_bytes, offered, rate_bytes_per_s, now, now, lanes)
+        chunks = len(self._bytes)
+        lanes = [dict[int, deque[int]]() for _ in range(stripe.count)]
+        ahead = iter(range(stripe.index, chunks if is_relay else 0, stripe.count))
+        self._sources[number] = _Source(
+            stripe, self._window_bytes, bytearray(chunks), rate_bytes_per_s, now, now, lanes, ahead
+        )
 
     def offer(self, number: int, chunks: Iterable[int]) -> None:
         """The source has these chunks."""
@@ -180,6 +213,8 @@ class Schedule:
         """What came was not the chunk: it is to be had elsewhere, or here once more."""
         source = self._sources.get(number)
         if source is not None:
+            if chunk in source.awaited:
+                self.offer(number, [chunk])  # it has it now
             self._settle(source, chunk)
             source.heard = now
         self._unask(number, chunk)
@@ -190,13 +225,18 @@ class Schedule:
         """What to ask for now; where a source has stalled, what not to ask it for any more."""
         recalls = self._look(now)
         dealt: dict[int, list[int]] = {}
-        open_sources = {number: source for number, source in self._sources.items() if now >= source.suspended_until}
+        well = {number: source for number, source in self._sources.items() if now >= source.suspended_until}
+        open_sources = {number: source for number, source in well.items() if source.is_hungry or not source.asked}
         while open_sources:
             for number, source in list(open_sources.items()):
                 chunk = self._next(source, now)
                 if chunk is None:
                     del open_sources[number]
                     continue
+                self._ask(number, source, chunk, now)
+                dealt.setdefault(number, []).append(chunk)
+        for number, source in well.items():
+            for chunk in self._ahead(source):
                 self._ask(number, source, chunk, now)
                 dealt.setdefault(number, []).append(chunk)
         return [*recalls, *(Ask(number, tuple(chunks)) for number, chunks in dealt.items())]
@@ -210,7 +250,7 @@ class Schedule:
     # Choosing.
 
     def _next(self, source: _Source, now: float) -> int | None:
-        room_bytes = source.budget_bytes - source.asked_bytes
+        room_bytes = source.room_bytes
         if source.stalls and source.asked:
             return None  # after a stall one chunk shows whether it is back
         if room_bytes <= 0 and source.asked:
@@ -223,6 +263,22 @@ class Schedule:
             return chunk
         self._lane(source, chunk).appendleft(chunk)
         return None
+
+    def _ahead(self, source: _Source) -> Iterator[int]:
+        """Chunks to ask a relay for before it has them: none that another has who is there for it."""
+        room_bytes = source.ahead_bytes - source.awaited_bytes
+        if source.stalls or room_bytes * REFILL_SHARE < source.ahead_bytes:
+            return
+        for chunk in source.ahead:
+            if chunk not in self._todo or self._is_had(chunk):
+                continue
+            yield chunk
+            room_bytes -= self._bytes[chunk]
+            if room_bytes <= 0:
+                return
+
+    def _is_had(self, chunk: int) -> bool:
+        return any(one.offered[chunk] and chunk in one.stripe for one in self._sources.values())
 
     def _rarest(self, source: _Source, now: float) -> int | None:
         """The chunk to ask of it next, by rarity, its own stripe first. It is taken out of the source's lanes."""
@@ -312,7 +368,7 @@ class Schedule:
             return recalls
         self._looked = now
         for number, source in self._sources.items():
-            if source.is_late(now) and any(self._offers[chunk] > 1 for chunk in source.asked):
+            if source.is_late(now) and any(self._offers[chunk] > source.offered[chunk] for chunk in source.asked):
                 recalls.append(Recall(number, tuple(sorted(source.asked))))
                 source.stalls += 1
                 source.suspended_until = now + min(STALL_S * 2 ** (source.stalls - 1), BACKOFF_S_MAX)
@@ -331,6 +387,9 @@ class Schedule:
         source.owed.discard(chunk)
         source.asked[chunk] = None
         source.asked_bytes += self._bytes[chunk]
+        if not source.offered[chunk]:
+            source.awaited.add(chunk)
+            source.awaited_bytes += self._bytes[chunk]
         if chunk in self._todo:
             self._todo.discard(chunk)
             self._todo_bytes -= self._bytes[chunk]
@@ -341,6 +400,9 @@ class Schedule:
         if chunk in source.asked:
             del source.asked[chunk]
             source.asked_bytes -= self._bytes[chunk]
+        if chunk in source.awaited:
+            source.awaited.discard(chunk)
+            source.awaited_bytes -= self._bytes[chunk]
 
     def _unask(self, number: int, chunk: int) -> None:
         """Back to what is asked of nobody, unless another source was asked for it too."""
@@ -357,7 +419,7 @@ class Schedule:
                     self._lane(source, chunk).appendleft(chunk)
 
     def _release(self, number: int, source: _Source) -> None:
-        for chunk in list(source.asked):
+        for chunk in reversed(list(source.asked)):
             self._settle(source, chunk)
             self._unask(number, chunk)
 

@@ -3,7 +3,6 @@
 import logging
 import queue
 import socket
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -199,9 +198,10 @@ class ServerSession:
         with self._runner.lock:
             self._following.pop(following.pull, None)
         self._lend(following.pull, following, available)
+        following.is_lent = True
 
     def offer(self, pull: int, ranges: Sequence[Range]) -> None:
-        self._runner.apply(partial(self._machine.chunks_available, pull, ranges))
+        self._runner.note(partial(self._machine.chunks_available, pull, ranges))
 
     def lose(self, pull: int) -> None:
         self._refuse(pull, Unavailable("the shard was on its way to this node, and that has ended"))
@@ -295,27 +295,18 @@ class _Following:
         self.pull = pull
         self._session, self._shard_id, self._relay = session, shard_id, relay
         self._incoming: Incoming | None = None
-        self._fresh: list[Range] = []  # not offered yet
-        self._lock = threading.Lock()  # of what is fresh: one thread adds while another takes
+        self.is_lent = False  # the session's machine knows of it
 
     def begun(self, incoming: Incoming, available: Sequence[Range]) -> None:
         self._incoming = incoming
         self._session.hear(partial(self._session.begin, self, available))
 
     def more(self, ranges: Sequence[Range]) -> None:
-        with self._lock:
-            is_first = not self._fresh
-            self._fresh += ranges
-        if is_first:
-            self._session.hear(self._offer)
+        offer = partial(self._session.offer, self.pull, ranges)
+        offer() if self.is_lent else self._session.hear(offer)
 
     def gone(self) -> None:
         self._session.hear(partial(self._session.lose, self.pull))
-
-    def _offer(self) -> None:
-        with self._lock:
-            ranges, self._fresh = self._fresh, []
-        self._session.offer(self.pull, ranges)
 
     @property
     def frame(self) -> Frame:

@@ -27,6 +27,7 @@ from raylog.wire.session import Parties, Session
 from raylog.wire.states import SERVE, SOURCE_STREAM, ServeState, SessionState, StreamState, step
 
 STREAM_IDS_MAX = 4096  # ever used in one session
+HELD_MAX = 16  # chunks that a puller is not told of one by one, while others that it asked for are to be sent
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +37,9 @@ class _Served:
     patience_deadline: float  # to have the shard at all
     state: ServeState = ServeState.OPENING
     frame: Frame | None = None
-    offered: bytearray = field(default_factory=bytearray)  # by chunk, whether the puller was told that it is here
+    here: bytearray = field(default_factory=bytearray)  # by chunk; the puller has been told, or had asked before
+    awaited: dict[int, list[bytes]] = field(default_factory=dict)  # what is to come here: streams that it was asked on
+    held: list[tuple[int, int]] = field(default_factory=list)  # here, the puller has not been told
     allowance: Allowance = field(default_factory=Allowance)
 
     def step(self, event: str) -> None:
@@ -117,8 +120,8 @@ class SourceSession(Session):
             )
             for offset in range(0, len(metadata), FRAME_PIECE_BYTES_MAX)
         ]
-        served.offered = bytearray(len(frame.chunks))
-        offers = self._offer(served, [(0, len(frame.chunks))] if available is None else available)
+        served.here = bytearray(len(frame.chunks))
+        offers = self._come(served, [(0, len(frame.chunks))] if available is None else available)
         return self._noted([*pieces, *offers], now)
 
     def chunks_available(self, number: int, ranges: Iterable[tuple[int, int]], now: float) -> list[Effect]:
@@ -126,20 +129,30 @@ class SourceSession(Session):
         served = self._served.get(number)
         if served is None or served.state is not ServeState.SERVING:
             return []
-        return self._noted(self._offer(served, ranges), now)
+        return self._noted(self._come(served, ranges), now)
 
-    @staticmethod
-    def _offer(served: _Served, ranges: Iterable[tuple[int, int]]) -> list[Effect]:
-        fresh: list[tuple[int, int]] = []
+    def _come(self, served: _Served, ranges: Iterable[tuple[int, int]]) -> list[Effect]:
+        """Sends what the puller waits for, and offers the rest."""
+        fresh, sends = served.held, list[Effect]()
         for first, count in ranges:
             for chunk in range(first, first + count):
-                if served.offered[chunk]:
+                if served.here[chunk]:
                     continue
-                served.offered[chunk] = 1
-                if fresh and sum(fresh[-1]) == chunk:
+                served.here[chunk] = 1
+                if (streams := served.awaited.pop(chunk, None)) is not None:
+                    for stream in streams:
+                        sends += self._queue(self._streams[stream], _Range(served.number, chunk, chunk + 1))
+                elif fresh and sum(fresh[-1]) == chunk:
                     fresh[-1] = (fresh[-1][0], fresh[-1][1] + 1)
                 else:
                     fresh.append((chunk, 1))
+        return [*sends, *self._offer(served)]
+
+    def _offer(self, served: _Served) -> list[Effect]:
+        """At once to a puller that waits for nothing else, else some at a time."""
+        if self._owes(served) and sum(count for _, count in served.held) < HELD_MAX:
+            return []
+        fresh, served.held = served.held, []
         return [
             Send(messages.Have(pull=served.number, ranges=fresh[start : start + HAVE_RANGES_MAX]))
             for start in range(0, len(fresh), HAVE_RANGES_MAX)
@@ -168,7 +181,9 @@ class SourceSession(Session):
         if stream is None:
             return []
         stream.is_sending = False
-        return self._noted(self._pump(stream), now)
+        sends = self._pump(stream)
+        offers = [offer for served in self._served.values() if served.held for offer in self._offer(served)]
+        return self._noted([*sends, *offers], now)
 
     def advise(self, streams: int, now: float) -> list[Effect]:
         """With so many streams, or as many as there may be, the puller would get more. Said once per session."""
@@ -186,7 +201,11 @@ class SourceSession(Session):
         stream.step("'lost'")
         for queued in stream.queue:
             self._forfeit(queued)
-        return []
+        offers: list[Effect] = []
+        for served in self._served.values():
+            self._forget_awaited(served, stream_id)
+            offers += self._offer(served)
+        return self._noted(offers, now)
 
     def slice_of(self, pull: int, chunk: int) -> tuple[QosClass, int] | None:
         """The traffic class and the sealed bytes of a chunk that is to be sent; None when its pull has ended."""
@@ -273,20 +292,31 @@ class SourceSession(Session):
                 f"expected chunks of 0 to {chunks - 1} (shard {served.opening.shard_id}), "
                 f"asked for were {want.first} to {end - 1}"
             )
-        if 0 in served.offered[want.first : end]:
-            raise PeerFault(f"chunks {want.first} to {end - 1} were asked for before all of them were offered")
-        queued = _Range(want.pull, want.first, end)
         stream = self._streams.get(want.stream)
         if stream is None:
             if want.stream not in self._stream_ids:
                 raise PeerFault(f"chunks were asked for on cargo stream {want.stream.hex()}, which was not announced")
-            self._forfeit(queued)
+            self._forfeit(_Range(want.pull, want.first, end))
             return []
-        if sum(len(one.queue) for one in self._streams.values()) >= self.bounds.ranges_queued_max:
-            raise PeerFault(f"more than {self.bounds.ranges_queued_max} ranges were asked for and not yet sent")
         stream.step("Want")
-        stream.queue.append(queued)
-        return self._pump(stream)
+        effects: list[Effect] = []
+        for queued in self._split(served, want.first, end, stream.id):
+            effects += self._queue(stream, queued)
+        waiting = sum(len(one.queue) for one in self._streams.values())
+        waiting += sum(len(streams) for one in self._served.values() for streams in one.awaited.values())
+        if waiting > self.bounds.ranges_queued_max:
+            raise PeerFault(f"more than {self.bounds.ranges_queued_max} ranges were asked for and not yet sent")
+        return effects
+
+    @staticmethod
+    def _split(served: _Served, first: int, end: int, stream: bytes) -> list[_Range]:
+        """What is here of a range; the rest is noted, to be sent on this stream as it comes."""
+        if 0 not in served.here[first:end]:
+            return [_Range(served.number, first, end)]
+        for chunk in range(first, end):
+            if not served.here[chunk]:
+                served.awaited.setdefault(chunk, []).append(stream)
+        return [_Range(served.number, chunk, chunk + 1) for chunk in range(first, end) if served.here[chunk]]
 
     def _on_credit(self, credit: messages.Credit) -> list[Effect]:
         served = self._find(credit.pull)
@@ -345,6 +375,23 @@ class SourceSession(Session):
             stream.is_sending = True
             return [SendChunk(stream.id, queued.pull, chunk)]
         return []
+
+    def _owes(self, served: _Served) -> bool:
+        """Whether something that this pull asked for has still to be sent."""
+        queued = (one.pull == served.number for stream in self._streams.values() for one in stream.queue)
+        return bool(served.awaited) or any(queued)
+
+    def _queue(self, stream: _Stream, queued: _Range) -> list[Effect]:
+        stream.queue.append(queued)
+        return self._pump(stream)
+
+    def _forget_awaited(self, served: _Served, stream: bytes) -> None:
+        for chunk, streams in list(served.awaited.items()):
+            while stream in streams:
+                self._forfeit(_Range(served.number, chunk, chunk + 1))
+                streams.remove(stream)
+            if not streams:
+                del served.awaited[chunk]
 
     def _forfeit(self, queued: _Range) -> None:
         if (served := self._served.get(queued.pull)) is not None:

@@ -244,6 +244,61 @@ def test_a_source_that_goes_returns_its_work() -> None:
     made.drop(7)  # never there
 
 
+def relays(*stripes: Stripe, chunks: int = 64, rate: float = 16e6) -> Schedule:
+    """Sources that get the shard themselves now and have nothing of it yet; with this rate 4 MB are asked of each."""
+    made = schedule(chunks)
+    for number, stripe in enumerate(stripes):
+        made.add(number, 0.0, stripe=stripe, rate_bytes_per_s=rate, is_relay=True)
+    return made
+
+
+def test_a_relay_is_asked_ahead_for_its_stripe_and_refilled_by_quarters() -> None:
+    made = relays(Stripe(0, 2), Stripe(1, 2))
+    assert asked(made.deal(0.0)) == {0: [0, 2, 4, 6], 1: [1, 3, 5, 7]}
+    assert made.deal(0.0) == []
+    made.verified(0, 4, 0.1)
+    assert made.deal(0.1) == [], "not chunk by chunk"
+    made.verified(0, 0, 0.2)
+    assert asked(made.deal(0.2)) == {0: [8, 10]}
+
+
+def test_what_another_offers_is_not_asked_for_ahead_but_by_stripe() -> None:
+    made = relays(WHOLE, chunks=8)
+    made.add(1, 0.0, rate_bytes_per_s=1e6)
+    made.offer(1, range(6))
+    assert asked(made.deal(0.0))[0] == [6, 7]
+    made = relays(Stripe(0, 2), chunks=8)
+    made.add(1, 0.0, stripe=Stripe(1, 2), rate_bytes_per_s=1e9)
+    made.offer(1, range(8))
+    assert asked(made.deal(0.0)) == {0: [0, 2, 4, 6], 1: [1, 3, 5, 7]}, "the holder is there for the odd ones"
+
+
+def test_what_a_relay_offers_is_asked_for_beside_what_it_has_still_to_get() -> None:
+    """Its own order may be another one: then what it has comes meanwhile."""
+    made = relays(WHOLE, rate=1e9)
+    ahead = asked(made.deal(0.0))[0]
+    assert ahead == list(range(WINDOW // 2 // MIB))
+    made.offer(0, range(40, 64))
+    assert asked(made.deal(0.0))[0] == list(range(40, 64))
+
+
+def test_what_a_silent_relay_was_asked_for_goes_to_whoever_offers_it() -> None:
+    made = relays(WHOLE, chunks=4)
+    assert asked(made.deal(0.0)) == {0: [0, 1, 2, 3]}
+    made.add(1, 0.5, rate_bytes_per_s=16e6)
+    made.offer(1, range(3))
+    effects = made.deal(2.0)
+    assert effects[0] == Recall(0, (0, 1, 2, 3)) and asked(effects) == {1: [0, 1, 2]}
+    assert made.verified(0, 3, 2.1) == [] and made.missing == 3, "it came after all"
+
+
+def test_a_relay_has_what_came_damaged_from_it() -> None:
+    made = relays(WHOLE, chunks=1)
+    assert asked(made.deal(0.0)) == {0: [0]}
+    made.damaged(0, 0, 0.1)
+    assert asked(made.deal(0.1)) == {0: [0]}
+
+
 def test_a_damaged_chunk_is_asked_for_again() -> None:
     made = schedule(1, 1)
     assert asked(made.deal(0.0)) == {0: [0]}

@@ -665,7 +665,7 @@ def test_a_stream_that_nobody_connects_is_forgotten() -> None:
     assert machine.stream_attached(STREAM, 11.0) == []
 
 
-def test_a_shard_on_its_way_is_offered_as_it_comes_and_asked_for_only_then() -> None:
+def test_a_shard_on_its_way_is_offered_as_it_comes() -> None:
     machine = source()
     tell(machine, opening(0))
     *_, offer = sent(machine.shard_opened(0, SHARD.frame, 0.0, [(2, 1)]))
@@ -677,7 +677,65 @@ def test_a_shard_on_its_way_is_offered_as_it_comes_and_asked_for_only_then() -> 
     assert machine.chunks_available(0, [(0, 1)], 0.0) == machine.chunks_available(7, [(0, 1)], 0.0) == []
     machine.chunk_sent(STREAM, 0.0)
     assert tell(machine, want(0, 2)) == [SendChunk(STREAM, 0, 0)]
-    assert_ended(tell(machine, want(2, 2)), ByeReason.PROTOCOL, "asked for before all of them were offered")
+
+
+def relaying(credit_bytes: int = 10_000) -> SourceSession:
+    """A source with pull 0 of a shard of 40 chunks of which nothing has come yet, and its stream attached."""
+    shard = sample_shard(3, (16,) * 40)
+    machine = source()
+    tell(machine, opening(0, shard.shard_id, shard.frame.digest))
+    machine.shard_opened(0, shard.frame, 0.0, [])
+    tell(machine, messages.Stream(stream=STREAM, nonce=NONCE), credit(credit_bytes))
+    machine.stream_attached(STREAM, 0.0)
+    return machine
+
+
+def test_what_was_asked_for_ahead_is_sent_as_it_comes_and_not_offered() -> None:
+    machine = relaying()
+    assert tell(machine, want(0, 3)) == []
+    assert machine.chunks_available(0, [(2, 1)], 0.0) == [SendChunk(STREAM, 0, 2)]
+    assert machine.chunks_available(0, [(0, 1)], 0.0) == [], "the stream is busy"
+    assert machine.chunk_sent(STREAM, 0.0) == [SendChunk(STREAM, 0, 0)]
+    assert machine.chunk_sent(STREAM, 0.0) == []
+    assert machine.chunks_available(0, [(1, 2)], 0.0) == [SendChunk(STREAM, 0, 1)], "2 is known"
+
+
+def test_of_a_range_what_is_here_goes_at_once() -> None:
+    machine = relaying()
+    machine.chunks_available(0, [(1, 1)], 0.0)
+    assert tell(machine, want(0, 3)) == [SendChunk(STREAM, 0, 1)]
+    machine.chunk_sent(STREAM, 0.0)
+    assert machine.chunks_available(0, [(2, 1)], 0.0) == [SendChunk(STREAM, 0, 2)]
+
+
+def test_a_puller_that_has_work_is_told_of_other_chunks_some_at_a_time() -> None:
+    machine = relaying()
+    tell(machine, want(39, 1))
+    assert machine.chunks_available(0, [(0, 15)], 0.0) == []
+    assert sent(machine.chunks_available(0, [(15, 1)], 0.0)) == [have((0, 16))]
+    assert machine.chunks_available(0, [(20, 2)], 0.0) == []
+    last = machine.chunks_available(0, [(39, 1)], 0.0)
+    assert others(last) == [SendChunk(STREAM, 0, 39)] and sent(last) == [have((20, 2))], "it would be idle soon"
+    tell(machine, want(0, 1), want(38, 1))
+    assert machine.chunks_available(0, [(30, 1)], 0.0) == [], "38 is still to come"
+    assert sent(machine.stream_lost(STREAM, 0.0)) == [have((30, 1))], "nothing is owed any more"
+
+
+def test_what_was_asked_for_ahead_on_a_lost_stream_counts_as_sent() -> None:
+    machine, other = relaying(credit_bytes=3 * 16), b"t" * 16
+    tell(machine, messages.Stream(stream=other, nonce=NONCE))
+    machine.stream_attached(other, 0.0)
+    tell(machine, want(0, 2), want(0, 1, stream=other))
+    machine.stream_lost(STREAM, 0.0)
+    assert machine.chunks_available(0, [(0, 2)], 0.0)[0] == SendChunk(other, 0, 0), "asked for on the other as well"
+    machine.chunk_sent(other, 0.0)
+    assert tell(machine, want(1, 1, stream=other)) == [], "the credit is used up"
+    assert tell(machine, credit(4 * 16)) == [SendChunk(other, 0, 1)]
+
+
+def test_every_chunk_that_is_asked_for_ahead_counts_as_a_range() -> None:
+    assert tell(relaying(), want(0, BOUNDS.ranges_queued_max)) == []
+    assert_ended(tell(relaying(), want(0, BOUNDS.ranges_queued_max + 1)), ByeReason.PROTOCOL, "more than 16 ranges")
 
 
 def test_nothing_here_yet_is_a_frame_without_an_offer() -> None:

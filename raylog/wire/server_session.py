@@ -170,12 +170,22 @@ class ServerSession:
             reader = self._source.open(effect.shard_id)
         except NotFound as error:
             if effect.is_patient:
-                self._relay.follow(effect.shard_id, following, wait=True)
+                self._await(effect, following)
             else:
                 self._refuse(effect.pull, error)
         except RaylogError as error:
             self._refuse(effect.pull, error)
         else:
+            self._lend(effect.pull, reader, None)
+
+    def _await(self, effect: OpenShard, following: "_Following") -> None:
+        if self._relay.follow(effect.shard_id, following, wait=True):
+            return
+        with suppress(RaylogError):  # it may have come between the two questions, all of it
+            reader = self._source.open(effect.shard_id)
+            with self._runner.lock:
+                self._following.pop(effect.pull, None)
+            following.close()
             self._lend(effect.pull, reader, None)
 
     def _lend(self, pull: int, reader: ShardReader, available: Sequence[Range] | None) -> None:
@@ -196,7 +206,10 @@ class ServerSession:
 
     def begin(self, following: "_Following", available: Sequence[Range]) -> None:
         with self._runner.lock:
-            self._following.pop(following.pull, None)
+            is_awaited = self._following.pop(following.pull, None) is not None
+        if not is_awaited:
+            following.close()
+            return
         self._lend(following.pull, following, available)
         following.is_lent = True
 

@@ -187,6 +187,22 @@ def test_the_last_of_a_chain_has_chunks_before_the_middle_one_has_the_shard() ->
     assert all(reader.is_closed for reader in middle.store.readers)
 
 
+def test_a_shard_that_comes_whole_just_when_it_is_asked_for_is_served_at_once() -> None:
+    class JustCome(MemorySource):
+        looked = 0
+
+        def open(self, shard_id: str) -> object:
+            self.looked += 1
+            if self.looked == 1:
+                raise NotFound(f"shard {shard_id} is not here")
+            return super().open(shard_id)
+
+    began, sink = time.monotonic(), MemorySink(SHARD)
+    with serve(NODES[0], JustCome(SHARD)) as source:
+        pull(SHARD.frame.ref(), [at(source, NODES[0], is_relay=True)], sink, ME, deadline_s=60)
+    assert sink.is_committed and time.monotonic() - began < 10, "it did not wait for the shard to begin to come"
+
+
 def test_a_relay_that_fails_is_left_for_the_holder() -> None:
     class Failing(Writer):
         def write_chunk(self, number: int, sealed: memoryview) -> None:

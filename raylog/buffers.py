@@ -1,5 +1,6 @@
 """Buffers that are reused as soon as nobody looks at them: fresh pages cost more than reading into them."""
 
+import mmap
 import threading
 import weakref
 
@@ -15,24 +16,24 @@ class BufferPool:
 
     def __init__(self, idle_max: int = 4) -> None:
         self._idle_max = idle_max
-        self._idle: list[bytearray] = []
+        self._idle: list[mmap.mmap] = []
         self._lock = threading.Lock()
 
     def take(self, length: int) -> memoryview:
-        """A view of `length` bytes whose content is undefined."""
-        raw = self._reuse(length) or bytearray(length)
+        """A page-aligned view of `length` bytes, at least one, whose content is undefined."""
+        raw = self._reuse(length) or mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         owner = np.frombuffer(raw, dtype=np.uint8)
         weakref.finalize(owner, self._give_back, raw).atexit = False
         return owner.data[:length]
 
-    def _reuse(self, length: int) -> bytearray | None:
+    def _reuse(self, length: int) -> mmap.mmap | None:
         with self._lock:
             for index, raw in enumerate(self._idle):
                 if len(raw) >= length:
                     return self._idle.pop(index)
         return None
 
-    def _give_back(self, raw: bytearray) -> None:
+    def _give_back(self, raw: mmap.mmap) -> None:
         # Runs wherever the last view died, perhaps while this very thread holds the lock: then the buffer is let go.
         if self._lock.acquire(blocking=False):
             try:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from raylog.buffers import BufferPool
@@ -226,6 +227,7 @@ def test_pooled_buffers_are_reused_but_never_shared() -> None:
     second = pool.take(1000)
     second[:3] = b"two"
     assert bytes(first[:3]) == b"one"
+    assert {np.frombuffer(buffer, np.uint8).ctypes.data % PAGE for buffer in (first, second)} == {0}, "page-aligned"
     tail = first[990:]
     del first
     assert len(pool._idle) == 0, "a slice still looks at it"

@@ -3,8 +3,10 @@
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from raylog.codec.frame import Frame
+from raylog.codec.frame import METADATA_BYTES_MAX, Frame
+from raylog.errors import DamagedData, PeerFault
 from raylog.spec import ShardRef
+from raylog.wire import messages
 from raylog.wire.credit import Window
 from raylog.wire.states import PULL, PULLER_STREAM, PullState, StreamState, step
 
@@ -34,6 +36,26 @@ class Pull:
 
     def step(self, event: str) -> None:
         self.state = step(PULL, self.state, event, f"pull {self.number}")
+
+    def take_piece(self, piece: messages.Frame) -> None:
+        """The next piece of header and index; `frame` is there with the last one. Raises `PeerFault` for one that does
+        not follow, `DamagedData` when they are not what the manifest has pinned."""
+        here, end = len(self.metadata), piece.offset + len(piece.data)
+        if piece.offset != here or not end <= piece.total <= METADATA_BYTES_MAX:
+            raise PeerFault(
+                f"expected the frame of pull {piece.pull} from byte {here} on, of at most {METADATA_BYTES_MAX} bytes, "
+                f"got {len(piece.data)} bytes at {piece.offset} of {piece.total}"
+            )
+        self.metadata += piece.data
+        if end < piece.total:
+            return
+        try:
+            frame = Frame.decode(bytes(self.metadata), self.ref.frame_digest)
+        except DamagedData as error:
+            raise DamagedData(f"its frame is not the manifest's: {error}") from None
+        if frame.header.shard_id != self.ref.shard_id:
+            raise DamagedData(f"the frame of its digest is shard {frame.header.shard_id}'s")
+        self.frame, self.metadata = frame, bytearray()
 
     def sealed_bytes(self, chunk: int) -> int:
         assert self.frame is not None

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from itertools import islice
 
-from raylog.codec.frame import METADATA_BYTES_MAX, Frame
 from raylog.errors import (
     DamagedData,
     DeadlineExceeded,
@@ -240,24 +239,14 @@ class PullerSession(Session):
         if pull is None:
             return []
         pull.step("Frame")
-        here, end = len(pull.metadata), piece.offset + len(piece.data)
-        if piece.offset != here or not end <= piece.total <= METADATA_BYTES_MAX:
-            raise PeerFault(
-                f"expected the frame of pull {piece.pull} from byte {here} on, of at most {METADATA_BYTES_MAX} bytes, "
-                f"got {len(piece.data)} bytes at {piece.offset} of {piece.total}"
-            )
-        pull.metadata += piece.data
-        pull.progress_deadline = now + self.bounds.progress_timeout_s
-        if end < piece.total:
-            return []
         try:
-            pull.frame = Frame.decode(bytes(pull.metadata), pull.ref.frame_digest)
+            pull.take_piece(piece)
         except DamagedData as error:
-            return self._fail(pull, self._damage(pull, f"its frame is not the manifest's: {error}", None))
-        if pull.frame.header.shard_id != pull.ref.shard_id:
-            other = pull.frame.header.shard_id
-            return self._fail(pull, self._damage(pull, f"the frame of its digest is shard {other}'s", None))
-        pull.metadata = bytearray()
+            where = f"shard {pull.ref.shard_id} from {self._peer}"
+            return self._fail(pull, DamagedData(f"{where}: {error}", **self._place(pull, None)))
+        pull.progress_deadline = now + self.bounds.progress_timeout_s
+        if pull.frame is None:
+            return []
         pull.step("'frame whole'")
         return [CreateShard(pull.number, pull.frame)]
 
@@ -449,10 +438,6 @@ class PullerSession(Session):
         if number >= self._pulls_opened:
             raise PeerFault(f"pull {number} was never opened")
         return self._pulls.get(number)
-
-    def _damage(self, pull: Pull, message: str, chunk: int | None) -> DamagedData:
-        at = "" if chunk is None else f", chunk {chunk}"
-        return DamagedData(f"shard {pull.ref.shard_id}{at} from {self._peer}: {message}", **self._place(pull, chunk))
 
     def _place(self, pull: Pull, chunk: int | None) -> dict[str, str | int | None]:
         return {"shard_id": pull.ref.shard_id, "chunk": chunk, "peer": self.parties.peer.id}

@@ -95,7 +95,7 @@ class Frame(_Message, frozen=True, tag=True):
 
 
 class Have(_Message, frozen=True, tag=True):
-    """Ranges (first chunk, count) that may be asked for from now on."""
+    """Ranges (first chunk, count) that the source has."""
 
     pull: U32
     ranges: Annotated[list[Range], msgspec.Meta(min_length=1, max_length=HAVE_RANGES_MAX)]

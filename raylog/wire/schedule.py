@@ -4,7 +4,7 @@
   little is lost with one that fails.
 - Of what a source offers, the chunks that the fewest sources offer go first, so that receivers of one shard soon have
   something for each other.
-- A *relay*, which gets the shard itself now, is also asked ahead: for chunks of its stripe that nobody offers yet.
+- A *relay*, which gets the shard itself now, is also asked ahead: for chunks of its stripe that it has still to get.
 - Near the end a chunk goes only to a source that would not be the last to finish; one that is overdue is asked for a
   second time elsewhere (hedged), within a bound on the bytes that may come twice.
 - A source that has stalled is passed over for a growing time, and what it was asked for goes to the others.
@@ -90,7 +90,7 @@ class _Source:
         return int(min(max(self.rate_bytes_per_s * HORIZON_S, 1), self.window_bytes))
 
     @property
-    def ahead_bytes(self) -> int:
+    def ahead_budget_bytes(self) -> int:
         """How much may be asked of a relay, on top, of what it has still to get; half of the window is for what it has,
         should it get its chunks in another order."""
         return min(self.budget_bytes, self.window_bytes // 2)
@@ -266,8 +266,8 @@ class Schedule:
 
     def _ahead(self, source: _Source) -> Iterator[int]:
         """Chunks to ask a relay for before it has them: none that another has who is there for it."""
-        room_bytes = source.ahead_bytes - source.awaited_bytes
-        if source.stalls or room_bytes * REFILL_SHARE < source.ahead_bytes:
+        room_bytes = source.ahead_budget_bytes - source.awaited_bytes
+        if source.stalls or room_bytes * REFILL_SHARE < source.ahead_budget_bytes:
             return
         for chunk in source.ahead:
             if chunk not in self._todo or self._is_had(chunk):

@@ -179,14 +179,20 @@ class ServerSession:
             self._lend(effect.pull, reader, None)
 
     def _await(self, effect: OpenShard, following: "_Following") -> None:
+        """Of a shard that is neither here nor on its way."""
         if self._relay.follow(effect.shard_id, following, wait=True):
             return
-        with suppress(RaylogError):  # it may have come between the two questions, all of it
-            reader = self._source.open(effect.shard_id)
-            with self._runner.lock:
-                self._following.pop(effect.pull, None)
-            following.close()
-            self._lend(effect.pull, reader, None)
+        try:
+            reader = self._source.open(effect.shard_id)  # it may have come between the two questions, all of it
+        except NotFound:
+            return
+        except RaylogError as error:
+            self._refuse(effect.pull, error)
+            return
+        with self._runner.lock:
+            self._following.pop(effect.pull, None)
+        following.close()
+        self._lend(effect.pull, reader, None)
 
     def _lend(self, pull: int, reader: ShardReader, available: Sequence[Range] | None) -> None:
         with self._runner.lock:
@@ -316,7 +322,10 @@ class _Following:
 
     def more(self, ranges: Sequence[Range]) -> None:
         offer = partial(self._session.offer, self.pull, ranges)
-        offer() if self.is_lent else self._session.hear(offer)
+        if self.is_lent:
+            offer()
+        else:
+            self._session.hear(offer)
 
     def gone(self) -> None:
         self._session.hear(partial(self._session.lose, self.pull))

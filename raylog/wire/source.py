@@ -2,14 +2,12 @@
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from raylog.codec.frame import Frame
 from raylog.errors import NotPermitted, PeerFault, RaylogError
 from raylog.spec import CargoRecords, QosClass
 from raylog.wire import messages
 from raylog.wire.bounds import Bounds
-from raylog.wire.credit import Allowance
 from raylog.wire.effects import (
     CloseStream,
     Effect,
@@ -23,50 +21,12 @@ from raylog.wire.effects import (
 from raylog.wire.messages import FRAME_PIECE_BYTES_MAX, HAVE_RANGES_MAX, Message, RefusalReason, shorten
 from raylog.wire.probe import derive_probe_keys
 from raylog.wire.record import StreamContext, derive_keys
+from raylog.wire.serve_state import Queued, Served, SourceStream
 from raylog.wire.session import Parties, Session
-from raylog.wire.states import SERVE, SOURCE_STREAM, ServeState, SessionState, StreamState, step
+from raylog.wire.states import ServeState, SessionState, StreamState
 
 STREAM_IDS_MAX = 4096  # ever used in one session
 HELD_MAX = 16  # chunks that a puller is not told of one by one, while others that it asked for are to be sent
-
-
-@dataclass(slots=True, eq=False)
-class _Served:
-    number: int
-    opening: messages.Open
-    patience_deadline: float  # to have the shard at all
-    state: ServeState = ServeState.OPENING
-    frame: Frame | None = None
-    here: bytearray = field(default_factory=bytearray)  # by chunk; the puller has been told, or had asked before
-    awaited: dict[int, list[bytes]] = field(default_factory=dict)  # what is to come here: streams that it was asked on
-    held: list[tuple[int, int]] = field(default_factory=list)  # here, the puller has not been told
-    allowance: Allowance = field(default_factory=Allowance)
-
-    def step(self, event: str) -> None:
-        self.state = step(SERVE, self.state, event, f"pull {self.number}")
-
-    def sealed_bytes(self, chunk: int) -> int:
-        assert self.frame is not None
-        return self.frame.chunks[chunk].sealed_bytes
-
-
-@dataclass(slots=True)
-class _Range:
-    pull: int
-    next: int
-    end: int
-
-
-@dataclass(slots=True, eq=False)
-class _Stream:
-    id: bytes
-    deadline: float  # to be proven
-    state: StreamState = StreamState.ANNOUNCED
-    queue: deque[_Range] = field(default_factory=deque)
-    is_sending: bool = False
-
-    def step(self, event: str) -> None:
-        self.state = step(SOURCE_STREAM, self.state, event, f"stream {self.id.hex()}")
 
 
 class SourceSession(Session):
@@ -87,8 +47,8 @@ class SourceSession(Session):
     ) -> None:
         super().__init__(parties, bounds, probe_port)
         self._cargo_port, self._records = cargo_port, records
-        self._served: dict[int, _Served] = {}
-        self._streams: dict[bytes, _Stream] = {}
+        self._served: dict[int, Served] = {}
+        self._streams: dict[bytes, SourceStream] = {}
         self._stream_ids: set[bytes] = set()
         self._next_pull = 0
         self._has_advised = False
@@ -107,7 +67,7 @@ class SourceSession(Session):
             message = f"this node's shard {served.opening.shard_id} has frame digest {frame.digest.hex()}"
             return [*self.refuse(number, RefusalReason.NOT_FOUND, message, None, now)]
         served.step("'opened'")
-        served.frame = frame
+        served.open(frame)
         metadata = frame.metadata
         pieces: list[Effect] = [
             Send(
@@ -120,7 +80,6 @@ class SourceSession(Session):
             )
             for offset in range(0, len(metadata), FRAME_PIECE_BYTES_MAX)
         ]
-        served.here = bytearray(len(frame.chunks))
         offers = self._come(served, [(0, len(frame.chunks))] if available is None else available)
         return self._noted([*pieces, *offers], now)
 
@@ -131,24 +90,14 @@ class SourceSession(Session):
             return []
         return self._noted(self._come(served, ranges), now)
 
-    def _come(self, served: _Served, ranges: Iterable[tuple[int, int]]) -> list[Effect]:
+    def _come(self, served: Served, ranges: Iterable[tuple[int, int]]) -> list[Effect]:
         """Sends what the puller waits for, and offers the rest."""
-        fresh, sends = served.held, list[Effect]()
-        for first, count in ranges:
-            for chunk in range(first, first + count):
-                if served.here[chunk]:
-                    continue
-                served.here[chunk] = 1
-                if (streams := served.awaited.pop(chunk, None)) is not None:
-                    for stream in streams:
-                        sends += self._queue(self._streams[stream], _Range(served.number, chunk, chunk + 1))
-                elif fresh and sum(fresh[-1]) == chunk:
-                    fresh[-1] = (fresh[-1][0], fresh[-1][1] + 1)
-                else:
-                    fresh.append((chunk, 1))
+        sends: list[Effect] = []
+        for stream, queued in served.come(ranges):
+            sends += self._queue(self._streams[stream], queued)
         return [*sends, *self._offer(served)]
 
-    def _offer(self, served: _Served) -> list[Effect]:
+    def _offer(self, served: Served) -> list[Effect]:
         """At once to a puller that waits for nothing else, else some at a time."""
         if self._owes(served) and sum(count for _, count in served.held) < HELD_MAX:
             return []
@@ -200,10 +149,10 @@ class SourceSession(Session):
             return []
         stream.step("'lost'")
         for queued in stream.queue:
-            self._forfeit(queued)
+            self._served[queued.pull].forfeit(queued)
         offers: list[Effect] = []
         for served in self._served.values():
-            self._forget_awaited(served, stream_id)
+            served.forfeit_awaited(stream_id)
             offers += self._offer(served)
         return self._noted(offers, now)
 
@@ -248,7 +197,7 @@ class SourceSession(Session):
         if len(self._served) >= self.bounds.pulls_max:
             message = f"{self.bounds.pulls_max} pulls are served in this session; ask again when one is done"
             return [Send(messages.Refused(pull=opening.pull, reason=RefusalReason.BUSY, message=message))]
-        self._served[opening.pull] = _Served(opening.pull, opening, now + opening.patience_s)
+        self._served[opening.pull] = Served(opening.pull, opening, now + opening.patience_s)
         return [OpenShard(opening.pull, opening.shard_id, bool(opening.patience_s))]
 
     def _on_stream(self, stream: messages.Stream, now: float) -> list[Effect]:
@@ -259,7 +208,7 @@ class SourceSession(Session):
         if stream.records not in (CargoRecords.ENCRYPTED, self._records):
             return self._end(messages.ByeReason.RECORDS, self._not_allowed(stream.records))
         self._stream_ids.add(stream.stream)
-        self._streams[stream.stream] = _Stream(stream.stream, now + self.bounds.stream_timeout_s)
+        self._streams[stream.stream] = SourceStream(stream.stream, now + self.bounds.stream_timeout_s)
         context = StreamContext(
             puller_secret=self.peer_secret,
             source_secret=self.secret,
@@ -292,31 +241,21 @@ class SourceSession(Session):
                 f"expected chunks of 0 to {chunks - 1} (shard {served.opening.shard_id}), "
                 f"asked for were {want.first} to {end - 1}"
             )
-        stream = self._streams.get(want.stream)
+        wanted, stream = Queued(want.pull, want.first, end), self._streams.get(want.stream)
         if stream is None:
             if want.stream not in self._stream_ids:
                 raise PeerFault(f"chunks were asked for on cargo stream {want.stream.hex()}, which was not announced")
-            self._forfeit(_Range(want.pull, want.first, end))
+            served.forfeit(wanted)
             return []
         stream.step("Want")
         effects: list[Effect] = []
-        for queued in self._split(served, want.first, end, stream.id):
+        for queued in served.ask(wanted, stream.id):
             effects += self._queue(stream, queued)
         waiting = sum(len(one.queue) for one in self._streams.values())
         waiting += sum(len(streams) for one in self._served.values() for streams in one.awaited.values())
         if waiting > self.bounds.ranges_queued_max:
             raise PeerFault(f"more than {self.bounds.ranges_queued_max} ranges were asked for and not yet sent")
         return effects
-
-    @staticmethod
-    def _split(served: _Served, first: int, end: int, stream: bytes) -> list[_Range]:
-        """What is here of a range; the rest is noted, to be sent on this stream as it comes."""
-        if 0 not in served.here[first:end]:
-            return [_Range(served.number, first, end)]
-        for chunk in range(first, end):
-            if not served.here[chunk]:
-                served.awaited.setdefault(chunk, []).append(stream)
-        return [_Range(served.number, chunk, chunk + 1) for chunk in range(first, end) if served.here[chunk]]
 
     def _on_credit(self, credit: messages.Credit) -> list[Effect]:
         served = self._find(credit.pull)
@@ -339,7 +278,7 @@ class SourceSession(Session):
         streams = [stream.deadline for stream in self._streams.values() if stream.state is StreamState.ANNOUNCED]
         return [*streams, *(served.patience_deadline for served in self._patient())]
 
-    def _patient(self) -> list[_Served]:
+    def _patient(self) -> list[Served]:
         """Pulls of shards that may still come here."""
         return [one for one in self._served.values() if one.state is ServeState.OPENING and one.opening.patience_s]
 
@@ -357,7 +296,7 @@ class SourceSession(Session):
 
     # Work.
 
-    def _pump(self, stream: _Stream) -> list[Effect]:
+    def _pump(self, stream: SourceStream) -> list[Effect]:
         """The next chunk on an idle stream: of the first range in its queue whose pull has credit."""
         if stream.state is not StreamState.LIVE or stream.is_sending:
             return []
@@ -376,28 +315,16 @@ class SourceSession(Session):
             return [SendChunk(stream.id, queued.pull, chunk)]
         return []
 
-    def _owes(self, served: _Served) -> bool:
+    def _owes(self, served: Served) -> bool:
         """Whether something that this pull asked for has still to be sent."""
         queued = (one.pull == served.number for stream in self._streams.values() for one in stream.queue)
         return bool(served.awaited) or any(queued)
 
-    def _queue(self, stream: _Stream, queued: _Range) -> list[Effect]:
+    def _queue(self, stream: SourceStream, queued: Queued) -> list[Effect]:
         stream.queue.append(queued)
         return self._pump(stream)
 
-    def _forget_awaited(self, served: _Served, stream: bytes) -> None:
-        for chunk, streams in list(served.awaited.items()):
-            while stream in streams:
-                self._forfeit(_Range(served.number, chunk, chunk + 1))
-                streams.remove(stream)
-            if not streams:
-                del served.awaited[chunk]
-
-    def _forfeit(self, queued: _Range) -> None:
-        if (served := self._served.get(queued.pull)) is not None:
-            served.allowance.forfeit(sum(served.sealed_bytes(chunk) for chunk in range(queued.next, queued.end)))
-
-    def _release(self, served: _Served) -> list[Effect]:
+    def _release(self, served: Served) -> list[Effect]:
         del self._served[served.number]
         for stream in self._streams.values():
             stream.queue = deque(queued for queued in stream.queue if queued.pull != served.number)
@@ -410,7 +337,7 @@ class SourceSession(Session):
         self._streams.clear()
         return [*releases, *closes]
 
-    def _find(self, number: int) -> _Served | None:
+    def _find(self, number: int) -> Served | None:
         """The pull, None when it has ended. Raises `PeerFault`."""
         if number >= self._next_pull:
             raise PeerFault(f"pull {number} was never opened")

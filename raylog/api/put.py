@@ -14,6 +14,7 @@ from typing import Self
 
 from raylog.actors import calls
 from raylog.api.broadcast import Broadcast
+from raylog.api.older import OlderShards
 from raylog.api.progress import OnProgress, Reporter
 from raylog.api.pulls import Pulls, on_node, whole
 from raylog.api.seal_content import Sealed, SealPlan, seal_content
@@ -23,7 +24,7 @@ from raylog.catalog.encoding import digest_of, encode
 from raylog.catalog.manifest import Manifest, ShardEntry, sign_manifest
 from raylog.codec.keys import GroupKey
 from raylog.errors import Cancelled, NoSpace, NotFound, RaylogError, UsageError
-from raylog.spec import Codec, Durability, QosClass, ShardRef, Version, new_id, parse_codec
+from raylog.spec import Codec, Durability, QosClass, Reference, ShardRef, Version, new_id, parse_codec
 from raylog.wire.local_client import LocalStaging
 
 log = logging.getLogger("raylog.put")
@@ -76,21 +77,25 @@ class Put:
         settings = self._session.settings
         reporter = Reporter(self._on_progress, content.bytes or 0)
         self._rates = self._known_rates()
+        key = GroupKey(dek_id, dek)
+        before = Reference(self._name, order.base) if order.base else None
+        older = OlderShards.of(self._session, before, key, self._options.replicas, self._options.durability)
         plan = SealPlan(
             tenant=order.tenant,
             artifact_id=order.artifact_id,
             version_id=new_id(),
-            key=GroupKey(dek_id, dek),
+            key=key,
             codec=self._options.codec,
             link_bytes_per_s=statistics.median(self._rates.values()) if self._rates else None,
             shard_bytes=settings.shard_bytes,
             chunk_bytes=settings.chunk_bytes,
+            tag_key=older.tag_key,
             on_sealed=lambda shard_bytes: reporter.reach(self._content_bytes + shard_bytes),
         )
         try:
-            self._seal_and_replicate(content, plan)
+            self._seal_and_replicate(content, plan, older)
             reporter.finish(self._content_bytes)
-            signed, digest = self._sign(content, plan)
+            signed, digest = self._sign(content, plan, older.tag_key.dek_id)
             return whole(lambda: self._commit(signed, digest, order.base))
         except BaseException:
             if not self._may_be_visible:
@@ -118,17 +123,21 @@ class Put:
             return committed
         return version
 
-    def _seal_and_replicate(self, content: Content, plan: SealPlan) -> None:
+    def _seal_and_replicate(self, content: Content, plan: SealPlan, older: OlderShards) -> None:
         executor = ThreadPoolExecutor(REPLICATIONS_AT_ONCE, thread_name_prefix="replicate")
         under_way: deque[Future[list[bytes]]] = deque()
         try:
             expected_bytes = min(plan.shard_bytes, content.bytes or plan.shard_bytes)
             for sealed in seal_content(content, plan, lambda: self._stage(expected_bytes)):
-                self._shard_ids.append(sealed.frame.header.shard_id)
-                ref = whole(partial(self._adopt, sealed))
-                self._entries.append(ShardEntry.whole(ref, (plan.key.dek_id,)))
-                self._content_bytes += ref.content_bytes
-                under_way.append(executor.submit(self._replicate_surely, ref))
+                with sealed.place:
+                    kept = older.find(sealed.content_tag)
+                    entry = kept.entry if kept else whole(partial(self._adopt, sealed, plan.key))
+                self._entries.append(entry)
+                self._content_bytes += entry.shard.content_bytes
+                if kept:
+                    self._receipts += kept.receipts
+                else:
+                    under_way.append(executor.submit(self._replicate_surely, entry.shard))
                 if len(under_way) > REPLICATIONS_AT_ONCE:  # bounds what is sealed ahead of its replicas
                     self._receipts += under_way.popleft().result()
             for future in under_way:
@@ -143,12 +152,13 @@ class Put:
         except NoSpace as error:
             raise on_node(error, self._session.local) from error
 
-    def _adopt(self, sealed: Sealed[LocalStaging]) -> ShardRef:
+    def _adopt(self, sealed: Sealed[LocalStaging], key: GroupKey) -> ShardEntry:
+        self._shard_ids.append(sealed.frame.header.shard_id)
         try:
-            with sealed.place as staging:
-                return staging.adopt(sealed.frame.digest, self._options.durability)
+            ref = sealed.place.adopt(sealed.frame.digest, self._options.durability)
         except NoSpace as error:
             raise on_node(error, self._session.local) from error
+        return ShardEntry.whole(ref, (key.dek_id,), sealed.content_tag)
 
     def _replicate_surely(self, ref: ShardRef) -> list[bytes]:
         """A target that fails or leaves in between is made up for: the placement actor is asked again."""
@@ -193,7 +203,7 @@ class Put:
             return None
         return next((version for version in versions if version.digest == digest), None)
 
-    def _sign(self, content: Content, plan: SealPlan) -> tuple[bytes, str]:
+    def _sign(self, content: Content, plan: SealPlan, tag_dek_id: str) -> tuple[bytes, str]:
         """The signed manifest, and the digest (hex) that its version will have."""
         credentials = self._session.credentials()
         manifest = Manifest(
@@ -208,6 +218,7 @@ class Put:
             durability=self._options.durability,
             created_us=time.time_ns() // 1000,
             signer=str(credentials.identity),
+            tag_dek_id=tag_dek_id,
             shards=tuple(self._entries),
         )
         signed = sign_manifest(manifest, credentials.certificate_der, credentials.sign)

@@ -28,8 +28,9 @@ class ShardPlace(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealPlan:
-    """How content is cut and sealed. `codec` None chooses per chunk; `key` seals everything (one key group);
-    `on_sealed` is told after every chunk how many content bytes of its shard are sealed."""
+    """How content is cut and sealed. `codec` None chooses per chunk; `key` seals everything (one key group),
+    `tag_key` is for content tags, if there are to be any. `on_sealed` is told after every chunk how many content bytes
+    of its shard are sealed."""
 
     tenant: str
     artifact_id: str
@@ -39,6 +40,7 @@ class SealPlan:
     shard_bytes: int
     chunk_bytes: int
     link_bytes_per_s: float | None = None  # that shards are likely to be sent over; None: not known
+    tag_key: GroupKey | None = None
     on_sealed: Callable[[int], None] | None = None
 
 
@@ -47,10 +49,12 @@ P = TypeVar("P", bound=ShardPlace)
 
 @dataclass(frozen=True, slots=True)
 class Sealed(Generic[P]):
-    """One finished shard and the place it was written to, which is the taker's to keep or discard."""
+    """One finished shard and the place it was written to, which is the taker's to keep or discard. `content_tag` is
+    empty where the plan has no key for it."""
 
     place: P
     frame: Frame
+    content_tag: bytes
 
 
 def seal_content(content: Content, plan: SealPlan, begin: Callable[[], P]) -> Iterator[Sealed[P]]:
@@ -83,11 +87,16 @@ def _shard(
                 link_bytes_per_s=plan.link_bytes_per_s,
                 chunk_bytes=plan.chunk_bytes,
                 on_sealed=plan.on_sealed,
+                tag_key=plan.tag_key,
             ),
         )
     except BaseException:
         place.discard()
         raise
+
+
+def _finished(place: P, sealer: ShardSealer) -> Sealed[P]:
+    return Sealed(place, sealer.finish(), sealer.content_tag)
 
 
 def _seal_table(content: TableContent, plan: SealPlan, begin: Callable[[], P]) -> Iterator[Sealed[P]]:
@@ -99,8 +108,8 @@ def _seal_table(content: TableContent, plan: SealPlan, begin: Callable[[], P]) -
             while batch is not None and sealer.content_bytes < plan.shard_bytes and sealer.chunks_left > CHUNKS_SPARE:
                 arrow.add_batch(sealer, batch)
                 batch = next(batches, None)
-            frame = sealer.finish()
-        yield Sealed(place, frame)
+            sealed = _finished(place, sealer)
+        yield sealed
         if batch is None:
             return
 
@@ -112,8 +121,8 @@ def _seal_files(content: FilesContent, plan: SealPlan, begin: Callable[[], P]) -
             for extent in extents:
                 with sources[extent.path].open() as stream:
                     files.add_extent(sealer, extent, stream)
-            frame = sealer.finish()
-        yield Sealed(place, frame)
+            sealed = _finished(place, sealer)
+        yield sealed
 
 
 def _seal_tensors(content: TensorsContent, plan: SealPlan, begin: Callable[[], P]) -> Iterator[Sealed[P]]:
@@ -126,5 +135,5 @@ def _seal_tensors(content: TensorsContent, plan: SealPlan, begin: Callable[[], P
         }
         with _shard(content, plan, begin, tensors.tensors_preamble(entries)) as (place, sealer):
             tensors.add_tensors(sealer, entries, arrays)
-            frame = sealer.finish()
-        yield Sealed(place, frame)
+            sealed = _finished(place, sealer)
+        yield sealed

@@ -25,7 +25,7 @@ from raylog.errors import NotFound, NotPermitted, Unavailable, Unsatisfiable, Us
 from raylog.monitor.samples import NodeSample
 from raylog.placement.replicas import ReplicaPlan
 from raylog.security.credentials import Credentials
-from raylog.security.grants import ReadScope, WriteScope, open_grant, request_grant
+from raylog.security.grants import DEKS_MAX, ReadScope, WriteScope, open_grant, request_grant
 from raylog.security.requests import Request, Signer, sign_request
 from raylog.settings import Settings
 from raylog.spec import Durability, QosClass, Reference, ShardRef, Version
@@ -281,7 +281,10 @@ class Session:
 
     def read_keys(self, dek_ids: Sequence[str]) -> dict[str, bytes]:
         """Data keys by id, granted to this process alone. Raises `NotPermitted`, `NotFound` for destroyed ones."""
-        return self._granted(ReadScope(dek_ids=tuple(dek_ids)))
+        keys: dict[str, bytes] = {}
+        for first in range(0, len(dek_ids), DEKS_MAX):
+            keys |= self._granted(ReadScope(dek_ids=tuple(dek_ids[first : first + DEKS_MAX])))
+        return keys
 
     def write_key(self, artifact_id: str, tenant: str) -> tuple[str, bytes]:
         """A fresh data key of an artifact: its id and the key, granted to this process alone."""

@@ -76,18 +76,25 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class ShardEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One shard's part in a version. `dek_ids`: one per key group of the shard."""
+    """One shard's part in a version. `dek_ids`: one per key group of the shard; `content_tag`: equal for shards that
+    hold the same."""
 
     shard: ShardRef
     dek_ids: tuple[str, ...]
+    content_tag: bytes
     extents: tuple[Extent, ...]
     parity: Parity | None = None
 
     @classmethod
-    def whole(cls, shard: ShardRef, dek_ids: tuple[str, ...]) -> Self:
+    def whole(cls, shard: ShardRef, dek_ids: tuple[str, ...], content_tag: bytes) -> Self:
         """All of a shard."""
         everything = Extent(first=0, count=shard.chunks, rows=shard.rows, content_bytes=shard.content_bytes)
-        return cls(shard=shard, dek_ids=dek_ids, extents=(everything,))
+        return cls(shard=shard, dek_ids=dek_ids, content_tag=content_tag, extents=(everything,))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the shard belongs to the version."""
+        return sum(extent.count for extent in self.extents) == self.shard.chunks
 
     def __post_init__(self) -> None:
         shard = self.shard
@@ -100,6 +107,7 @@ class ShardEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         check_range(len(self.dek_ids), 1, 64, f"keys of shard {shard.shard_id}")
         for dek_id in self.dek_ids:
             parse_id(dek_id, "key id")
+        check_bytes(self.content_tag, DIGEST_BYTES, f"content tag of shard {shard.shard_id}")
         self._check_extents()
         if self.parity:
             self.parity.check(shard.stored_bytes)
@@ -127,7 +135,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What one version is made of. Checked when made and when decoded; raises `UsageError`.
 
     `parents` are `name@number`; `created_us` microseconds since 1970 by the writer's clock; `signer` the writer's
-    identity URI; `replicas` and `durability` what was promised to the writer.
+    identity URI; `replicas` and `durability` what was promised to the writer; `tag_dek_id` keys the content tags.
     """
 
     format_version: int = FORMAT_VERSION
@@ -143,12 +151,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     durability: Durability = Durability.DISK
     created_us: int
     signer: str
+    tag_dek_id: str
     shards: tuple[ShardEntry, ...]
 
     def __post_init__(self) -> None:
         for what, one in (("cluster", self.cluster_id), ("tenant", self.tenant), ("artifact", self.artifact_id)):
             parse_id(one, f"{what} id")
         parse_id(self.version_id, "version id")
+        parse_id(self.tag_dek_id, "key id")
         parse_name(self.name)
         check_range(self.replicas, 1, REPLICAS_MAX, "replicas")
         check_range(self.created_us, 0, 1 << 62, "created_us")
@@ -162,7 +172,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         found: dict[str, ShardEntry] = {}
         for entry in self.shards:
             first = found.setdefault(entry.shard.shard_id, entry)
-            if (entry.shard, entry.dek_ids, entry.parity) != (first.shard, first.dek_ids, first.parity):
+            if entry is not first and msgspec.structs.replace(entry, extents=first.extents) != first:
                 raise UsageError(f"two entries of {self.name} disagree about shard {entry.shard.shard_id}")
         return {shard_id: entry.shard for shard_id, entry in found.items()}
 

@@ -66,5 +66,10 @@ def schema_hash(key: GroupKey, preamble: bytes) -> bytes:
     return blake3(preamble, key=_derive(key.dek, None, b"raylog/1 schema")).digest()
 
 
+def content_tag_key(key: GroupKey) -> bytes:
+    """The key of content tags (MANIFEST.md, "Content tag")."""
+    return _derive(key.dek, None, b"raylog/1 content tag")
+
+
 def _derive(key: bytes, salt: bytes | None, info: bytes) -> bytes:
     return HKDF(algorithm=SHA256(), length=32, salt=salt, info=info).derive(key)

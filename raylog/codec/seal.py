@@ -12,6 +12,7 @@ from blake3 import blake3
 
 from raylog.codec.chunk import TAG_BYTES, ChunkPlace, seal_chunk
 from raylog.codec.compress import Compressor
+from raylog.codec.content_tag import ContentTag
 from raylog.codec.frame import (
     CHUNKS_MAX,
     UNIT_CONTENT_BYTES_MAX,
@@ -46,7 +47,8 @@ class ShardSealer:
     `link_bytes_per_s` where they are known. `salt` is for golden vectors alone. Content goes in by `add_unit` (Arrow)
     or `add_bytes` (files, tensors). The memoryview given to `write_at` is reused afterwards. Nothing is written after
     an error; what stands is an unfinished file.
-    `on_sealed(content bytes sealed so far, without the preamble)` is called after every chunk.
+    `on_sealed(content bytes sealed so far, without the preamble)` is called after every chunk. With a
+    `tag_key` the content is tagged.
     Raises `UsageError` for keys, ids or sizes that no shard may have.
     """
 
@@ -63,6 +65,7 @@ class ShardSealer:
         chunk_bytes: int = CHUNK_BYTES_DEFAULT,
         salt: bytes | None = None,
         on_sealed: Callable[[int], None] | None = None,
+        tag_key: GroupKey | None = None,
     ) -> None:
         check_layout(kind, len(keys), chunk_bytes)
         self.preamble = preamble
@@ -75,6 +78,7 @@ class ShardSealer:
         self._header_bytes = prefix + b"".join(keys.commitment for keys in self._keys)
         self._write_at = write_at
         self._on_sealed = on_sealed
+        self._tag = ContentTag(tag_key, kind) if tag_key else None
         self._sealed_bytes = 0
         self._compressor = Compressor(codec, chunk_bytes, link_bytes_per_s)
         self._gathered = memoryview(bytearray(chunk_bytes))
@@ -95,6 +99,11 @@ class ShardSealer:
     def chunk_bytes(self) -> int:
         """The most content bytes in one chunk."""
         return self._unsealed.chunk_bytes
+
+    @property
+    def content_tag(self) -> bytes:
+        """Of the finished shard (MANIFEST.md, "Content tag"); empty without a key for it."""
+        return self._tag.digest() if self._tag else b""
 
     @property
     def key_groups(self) -> int:
@@ -205,6 +214,8 @@ class ShardSealer:
 
     def _seal(self, held: _Held, *, final: bool) -> None:
         number = self._take_number()
+        if self._tag:
+            self._tag.add(held.content, rows=held.rows, group=held.group, continues=held.continues)
         compress = self._compressor.compress if held.compressible else _leave
         codec, body = compress(held.content, held.item_bytes)
         place = ChunkPlace(number, held.content.nbytes, codec, held.group, held.continues, final)

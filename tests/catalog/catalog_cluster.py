@@ -100,12 +100,13 @@ class Cluster:
             "durability": Durability.DISK,
             "created_us": 1_700_000_000_000_000,
             "signer": self.writer.identity,
+            "tag_dek_id": new_id(),
             "shards": (self.entry(), self.entry()),
         }
         return Manifest(**(fields | changes))  # type: ignore[arg-type]
 
     def entry(self) -> ShardEntry:
-        return ShardEntry.whole(self.shard(), (new_id(),))
+        return ShardEntry.whole(self.shard(), (new_id(),), random.randbytes(32))
 
     def shard(self) -> ShardRef:
         digest = random.randbytes(32)

@@ -16,7 +16,6 @@ from raylog.catalog.manifest import (
     Extent,
     Manifest,
     Parity,
-    ShardEntry,
     SignedManifest,
     Statement,
     countersign,
@@ -188,9 +187,8 @@ def test_a_signature_stands_under_no_other_label() -> None:
 
 
 def test_what_no_manifest_may_say() -> None:
-    shard = CLUSTER.shard()
-    entry = ShardEntry.whole(shard, (new_id(),))
-    twin = ShardEntry.whole(msgspec.structs.replace(shard, stored_bytes=1), (new_id(),))
+    entry = CLUSTER.entry()
+    twin = msgspec.structs.replace(entry, shard=msgspec.structs.replace(entry.shard, stored_bytes=1))
     bad: list[dict[str, object]] = [
         {"name": "../x"},
         {"name": "\u0441orpora"},
@@ -198,6 +196,8 @@ def test_what_no_manifest_may_say() -> None:
         {"replicas": 17},
         {"shards": ()},
         {"shards": (entry, twin)},
+        {"shards": (entry, msgspec.structs.replace(entry, content_tag=bytes(32)))},
+        {"tag_dek_id": "x"},
         {"tenant": "x"},
         {"version_id": "../../etc/passwd"},
         {"parents": ("a",)},
@@ -219,19 +219,18 @@ def test_what_no_manifest_may_say() -> None:
 def test_extents_lie_in_order_within_their_shard(extents: tuple[tuple[int, int], ...]) -> None:
     parts = tuple(Extent(first=first, count=count, rows=0, content_bytes=0) for first, count in extents)
     with pytest.raises(UsageError):
-        ShardEntry(shard=CLUSTER.shard(), dek_ids=(new_id(),), extents=parts)
+        msgspec.structs.replace(CLUSTER.entry(), extents=parts)
 
 
 def test_extents_have_no_more_than_their_shard() -> None:
     for rows, content_bytes in ((11, 0), (0, 4001), (-1, 0), (0, -1)):
         part = Extent(first=0, count=1, rows=rows, content_bytes=content_bytes)
         with pytest.raises(UsageError):
-            ShardEntry(shard=CLUSTER.shard(), dek_ids=(new_id(),), extents=(part,))
+            msgspec.structs.replace(CLUSTER.entry(), extents=(part,))
 
 
 def test_parity_has_a_digest_per_piece() -> None:
-    shard = CLUSTER.shard()  # 5,000 bytes: two stripes of 4,096
-    entry = ShardEntry.whole(shard, (new_id(),))
+    entry = CLUSTER.entry()  # 5,000 bytes: two stripes of 4,096
     good = Parity(data_pieces=4, parity_pieces=2, stripe_bytes=4096, digests=bytes(32 * 12))
     assert msgspec.structs.replace(entry, parity=good).parity == good
     for changes in ({"digests": bytes(32 * 11)}, {"parity_pieces": 0}, {"data_pieces": 64}, {"stripe_bytes": 0}):

@@ -64,6 +64,7 @@ class Settings:
     reconcile_period_s: float = 2.0
     sample_period_s: float = 1.0
     lost_after_s: float = 10.0  # a silent node's replicas are made again after this
+    orphan_grace_s: float = 600.0  # shards that no version names, and whose put is silent, are deleted after this
 
     def __post_init__(self) -> None:
         checks = {
@@ -79,6 +80,7 @@ class Settings:
             "reconcile_period_s": (0.1, 3600),
             "sample_period_s": (0.1, 60),
             "lost_after_s": (1, 86400),
+            "orphan_grace_s": (1, 30 * 86400),
             **{f"{qos}_weight": (1, WEIGHT_MAX) for qos in QosClass},
             **{
                 f"{of}_cap_bytes_per_s": (CAP_BYTES_PER_S_MIN if getattr(self, f"{of}_cap_bytes_per_s") else 0, 1 << 50)

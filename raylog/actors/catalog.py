@@ -19,7 +19,7 @@ from raylog.security.providers.file import FileKeyring
 from raylog.security.requests import Receiver, Signer
 from raylog.security.trust import trust_of
 from raylog.settings import Settings
-from raylog.spec import Reference, Version, parse_reference
+from raylog.spec import Reference, Version, parse_id, parse_reference
 
 log = logging.getLogger("raylog.catalog")
 TENANT_DEFAULT = "0" * 32
@@ -43,6 +43,10 @@ class CatalogActor(Eventful):
 
     def begin(self, name: str) -> Pending:
         return self._catalog.begin(name, TENANT_DEFAULT)
+
+    def renew_lease(self, version_id: str) -> None:
+        """Says that the put of this version is still under way; what it sealed is kept for `orphan_grace_s` more."""
+        self._upkeep.renew_lease(parse_id(version_id, "version id"))
 
     def commit(self, signed_manifest: bytes, receipts: Sequence[bytes], base: int) -> Version:
         """Acknowledged when the record is on this disk and, where there is another node, on one of theirs. A caller

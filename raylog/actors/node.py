@@ -275,11 +275,20 @@ class NodeActor:
         """Every shard that lies here."""
         return self._store.shards()
 
+    def origins(self, shard_ids: Sequence[str]) -> dict[str, str]:
+        """Shard id -> version id of the put that sealed it, by its header; without those that cannot be opened."""
+        found = {}
+        for shard_id in shard_ids:
+            with suppress(NotFound, DamagedData), self._store.open(shard_id) as reader:
+                found[shard_id] = reader.frame.header.version_id
+        return found
+
     def delete(self, signed_request: bytes) -> int:
         """Takes shards away; how many were here. Those that a version named, as far as the records here tell, only the
-        catalog may take away: all are kept when a client asks for one of them."""
+        catalog may take away, and knowing it: all are kept when a client asks for one of them."""
         asked, asker = self._requests.open(signed_request, DeleteShards)
-        named = self._records.named(asked.shard_ids) if asker.role != CLUSTER else []
+        is_checked = asker.role != CLUSTER or asked.is_never_named
+        named = self._records.named(asked.shard_ids) if is_checked else []
         if named:
             log.warning("refused %s, who asked to delete shards of versions: %s", asker, ", ".join(named))
             raise NotPermitted(

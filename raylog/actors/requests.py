@@ -72,12 +72,14 @@ class EvictShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 class DeleteShards(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """That the node takes shards away. A client may ask for those of a put that failed; what a version named once is
-    for the catalog to delete, and the node checks that."""
+    for the catalog to delete, and the node checks that. `is_never_named`: the catalog itself knows of no version that
+    named them, and the node shall check it too."""
 
     action: ClassVar[str] = "node.delete"
     askers: ClassVar[frozenset[str]] = CLIENTS_AND_CLUSTER
 
     shard_ids: tuple[str, ...]
+    is_never_named: bool = False
 
     def __post_init__(self) -> None:
         if len(self.shard_ids) > SHARDS_MAX:

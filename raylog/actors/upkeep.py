@@ -13,8 +13,9 @@ import ray
 
 from raylog.actors import calls
 from raylog.actors.node import NodeInfo, sources_for
-from raylog.actors.requests import DeleteShards, PullShard, ask
+from raylog.actors.requests import SHARDS_MAX, DeleteShards, PullShard, ask
 from raylog.catalog.catalog import Catalog
+from raylog.catalog.leases import Leases, Orphans
 from raylog.catalog.record import Tail
 from raylog.errors import DeadlineExceeded, RaylogError, Unavailable
 from raylog.monitor.samples import NodeSample
@@ -37,9 +38,13 @@ class Upkeep:
         self._catalog = catalog
         self._signer = signer
         self._settings = settings
+        self._reconcile_every_s = min(RECONCILE_PERIOD_S, settings.orphan_grace_s)
         self._lock = threading.Lock()  # one at a time copies records out
+        self._leases_lock = threading.Lock()
         self._absent_since_s: dict[str, float] = {}
         self._reconciled: dict[str, tuple[int, float]] = {}  # node id -> process id of its actor, when
+        self._leases = Leases(settings.orphan_grace_s, time.monotonic())
+        self._orphans: dict[str, Orphans] = {}  # node id -> what was seen on it
         self._outdated = ""  # why this catalog must not go on
         threading.Thread(target=self._run, name="upkeep", daemon=True).start()
 
@@ -59,6 +64,11 @@ class Upkeep:
         raise Unavailable(
             f"committed here, but no other node has copied the record yet ({'; '.join(failures)}): ask again"
         )
+
+    def renew_lease(self, version_id: str) -> None:
+        """A put is under way: what it sealed is no leftover."""
+        with self._leases_lock:
+            self._leases.renew(version_id, time.monotonic())
 
     def _run(self) -> None:
         while True:
@@ -127,7 +137,7 @@ class Upkeep:
         now_s = time.monotonic()
         for info in nodes:
             incarnation, reconciled_s = self._reconciled.get(info.node_id, (0, 0.0))
-            if info.pid != incarnation or now_s - reconciled_s > RECONCILE_PERIOD_S:
+            if info.pid != incarnation or now_s - reconciled_s > self._reconcile_every_s:
                 with self._tolerated(f"reconciling node {info.node_id}"):
                     self._reconcile(info)
                     self._reconciled[info.node_id] = (info.pid, now_s)
@@ -136,17 +146,38 @@ class Upkeep:
             if now_s - self._absent_since_s.setdefault(node_id, now_s) > self._settings.lost_after_s:
                 self._catalog.forget_node(node_id)
                 self._reconciled.pop(node_id, None)
+                self._orphans.pop(node_id, None)
         self._absent_since_s = {
             node_id: since_s for node_id, since_s in self._absent_since_s.items() if node_id not in present
         }
 
     def _reconcile(self, info: NodeInfo) -> None:
-        """Asks a node what it really holds. Shards that no version names are left alone: they may be of a put that is
-        under way."""
+        """Asks a node what it really holds, cached copies included, and collects leftovers there."""
         inventory: list[ShardRef] = self._on(info, "inventory")
-        unnamed = self._catalog.reconcile(info.node_id, self._on(info, "receipts", inventory))
-        if unnamed:
-            log.info("Node %s holds %d shards that no version names (yet)", info.node_id, len(unnamed))
+        self._catalog.reconcile(info.node_id, self._on(info, "receipts", inventory))
+        unnamed = self._catalog.unnamed([ref.shard_id for ref in inventory])
+        origins: dict[str, str] = self._on(info, "origins", unnamed) if unnamed else {}
+        seen = self._orphans.setdefault(info.node_id, Orphans(self._settings.orphan_grace_s))
+        with self._leases_lock:
+            due = seen.look(origins, self._leases, time.monotonic())
+        for version_id, shard_ids in due.items():
+            self._collect(info, version_id, shard_ids)
+
+    def _collect(self, info: NodeInfo, version_id: str, shard_ids: Sequence[str]) -> None:
+        """Deletes leftovers. Where this catalog knows of no commit, the node looks into its own records as well."""
+        is_never_named = self._catalog.revoke(version_id)
+        doomed = self._catalog.unnamed(shard_ids)
+        for first in range(0, len(doomed), SHARDS_MAX):
+            some = tuple(doomed[first : first + SHARDS_MAX])
+            self._ask(info, DeleteShards(shard_ids=some, is_never_named=is_never_named))
+        why = (
+            f"no put has renewed its lease for {self._settings.orphan_grace_s:.0f} s"
+            if is_never_named
+            else "it is gone"
+        )
+        log.warning(
+            "Node %s: %d leftover shards of version id %s deleted: %s", info.node_id, len(doomed), version_id, why
+        )
 
     def _remove_unreferenced(self, nodes: Sequence[NodeInfo]) -> None:
         """Deletes the copies of shards that no version names any more."""

@@ -14,6 +14,7 @@ from typing import Self
 
 from raylog.actors import calls
 from raylog.api.broadcast import Broadcast
+from raylog.api.lease import Lease
 from raylog.api.older import OlderShards
 from raylog.api.progress import OnProgress, Reporter
 from raylog.api.pulls import Pulls, on_node, whole
@@ -93,10 +94,11 @@ class Put:
             on_sealed=lambda shard_bytes: reporter.reach(self._content_bytes + shard_bytes),
         )
         try:
-            self._seal_and_replicate(content, plan, older)
-            reporter.finish(self._content_bytes)
-            signed, digest = self._sign(content, plan, older.tag_key.dek_id)
-            return whole(lambda: self._commit(signed, digest, order.base))
+            with Lease(self._session, plan.version_id):
+                self._seal_and_replicate(content, plan, older)
+                reporter.finish(self._content_bytes)
+                signed, digest = self._sign(content, plan, older.tag_key.dek_id)
+                return whole(lambda: self._commit(signed, digest, order.base))
         except BaseException:
             if not self._may_be_visible:
                 self._discard()

@@ -80,10 +80,10 @@ class Catalog:
         """Makes a version exist and be the latest of its name; all or nothing, on the disk when this returns.
 
         `base` is what `begin` said. Called again with the same version (its caller did not hear the answer), it gives
-        the same answer and changes nothing. Raises `Conflict` when another version became the latest since `begin`,
-        `Unavailable` when a shard is short of the promised replicas (`shard_id`, `missing`) or this catalog was
-        superseded, `NotPermitted` for a signature, cluster, tenant or artifact that does not fit, `DamagedData` for
-        bytes that are no manifest or receipt, `UsageError` for one that names what it may not.
+        the same answer and changes nothing. Raises `Conflict` when another version became the latest since `begin` or
+        the put was revoked, `Unavailable` when a shard is short of the promised replicas (`shard_id`, `missing`) or
+        this catalog was superseded, `NotPermitted` for a signature, cluster, tenant or artifact that does not fit,
+        `DamagedData` for bytes that are no manifest or receipt, `UsageError` for one that names what it may not.
         """
         signed, manifest = decode_signed(signed_manifest, self._trust.cluster_id)
         with self._database.read() as connection:
@@ -234,6 +234,20 @@ class Catalog:
         with self._database.read() as connection:
             return tables.free_shards(connection, STANDINGS_MAX)
 
+    def unnamed(self, shard_ids: Sequence[str]) -> list[str]:
+        """Those of the shards that no version names: leftovers, or of a put that is under way."""
+        with self._database.read() as connection:
+            return tables.unnamed_shards(connection, shard_ids)
+
+    def revoke(self, version_id: str) -> bool:
+        """Before leftovers of a put are deleted: from here on it cannot commit any more. False when it has committed,
+        and what no version names of it are leftovers of a version."""
+        with self._journal.change() as change:
+            if tables.by_version_id(change.connection, version_id):
+                return False
+            tables.revoke_put(change.connection, version_id)
+        return True
+
     # Copies of the chain
 
     @property
@@ -281,6 +295,12 @@ class Catalog:
         self, change: Change, signed: SignedManifest, manifest: Manifest, receipts: Sequence[Receipt], base: int
     ) -> Version:
         connection = change.connection
+        if tables.is_revoked(connection, manifest.version_id):
+            raise Conflict(
+                f"this put of {manifest.name} was silent for so long that its shards were taken for leftovers and "
+                "deleted: put again",
+                name=manifest.name,
+            )
         artifact = tables.artifact(connection, manifest.name)
         number = next_number(artifact, manifest, base)
         if base == 0 and tables.artifact_id_was_used(connection, manifest.artifact_id):

@@ -33,7 +33,7 @@ from raylog.errors import DamagedData, Unavailable, UsageError
 from raylog.security.trust import Trust
 
 FILE_NAME = "journal.sqlite"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = (
     "CREATE TABLE records (sequence INTEGER PRIMARY KEY, signed BLOB NOT NULL)",
     "CREATE TABLE fence (epoch INTEGER NOT NULL)",
@@ -56,6 +56,7 @@ _SCHEMA = (
     " PRIMARY KEY (shard_id, node_id)) WITHOUT ROWID",
     "CREATE INDEX replicas_by_node ON replicas (node_id)",
     "CREATE TABLE gone_nodes (node_id BLOB PRIMARY KEY) WITHOUT ROWID",
+    "CREATE TABLE revoked_puts (version_id BLOB PRIMARY KEY) WITHOUT ROWID",
 )
 
 

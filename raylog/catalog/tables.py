@@ -118,6 +118,12 @@ def shards_of(connection: sqlite3.Connection, node_id: str) -> set[str]:
     return {shard_id.hex() for (shard_id,) in rows}
 
 
+def unnamed_shards(connection: sqlite3.Connection, shard_ids: Iterable[str]) -> list[str]:
+    """Those of the shards that no version names."""
+    statement = "SELECT 1 FROM shards WHERE shard_id = ? AND refs > 0"
+    return [one for one in shard_ids if not connection.execute(statement, (bytes.fromhex(one),)).fetchone()]
+
+
 def is_referenced(connection: sqlite3.Connection, receipt: Receipt) -> bool:
     """Whether a version names the receipt's shard, with its frame digest."""
     row = connection.execute(
@@ -137,6 +143,16 @@ def give_up(connection: sqlite3.Connection, node_id: str) -> None:
 
 def admit(connection: sqlite3.Connection, node_id: str) -> None:
     connection.execute("DELETE FROM gone_nodes WHERE node_id = ?", (bytes.fromhex(node_id),))
+
+
+def revoke_put(connection: sqlite3.Connection, version_id: str) -> None:
+    """No version is to be committed under this id."""
+    connection.execute("INSERT OR IGNORE INTO revoked_puts VALUES (?)", (bytes.fromhex(version_id),))
+
+
+def is_revoked(connection: sqlite3.Connection, version_id: str) -> bool:
+    row = connection.execute("SELECT 1 FROM revoked_puts WHERE version_id = ?", (bytes.fromhex(version_id),)).fetchone()
+    return row is not None
 
 
 def short_shards(connection: sqlite3.Connection, count_max: int) -> list[ShardStanding]:

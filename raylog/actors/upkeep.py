@@ -170,13 +170,13 @@ class Upkeep:
         for first in range(0, len(doomed), SHARDS_MAX):
             some = tuple(doomed[first : first + SHARDS_MAX])
             self._ask(info, DeleteShards(shard_ids=some, is_never_named=is_never_named))
-        why = (
-            f"no put has renewed its lease for {self._settings.orphan_grace_s:.0f} s"
-            if is_never_named
-            else "it is gone"
-        )
+        silent = f"its put was silent for more than {self._settings.orphan_grace_s:.0f} s"
         log.warning(
-            "Node %s: %d leftover shards of version id %s deleted: %s", info.node_id, len(doomed), version_id, why
+            "Node %s: deleted %d shards of version id %s, which no version names: %s",
+            info.node_id,
+            len(doomed),
+            version_id,
+            silent if is_never_named else "copies that a version left behind",
         )
 
     def _remove_unreferenced(self, nodes: Sequence[NodeInfo]) -> None:

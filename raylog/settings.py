@@ -64,6 +64,8 @@ class Settings:
     reconcile_period_s: float = 2.0
     sample_period_s: float = 1.0
     lost_after_s: float = 10.0  # a silent node's replicas are made again after this
+    scrub_bytes_per_s: int = 64 * MIB  # at which a node reads back and checks what it stores; 0: never
+    scrub_period_s: float = 7 * 86400.0  # from the start of one such round to that of the next
     orphan_grace_s: float = 600.0  # shards that no version names, and whose put is silent, are deleted after this
 
     def __post_init__(self) -> None:
@@ -80,6 +82,8 @@ class Settings:
             "reconcile_period_s": (0.1, 3600),
             "sample_period_s": (0.1, 60),
             "lost_after_s": (1, 86400),
+            "scrub_bytes_per_s": (0, 1 << 50),
+            "scrub_period_s": (1, 365 * 86400),
             "orphan_grace_s": (1, 30 * 86400),
             **{f"{qos}_weight": (1, WEIGHT_MAX) for qos in QosClass},
             **{

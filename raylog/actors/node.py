@@ -16,6 +16,7 @@ from raylog import __version__
 from raylog.actors.membership import Membership
 from raylog.actors.pull import Outcome, Puller, PullProgress
 from raylog.actors.requests import CancelPull, CloseNode, DeleteShards, EvictShard, PullShard, RepairShard
+from raylog.actors.scrub import BackgroundScrub
 from raylog.actors.slot import claim_slot
 from raylog.addresses import everywhere, is_everywhere, machine_addresses, own_address, own_bind_address
 from raylog.catalog.copy import RecordCopy
@@ -33,6 +34,7 @@ from raylog.spec import ShardRef, TierKind
 from raylog.store.device import device_kind
 from raylog.store.disk import DiskTier
 from raylog.store.memory import MemoryTier
+from raylog.store.scrub import check_shard
 from raylog.store.tier import Tier
 from raylog.store.tiered import TieredStore
 from raylog.units import GIB, MIB
@@ -138,6 +140,7 @@ class NodeActor:
             on_shared_memory=self._wire.paths.shares_memory,
         )
         self._puller = Puller(self._store, sessions, self._meter, relay)
+        self._scrub = BackgroundScrub(self._store, self._meter, settings.scrub_bytes_per_s, settings.scrub_period_s)
         self._records = RecordCopy(
             self._slot.path / "records", self._membership.cluster_id, self._membership.verify_cluster
         )
@@ -166,7 +169,7 @@ class NodeActor:
 
     @ray.method(concurrency_group=CONTROL)
     def sample(self) -> NodeSample:
-        return self._sampler.sample([self._tier_sample(tier) for tier in self._store.tiers])
+        return self._sampler.sample([self._tier_sample(tier) for tier in self._store.tiers], self._scrub.sample())
 
     @ray.method(concurrency_group=CONTROL)
     def paths(self) -> tuple[list[PathReport], list[Decision]]:
@@ -235,30 +238,27 @@ class NodeActor:
 
     def scrub(self, ref: ShardRef) -> ChunkReport | None:
         """Reads and checks every chunk of every copy of a shard here; None when there is none."""
-        damaged: set[int] = set()
-        chunks_read = 0
-        for tier in self._store.tiers:
-            try:
-                opened = tier.open(ref.shard_id)
-            except NotFound:
-                continue
-            except DamagedData as error:
-                self._put_aside(ref.shard_id, error)
-                return ChunkReport(chunks_read=ref.chunks, damaged=list(range(ref.chunks)))
-            with opened as reader:
-                for number in range(len(reader.frame.chunks)):
-                    chunks_read += 1
-                    try:
-                        reader.frame.verify_chunk(number, reader.chunk(number))
-                    except DamagedData:
-                        damaged.add(number)
-        self._meter.damaged(len(damaged))
-        return ChunkReport(chunks_read=chunks_read, damaged=sorted(damaged)) if chunks_read else None
+        found = check_shard(self._store, ref.shard_id)
+        if found is None:
+            return None
+        if found.is_gone:
+            self._meter.damaged(ref.chunks)
+            return ChunkReport(chunks_read=ref.chunks, damaged=list(range(ref.chunks)))
+        self._meter.damaged(len(found.damaged))
+        return ChunkReport(chunks_read=found.chunks_read, damaged=list(found.damaged))
+
+    @ray.method(concurrency_group=CONTROL)
+    def damage(self) -> dict[str, list[int]]:
+        """What this node's own scrub has found and nobody has repaired yet: shard id -> damaged chunks, empty for a
+        shard of which no copy with an intact frame is left."""
+        return self._scrub.damage()
 
     def repair(self, signed_request: bytes) -> int:
         """Replaces damaged chunks in every copy here (pull.py); how many."""
         asked, _ = self._requests.open(signed_request, RepairShard)
-        return self._puller.repair(asked.shard, asked.numbers, asked.sources, asked.deadline_s)
+        replaced = self._puller.repair(asked.shard, asked.numbers, asked.sources, asked.deadline_s)
+        self._scrub.mended(asked.shard.shard_id, asked.numbers)
+        return replaced
 
     @ray.method(concurrency_group=CONTROL)
     def append_records(self, entries: Sequence[Entry]) -> Tail:
@@ -316,6 +316,7 @@ class NodeActor:
     def close(self, signed_request: bytes) -> None:
         """Lets go of everything on this machine but what is stored."""
         self._requests.open(signed_request, CloseNode)
+        self._scrub.close()
         self._membership.close()
         self._local.close()
         self._puller.close()

@@ -13,7 +13,7 @@ import ray
 
 from raylog.actors import calls
 from raylog.actors.node import NodeInfo, sources_for
-from raylog.actors.requests import SHARDS_MAX, DeleteShards, PullShard, ask
+from raylog.actors.requests import SHARDS_MAX, DeleteShards, PullShard, RepairShard, ask
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.leases import Leases, Orphans
 from raylog.catalog.record import Tail
@@ -28,6 +28,7 @@ log = logging.getLogger("raylog.upkeep")
 REPAIRS_AT_ONCE = 2
 RECONCILE_PERIOD_S = 600.0
 ANSWER_GRACE_S = 5.0
+MEND_AGAIN_S = 60.0  # after a try that failed: nobody else held it
 
 
 class Upkeep:
@@ -45,6 +46,7 @@ class Upkeep:
         self._reconciled: dict[str, tuple[int, float]] = {}  # node id -> process id of its actor, when
         self._leases = Leases(settings.orphan_grace_s, time.monotonic())
         self._orphans: dict[str, Orphans] = {}  # node id -> what was seen on it
+        self._mend_after_s: dict[tuple[str, str], float] = {}  # node and shard whose mending failed -> not before
         self._outdated = ""  # why this catalog must not go on
         threading.Thread(target=self._run, name="upkeep", daemon=True).start()
 
@@ -89,6 +91,7 @@ class Upkeep:
         self.check_not_outdated()
         self._notice(nodes)
         self._remove_unreferenced(nodes)
+        self._mend(nodes)
         self._restore(nodes)
 
     def check_not_outdated(self) -> None:
@@ -188,6 +191,31 @@ class Upkeep:
                     with self._tolerated(f"removing shard {standing.shard.shard_id} from node {node_id}"):
                         self._ask(by_id[node_id], DeleteShards(shard_ids=(standing.shard.shard_id,)))
                         self._catalog.remove_replica(standing.shard.shard_id, node_id)
+
+    def _mend(self, nodes: Sequence[NodeInfo]) -> None:
+        """Has what nodes found damaged replaced from whoever else holds it."""
+        for info in nodes:
+            with self._tolerated(f"asking node {info.node_id} for damage"):
+                damage: dict[str, list[int]] = self._on(info, "damage")
+                for shard_id, numbers in damage.items():
+                    if time.monotonic() < self._mend_after_s.get((info.node_id, shard_id), 0.0):
+                        continue
+                    self._mend_after_s[info.node_id, shard_id] = time.monotonic() + MEND_AGAIN_S
+                    with self._tolerated(f"mending shard {shard_id} on node {info.node_id}"):
+                        self._mend_shard(info, shard_id, numbers, nodes)
+                        del self._mend_after_s[info.node_id, shard_id]
+
+    def _mend_shard(self, info: NodeInfo, shard_id: str, numbers: list[int], nodes: Sequence[NodeInfo]) -> None:
+        standing = self._catalog.standing(shard_id)
+        if standing is None:
+            return  # of a put that is under way, or a leftover: nothing was promised of it
+        holding = {*standing.nodes, *standing.other_nodes}
+        sources = sources_for(info, [other for other in nodes if other.node_id in holding])
+        limit_s = self._settings.pull_deadline_s
+        chunks = tuple(numbers) or tuple(range(standing.shard.chunks))
+        repair = RepairShard(shard=standing.shard, numbers=chunks, sources=sources, deadline_s=limit_s)
+        replaced: int = self._ask(info, repair, timeout_s=limit_s + ANSWER_GRACE_S)
+        log.warning("Node %s: %d damaged chunks of shard %s were replaced", info.node_id, replaced, shard_id)
 
     def _restore(self, nodes: Sequence[NodeInfo]) -> None:
         """One round of repairs; what it leaves comes in the next."""

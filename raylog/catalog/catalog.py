@@ -229,6 +229,11 @@ class Catalog:
         with self._database.read() as connection:
             return tables.short_shards(connection, STANDINGS_MAX)
 
+    def standing(self, shard_id: str) -> ShardStanding | None:
+        """Where a shard stands that a version names; None for any other."""
+        with self._database.read() as connection:
+            return tables.standing(connection, shard_id)
+
     def unreferenced_shards(self) -> list[ShardStanding]:
         """Shards of deleted versions that nodes still hold. Delete the copies, then `remove_replica` each."""
         with self._database.read() as connection:

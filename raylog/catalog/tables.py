@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from raylog.catalog.manifest import Manifest
 from raylog.catalog.receipt import Receipt, kept_on
 from raylog.catalog.state import Artifact, KnownShard
-from raylog.spec import Durability, ShardRef, ShardStanding, TierKind, Version
+from raylog.spec import Durability, ShardRef, ShardStanding, TierKind, Version, parse_id
 
 _VERSION = "name, number, shards, rows, content_bytes, stored_bytes, digest"
 _SHARD = "shard_id, frame_digest, stored_bytes, content_bytes, rows, chunks"
@@ -158,6 +158,11 @@ def is_revoked(connection: sqlite3.Connection, version_id: str) -> bool:
 def short_shards(connection: sqlite3.Connection, count_max: int) -> list[ShardStanding]:
     """Shards with fewer replicas than were promised, fewest first."""
     return _standings(connection, "refs > 0 AND standing < wanted ORDER BY standing, shard_id", count_max)
+
+
+def standing(connection: sqlite3.Connection, shard_id: str) -> ShardStanding | None:
+    found = _standings(connection, f"refs > 0 AND shard_id = x'{parse_id(shard_id)}'", 1)
+    return found[0] if found else None
 
 
 def free_shards(connection: sqlite3.Connection, count_max: int) -> list[ShardStanding]:

@@ -82,6 +82,14 @@ CLASS_METRICS = _table(
     ("raylog_class_sent_chunks_total", "chunks", "sent_chunks", "Chunks of a traffic class sent to peers"),
     ("raylog_class_waited_seconds_total", "seconds", "waited_s", "Time that chunks waited for weights and caps"),
 )
+SCRUB_METRICS = _table(
+    NODE_LABELS,
+    ("raylog_scrub_rounds_total", "rounds", "rounds_done", "Rounds in which all that is stored was checked"),
+    ("raylog_scrub_checked_shards", "shards", "shards_checked", "Shards checked in this round"),
+    ("raylog_scrub_shards", "shards", "shards_total", "Shards to be checked in this round"),
+    ("raylog_scrub_checked_bytes_total", "bytes", "checked_bytes", "Sealed bytes read back and checked"),
+    ("raylog_scrub_damaged_shards", "shards", "damaged_shards", "Shards found damaged and not repaired yet"),
+)
 NIC_METRICS = _table(
     NIC_LABELS,
     ("raylog_nic_sent_bytes_total", "bytes", "sent_bytes", "Bytes sent through the interface"),
@@ -119,7 +127,7 @@ GPU_THROTTLED = Metric("raylog_gpu_throttled", "bool", "", "1 while clocks are h
 GPU_XIDS = Metric("raylog_gpu_xid_errors_total", "errors", "", "XID errors of the driver", (*GPU_LABELS, "xid"))
 
 METRICS: tuple[Metric, ...] = (
-    *(*NODE_METRICS, NODE_LOAD, NODE_GPUS, *CLASS_METRICS),
+    *(*NODE_METRICS, NODE_LOAD, NODE_GPUS, *CLASS_METRICS, *SCRUB_METRICS),
     *(*NIC_METRICS, *DISK_METRICS, *TIER_METRICS),
     *(*GPU_METRICS, GPU_THROTTLED, GPU_XIDS),
 )
@@ -132,6 +140,8 @@ def readings(sample: NodeSample) -> list[Reading]:
     found.append(Reading(NODE_GPUS, float(sum(gpu.problem is None for gpu in sample.gpus)), node))
     for qos, counters in sample.transfer.by_class.items():
         found += _read(CLASS_METRICS, counters, {**node, "class": qos.value})
+    if sample.scrub is not None:
+        found += _read(SCRUB_METRICS, sample.scrub, node)
     for name, nic in sample.host.nics.items():
         found += _read(NIC_METRICS, nic, {**node, "nic": name})
     for path, disk in sample.host.disks.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 from raylog.monitor.host import HostSampler, hostname
 from raylog.monitor.meter import TransferMeter
 from raylog.monitor.nvml import NvmlSampler
-from raylog.monitor.samples import NodeSample, TierSample
+from raylog.monitor.samples import NodeSample, ScrubSample, TierSample
 from raylog.spec import new_id
 
 
@@ -24,9 +24,9 @@ class NodeSampler:
         self._gpus = NvmlSampler()
         self._lock = threading.Lock()
 
-    def sample(self, tiers: Sequence[TierSample] = ()) -> NodeSample:
-        """The node now, with the tiers as its store describes them. Takes milliseconds, at most about 2 s when the GPU
-        driver hangs; raises nothing for what hardware does."""
+    def sample(self, tiers: Sequence[TierSample] = (), scrub: ScrubSample | None = None) -> NodeSample:
+        """The node now, with the tiers as its store describes them and how far its scrub is. Takes milliseconds, at
+        most about 2 s when the GPU driver hangs; raises nothing for what hardware does."""
         with self._lock:
             report = self._gpus.sample()
             host = self._host.sample()
@@ -41,6 +41,7 @@ class NodeSampler:
                 gpus=report.gpus,
                 gpu_problem=report.problem,
                 tiers=tuple(tiers),
+                scrub=scrub,
             )
 
     def close(self) -> None:

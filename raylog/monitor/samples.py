@@ -128,6 +128,18 @@ class TierSample(msgspec.Struct, frozen=True, kw_only=True):
     shards: int
 
 
+class ScrubSample(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a node is with reading back and checking what it stores. `shards_checked` of `shards_total` in the round
+    that runs or ran last; the other figures count since the node actor started. `damaged_shards`: found damaged and not
+    repaired yet."""
+
+    rounds_done: int
+    shards_checked: int
+    shards_total: int
+    checked_bytes: int
+    damaged_shards: int
+
+
 class NodeSample(msgspec.Struct, frozen=True, kw_only=True):
     """All that a node says about itself at one moment.
 
@@ -146,3 +158,4 @@ class NodeSample(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[GpuSample, ...] = ()
     gpu_problem: str | None = None
     tiers: tuple[TierSample, ...] = ()
+    scrub: ScrubSample | None = None

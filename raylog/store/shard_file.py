@@ -34,6 +34,10 @@ class DiskReader:
         self.frame.verify_chunk(number, buffer)
         return buffer.toreadonly()
 
+    def forget_cached(self) -> None:
+        """Has what follows read from the device, and not from pages that were right when they were written."""
+        os.posix_fadvise(self._open_file().number, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def read_chunk_into(self, number: int, buffer: memoryview) -> None:
         """The chunk as it lies on the disk, not verified: for a buffer that is verified in its own place."""
         file, shard_id = self._open_file(), self.frame.header.shard_id

@@ -38,6 +38,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
             reconcile_period_s=0.5,
             lost_after_s=2.0,
             orphan_grace_s=6.0,
+            scrub_bytes_per_s=0,  # tests count what they damage
             shared_memory=False,  # three machines are played here
         )
         yield Machine(cluster, settings, f"http://{cluster.head_node.webui_url}")

@@ -35,12 +35,12 @@ def codecs(client: raylog.Client) -> list[list[str]]:
     """The codecs of the same text, put before and after shards have moved."""
     bootstrap.wait_for_nodes(90)
     text = b"".join(path.read_bytes() for path in sorted(Path(json.__file__).parent.parent.glob("*.py")))[: 2 * MIB]
-    client.put("hosts/text", text)
+    client.put("hosts/before", text)
     client.put(NAME, np.random.default_rng(22).bytes(8 * MIB), replicas=REPLICAS)
     wait_until(lambda: any(sample.transfer.pull_bytes_per_s for sample in client.telemetry()), 60, "a rate is known")
-    client.put("hosts/text", text)
-    assert client.get("hosts/text") == text
-    return [sorted(client.inspect(f"hosts/text@{number}").codecs) for number in (1, 2)]
+    client.put("hosts/after", text)
+    assert client.get("hosts/after") == text
+    return [sorted(client.inspect(name).codecs) for name in ("hosts/before", "hosts/after")]
 
 
 def main(step: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 import pytest
-from three_nodes import Machine, ask_node, signer_of, wait_until
+from three_nodes import Machine, ask_node, signer_of, wait_until, wait_until_settled
 
 import raylog
 from raylog.actors import bootstrap, calls
@@ -121,6 +121,7 @@ def test_unsigned_and_foreign_calls_change_nothing(
     their_cluster = Signer.of_cluster(trust_of(foreign, time.time))
     strangers = [stranger, their_cluster, *(claiming(one, mine.cluster_id) for one in (stranger, their_cluster))]
     impostor = Signer(cluster_id=mine.cluster_id, certificate=mine.certificate, sign=stranger.sign)
+    wait_until_settled(client, 60)
     before = holding(client)
     for info, about in requests(shard, holder, empty):
         node, method = calls.node(info.ray_node_id), about.action.removeprefix("node.")
@@ -143,6 +144,7 @@ def test_a_member_may_only_ask_for_what_its_role_may(
     settings = machine.settings
     with Authority.load(settings.authority_path, FileKeyring.load(settings.keyring_path)) as authority:
         node = member(authority, "node")
+    wait_until_settled(client, 60)
     before = holding(client)
     for info, about in requests(shard, holder, empty):
         with pytest.raises(NotPermitted, match="may not ask"):
@@ -181,6 +183,7 @@ def knows_all_records(client: raylog.Client, info: NodeInfo) -> bool:
 
 
 def test_a_client_takes_back_what_no_version_names(client: raylog.Client) -> None:
+    wait_until_settled(client, 60)
     before = holding(client)
 
     def broken() -> Iterator[pa.RecordBatch]:

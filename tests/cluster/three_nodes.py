@@ -53,3 +53,15 @@ def lying(client: raylog.Client) -> set[str]:
     return shards | {
         str(path) for info in nodes for path in (Path(info.directory) / "tier").rglob("*") if path.is_file()
     }
+
+
+def wait_until_settled(client: raylog.Client, timeout_s: float) -> None:
+    """Until every shard on every node is one that a version names: no leftovers go by themselves from here on."""
+
+    def is_settled() -> bool:
+        versions = [version for latest in client.ls() for version in client.versions(latest.name)]
+        named = {shard_id for version in versions for shard_id in client.replicas(str(version))}
+        inventories = [calls.node(info.ray_node_id).inventory.remote() for info in client.nodes()]
+        return {ref.shard_id for refs in calls.wait_all(inventories, 30, "inventory") for ref in refs} <= named
+
+    wait_until(is_settled, timeout_s, "only named shards are left")

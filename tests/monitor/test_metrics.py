@@ -10,6 +10,7 @@ from raylog.monitor.samples import (
     GpuSample,
     NicCounters,
     NodeSample,
+    ScrubSample,
     TierSample,
     TransferCounters,
 )
@@ -64,6 +65,7 @@ def test_every_metric_has_a_reading_of_a_complete_sample(make_sample: Make) -> N
             damaged_chunks=1,
             by_class={QosClass.SHIP: ClassCounters(sent_bytes=60, sent_chunks=3, waited_s=0.5)},
         ),
+        scrub=ScrubSample(rounds_done=1, shards_checked=2, shards_total=3, checked_bytes=400, damaged_shards=1),
     )
     found = readings(sample)
     assert {reading.metric.name for reading in found} == {metric.name for metric in METRICS}
@@ -73,6 +75,7 @@ def test_every_metric_has_a_reading_of_a_complete_sample(make_sample: Make) -> N
     assert values(found, "raylog_node_cpu_ratio") == {(): 0.5}
     assert values(found, "raylog_node_load_1m") == {(): 1.0}
     assert values(found, "raylog_transfer_sent_bytes_total") == {(): 70.0}
+    assert values(found, "raylog_scrub_damaged_shards") == {(): 1.0}
     assert values(found, "raylog_class_sent_bytes_total") == {("ship",): 60.0}
     assert values(found, "raylog_class_waited_seconds_total") == {("ship",): 0.5}
     assert values(found, "raylog_nic_received_bytes_total") == {("eth0",): 12.0}

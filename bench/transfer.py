@@ -64,6 +64,7 @@ def two_nodes(
             shard_bytes=shard_bytes,
             cargo_records=records,
             shared_memory=False,
+            scrub_bytes_per_s=0,  # as peers, who have none
         )
         with raylog.connect(cluster.address, settings=settings) as client:
             here = client.local_node()

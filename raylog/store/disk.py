@@ -133,6 +133,28 @@ class DiskTier:
                 raise self._not_found(shard_id) from error
             fsync_directory(path.parent)
 
+    def mark_cached(self, shard_id: str) -> None:
+        """Notes durably that the shard, which may be still to come, is promised to nobody. Raises `NoSpace`,
+        `Unavailable`."""
+        path = self._layout.cached_path(shard_id)
+        with storage_errors(self._name, f"mark shard {shard_id} as cached"):
+            path.touch(mode=0o600)
+            fsync_directory(path.parent)
+
+    def mark_kept(self, shard_id: str) -> None:
+        """Takes that note back, durably; nothing to do where there is none."""
+        path = self._layout.cached_path(shard_id)
+        with storage_errors(self._name, f"mark shard {shard_id} as kept"):
+            if path.exists():
+                path.unlink(missing_ok=True)
+                fsync_directory(path.parent)
+
+    def cached(self) -> list[str]:
+        """Shards that are promised to nobody, the oldest first."""
+        with storage_errors(self._name, "read its directory"):
+            marks = sorted(self._layout.cached.iterdir(), key=lambda path: path.stat().st_mtime)
+        return [path.name for path in marks]
+
     def quarantine(self, shard_id: str) -> None:
         """As `Tier.quarantine`: the file moves to `quarantine/`, in place of an earlier one of the same shard."""
         path, target = self._layout.shard_path(shard_id), self._layout.quarantine_path(shard_id)

@@ -6,6 +6,7 @@ lock                     locked (flock) by the process that has the tier open
 shards/ab/<shard id>     committed shards, one sealed file each; ab = the id's first two digits
 partial/<shard id>.part  a shard being received: whole length reserved, trailer missing until the commit
 staging/<stage id>       files that putting processes write into; removed at every start
+cached/<shard id>        empty: the shard of this name is a copy that was promised to nobody
 quarantine/<shard id>    the last damaged file of a shard, kept for inspection until its room is needed
 ```
 
@@ -47,11 +48,12 @@ class Layout:
         self.partial = root / "partial"
         self.staging = root / "staging"
         self.quarantine = root / "quarantine"
+        self.cached = root / "cached"
         make_directory(root.absolute())
         self._lock = _lock(root)
         try:
             _claim(root, parse_id(cluster_id, "cluster id"))
-            for path in (self.shards, self.partial, self.staging, self.quarantine):
+            for path in (self.shards, self.partial, self.staging, self.quarantine, self.cached):
                 make_directory(path)
             self._clear_leftovers()
         except BaseException:
@@ -71,6 +73,9 @@ class Layout:
     def quarantine_path(self, shard_id: str) -> Path:
         return self.quarantine / parse_id(shard_id, "shard id")
 
+    def cached_path(self, shard_id: str) -> Path:
+        return self.cached / parse_id(shard_id, "shard id")
+
     def shard_ids(self) -> list[str]:
         """Ids of the files under `shards/`, by their names; other names are not ours and left alone."""
         found = []
@@ -88,6 +93,9 @@ class Layout:
         for path in self.partial.iterdir():
             # A shard's partial name beside its committed one: the power went between rename and directory fsync.
             if not _is_id(path.stem) or self.shard_path(path.stem).exists():
+                path.unlink()
+        for path in self.cached.iterdir():
+            if not _is_id(path.name) or not self.shard_path(path.name).exists():
                 path.unlink()
 
     def close(self) -> None:

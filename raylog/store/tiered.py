@@ -44,7 +44,7 @@ class TieredStore:
     def __init__(self, memory: MemoryTier | None, disk: DiskTier) -> None:
         self.memory = memory
         self.disk = disk
-        self._cached_on_disk: dict[str, None] = {}  # promised to nobody, oldest first; a restart takes them for kept
+        self._cached_on_disk = dict.fromkeys(disk.cached())  # promised to nobody, oldest first
         self._lock = threading.Lock()  # of the dict: what is promised at this moment does not give way
 
     @property
@@ -69,6 +69,7 @@ class TieredStore:
     def create(self, frame: Frame, durability: Durability) -> ShardWriter:
         """A writer whose commit keeps the promise of `durability`. Raises `NoSpace`, `Conflict` as `Tier.create`."""
         self._refuse_present(frame)
+        self._promise(frame.header.shard_id)
         if durability is Durability.MEMORY:
             kept = self._arena_writer(frame, evictable=False)
             if kept is not None:
@@ -87,9 +88,15 @@ class TieredStore:
         cached = self._arena_writer(frame, evictable=True)
         if cached is not None:
             return cached
-        writer = self.disk.create(frame)
+        shard_id = frame.header.shard_id
+        self.disk.mark_cached(shard_id)
+        try:
+            writer = self.disk.create(frame)
+        except BaseException:
+            self.disk.mark_kept(shard_id)
+            raise
         with self._lock:
-            self._cached_on_disk[frame.header.shard_id] = None
+            self._cached_on_disk[shard_id] = None
         return writer
 
     def persist(self, shard_id: str) -> None:
@@ -113,8 +120,7 @@ class TieredStore:
 
     def keep(self, shard_id: str, durability: Durability) -> None:
         """Gives a copy that is here the promise of `durability`. Raises `NotFound`, `NoSpace`."""
-        with self._lock:
-            self._cached_on_disk.pop(shard_id, None)
+        self._promise(shard_id)
         if durability is Durability.DISK:
             self.persist(shard_id)
         elif self.memory is not None and not self.disk.holds(shard_id):
@@ -231,7 +237,15 @@ class TieredStore:
                     del self._cached_on_disk[shard_id]
                     with suppress(NotFound):
                         self.disk.delete(shard_id)
+                    self.disk.mark_kept(shard_id)
                 log.info("shard %s, a cached copy on disk, gave way", shard_id)
+
+    def _promise(self, shard_id: str) -> None:
+        """A copy on disk, here or to come, does not give way from here on."""
+        with self._lock:
+            if shard_id in self._cached_on_disk:
+                self.disk.mark_kept(shard_id)
+                del self._cached_on_disk[shard_id]
 
     def _arena_writer(self, frame: Frame, *, evictable: bool) -> MemoryWriter | None:
         if self.memory is None or not belongs_in_arena(frame.stored_bytes, self.memory.capacity_bytes):
@@ -273,13 +287,12 @@ class TieredStore:
         self.disk.refuse_present(frame)
 
     def _everywhere(self, shard_id: str, action: str) -> None:
-        with self._lock:
-            self._cached_on_disk.pop(shard_id, None)
         found = 0
         for tier in reversed(self.tiers):
             with suppress(NotFound):
                 getattr(tier, action)(shard_id)
                 found += 1
+        self._promise(shard_id)  # of the next copy of this name nothing is known
         if not found:
             raise self._not_found(shard_id)
 

@@ -16,13 +16,13 @@ from raylog.testing.tier_contract import fill, read_all, store
 
 CLUSTER = new_id()
 RANDOM_STATES = 6  # at every point, beside the four regular ones
-RECEIVED, RESUMED, STAGED, DELETED, REPAIRED = (
-    sample_shard(seed, (64, 5000, 4096, 17, 3000), shard_id=f"{seed:02x}" * 16) for seed in range(1, 6)
+RECEIVED, RESUMED, STAGED, DELETED, REPAIRED, CACHED = (
+    sample_shard(seed, (64, 5000, 4096, 17, 3000), shard_id=f"{seed:02x}" * 16) for seed in range(1, 7)
 )
 DAMAGED_CHUNK = 1
 
 
-SHARDS = {shard.shard_id: shard for shard in (RECEIVED, RESUMED, STAGED, DELETED, REPAIRED)}
+SHARDS = {shard.shard_id: shard for shard in (RECEIVED, RESUMED, STAGED, DELETED, REPAIRED, CACHED)}
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,13 @@ class Mended:
     shard_id: str
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A copy that was cached until then is promised now."""
+
+    shard_id: str
+
+
 def work(tier: DiskTier, trace: Trace) -> None:
     """Everything that a disk tier does to its files."""
     for shard in (RECEIVED, DELETED, REPAIRED):
@@ -65,6 +72,10 @@ def work(tier: DiskTier, trace: Trace) -> None:
     store(tier, RESUMED)
     trace.say(Stored(RESUMED.shard_id))
     tier.discard(tier.stage(100).stage_id)
+    tier.mark_cached(CACHED.shard_id)
+    store(tier, CACHED)
+    tier.mark_kept(CACHED.shard_id)
+    trace.say(Kept(CACHED.shard_id))
     tier.replace_chunk(REPAIRED.shard_id, DAMAGED_CHUNK, REPAIRED.sealed(DAMAGED_CHUNK))
     trace.say(Mended(REPAIRED.shard_id))
     trace.say(Leaving(RECEIVED.shard_id))
@@ -99,7 +110,7 @@ def standing(events: list[Event]) -> set[str]:
     found = set()
     for event in events:
         match event:
-            case Said(Stored(shard_id)):
+            case Said(Stored(shard_id) | Kept(shard_id)):
                 found.add(shard_id)
             case Said(Leaving(shard_id)):
                 found.discard(shard_id)
@@ -113,6 +124,8 @@ def check(tier: DiskTier, events: list[Event]) -> None:
     match events[-1:]:
         case [Said(Gone(shard_id))]:
             assert shard_id not in listed
+    if Kept(CACHED.shard_id) in said:
+        assert tier.cached() == []
     for shard_id in listed:
         with tier.open(shard_id) as reader:
             for number, sealed in enumerate(SHARDS[shard_id].chunks):

@@ -420,3 +420,44 @@ def test_a_cached_copy_on_disk_gives_way_and_is_not_promised(plain: TieredStore)
     with pytest.raises(NoSpace):
         plain.stage(MIB)
     assert [ref.shard_id for ref in plain.shards()] == [promised.shard_id]
+
+
+def test_a_cached_copy_on_disk_is_still_cached_after_a_restart(tmp_path: Path) -> None:
+    cluster, (cached, kept, given) = new_id(), (sample_shard(seed) for seed in (1, 2, 3))
+    store = TieredStore(None, DiskTier(tmp_path, cluster_id=cluster))
+    for shard in (cached, given):
+        with store.create_cached(shard.frame) as writer:
+            fill(writer, shard)
+            writer.commit()
+    receive(store, kept, Durability.DISK)
+    store.keep(given.shard_id, Durability.DISK)
+    store.close()
+    store = TieredStore(None, DiskTier(tmp_path, cluster_id=cluster))
+    for shard in (kept, given):
+        assert store.kept_on(shard.shard_id) is TierKind.SSD
+    with pytest.raises(NotFound, match="not kept here"):
+        store.kept_on(cached.shard_id)
+    store.keep(cached.shard_id, Durability.DISK)
+    store.close()
+    store = TieredStore(None, DiskTier(tmp_path, cluster_id=cluster))
+    assert store.kept_on(cached.shard_id) is TierKind.SSD
+    store.close()
+
+
+def test_what_was_begun_as_cache_and_finished_for_good_is_kept(plain: TieredStore) -> None:
+    shard = sample_shard(4)
+    with plain.create_cached(shard.frame) as writer:
+        writer.write_chunk(0, shard.sealed(0))
+    receive(plain, shard, Durability.DISK)
+    assert plain.kept_on(shard.shard_id) is TierKind.SSD
+
+
+def test_a_deleted_cached_copy_leaves_no_mark(plain: TieredStore) -> None:
+    shard = sample_shard(5)
+    with plain.create_cached(shard.frame) as writer:
+        fill(writer, shard)
+        writer.commit()
+    plain.delete(shard.shard_id)
+    assert plain.disk.cached() == []
+    receive(plain, shard, Durability.DISK)
+    assert plain.kept_on(shard.shard_id) is TierKind.SSD

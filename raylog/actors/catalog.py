@@ -83,6 +83,10 @@ class CatalogActor(Eventful):
     def replicas(self, shard_ids: Sequence[str]) -> dict[str, list[str]]:
         return self._catalog.replicas(shard_ids)
 
+    def short_without(self, node_id: str) -> int:
+        """How many shards would be short of replicas if the node were gone; counted up to `STANDINGS_MAX`."""
+        return len(self._catalog.short_without(node_id))
+
     def epoch(self) -> int:
         return self._catalog.epoch_seen()
 

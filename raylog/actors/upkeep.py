@@ -4,12 +4,13 @@ restores replicas, removes shards that nothing names. Plans come from pure code;
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray._private.state import state as ray_state
 
 from raylog.actors import calls
 from raylog.actors.node import NodeInfo, sources_for
@@ -218,12 +219,16 @@ class Upkeep:
         log.warning("Node %s: %d damaged chunks of shard %s were replaced", info.node_id, replaced, shard_id)
 
     def _restore(self, nodes: Sequence[NodeInfo]) -> None:
-        """One round of repairs; what it leaves comes in the next."""
-        short = self._catalog.short_shards()
+        """One round of repairs, nodes that Ray drains being relieved of what they hold; the rest comes in the next."""
+        draining = ray_state.get_draining_nodes()
+        leaving = {info.node_id for info in nodes if info.ray_node_id in draining}
+        short = {standing.shard.shard_id: standing for standing in self._catalog.short_shards()}
+        for node_id in leaving:
+            short |= {standing.shard.shard_id: standing for standing in self._catalog.short_without(node_id)}
         if not short:
             return
         by_id = {info.node_id: info for info in nodes}
-        plan = plan_repair(short, self._repair_nodes(nodes))
+        plan = plan_repair(short.values(), self._repair_nodes(nodes, leaving))
         for hopeless in plan.unrepairable:
             log.warning("%s", hopeless.reason)
         with ThreadPoolExecutor(REPAIRS_AT_ONCE, thread_name_prefix="repair") as executor:
@@ -233,7 +238,7 @@ class Upkeep:
                 except RaylogError as error:
                     log.warning("a repair failed, it is planned again: %s", error)
 
-    def _repair_nodes(self, nodes: Sequence[NodeInfo]) -> list[RepairNode]:
+    def _repair_nodes(self, nodes: Sequence[NodeInfo], leaving: Collection[str]) -> list[RepairNode]:
         """The nodes as the plan needs them: free bytes of their disk tiers, and what they would be lost with."""
         samples: list[NodeSample] = calls.call("monitor", "samples", timeout_s=self._settings.call_deadline_s)
         free = {
@@ -241,7 +246,12 @@ class Upkeep:
             for sample in samples
         }
         return [
-            RepairNode(node_id=info.node_id, domain=failure_domain(info), free_bytes=free[info.node_id])
+            RepairNode(
+                node_id=info.node_id,
+                domain=failure_domain(info),
+                free_bytes=free[info.node_id],
+                is_draining=info.node_id in leaving,
+            )
             for info in nodes
             if info.node_id in free
         ]

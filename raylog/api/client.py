@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from raylog.actors.node import NodeInfo
 from raylog.api import export
+from raylog.api.drain import DrainReport, drain_node
 from raylog.api.events import ask_events
 from raylog.api.get import Inspection, Reading
 from raylog.api.materialise import read_bytes, read_table, read_tensors
@@ -156,6 +157,15 @@ class Client:
         """Reads and checks every chunk of every replica; replaces damaged ones from another replica.
         `on_progress(done, total)` counts copies: a shard on a node."""
         return verify_version(self._session, parse_reference(name), on_progress)
+
+    def drain(self, node_id: str, timeout_s: float = 3600.0, *, on_progress: OnProgress | None = None) -> DrainReport:
+        """Takes a node out of use: Ray and raylog place nothing new on it, and this returns once all that it holds has
+        its promised replicas on other nodes; then it may be switched off. `node_id` may be the beginning of one;
+        `on_progress(done, total)` counts shards. It cannot be taken back.
+
+        Raises `NotFound`, `UsageError` for the head, `Unavailable`, `DeadlineExceeded` after `timeout_s`.
+        """
+        return drain_node(self._session, node_id, timeout_s, on_progress)
 
     def place(
         self,

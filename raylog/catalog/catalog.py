@@ -229,6 +229,11 @@ class Catalog:
         with self._database.read() as connection:
             return tables.short_shards(connection, STANDINGS_MAX)
 
+    def short_without(self, node_id: str) -> list[ShardStanding]:
+        """Shards that would be short of replicas if the node were gone: what it has to be relieved of."""
+        with self._database.read() as connection:
+            return tables.short_without(connection, node_id, STANDINGS_MAX)
+
     def standing(self, shard_id: str) -> ShardStanding | None:
         """Where a shard stands that a version names; None for any other."""
         with self._database.read() as connection:

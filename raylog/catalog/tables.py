@@ -14,9 +14,10 @@ _VERSION = "name, number, shards, rows, content_bytes, stored_bytes, digest"
 _SHARD = "shard_id, frame_digest, stored_bytes, content_bytes, rows, chunks"
 _ON_DISK = ", ".join(f"'{kind}'" for kind in sorted(kept_on(Durability.DISK)))
 _IN_MEMORY = ", ".join(f"'{kind}'" for kind in sorted(kept_on(Durability.MEMORY)))
+_COUNTS = f"(tier IN ({_ON_DISK}) OR NOT on_disk AND tier IN ({_IN_MEMORY}))"
 _COUNT_STANDING = (
     "UPDATE shards SET standing = (SELECT count(*) FROM replicas WHERE replicas.shard_id = shards.shard_id"
-    f" AND (tier IN ({_ON_DISK}) OR NOT on_disk AND tier IN ({_IN_MEMORY}))) WHERE shard_id = ?"
+    f" AND {_COUNTS}) WHERE shard_id = ?"
 )
 _DROP_IF_FREE = (
     "DELETE FROM shards WHERE shard_id = ? AND refs = 0"
@@ -158,6 +159,18 @@ def is_revoked(connection: sqlite3.Connection, version_id: str) -> bool:
 def short_shards(connection: sqlite3.Connection, count_max: int) -> list[ShardStanding]:
     """Shards with fewer replicas than were promised, fewest first."""
     return _standings(connection, "refs > 0 AND standing < wanted ORDER BY standing, shard_id", count_max)
+
+
+def short_without(connection: sqlite3.Connection, node_id: str, count_max: int) -> list[ShardStanding]:
+    """Shards on a node of which, without it, fewer replicas would be left than were promised."""
+    node = f"x'{parse_id(node_id)}'"
+    on_it = f"SELECT 1 FROM replicas WHERE replicas.shard_id = shards.shard_id AND node_id = {node}"
+    return _standings(
+        connection,
+        f"refs > 0 AND shard_id IN (SELECT shard_id FROM replicas WHERE node_id = {node})"
+        f" AND standing - EXISTS ({on_it} AND {_COUNTS}) < wanted ORDER BY standing, shard_id",
+        count_max,
+    )
 
 
 def standing(connection: sqlite3.Connection, shard_id: str) -> ShardStanding | None:

@@ -18,11 +18,13 @@ STEPS_PER_NODE_MAX = 4  # copies that one node receives, and that it is the firs
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairNode:
-    """A living node: the failure domain it would be lost with (a zone, a rack, or itself) and its free bytes."""
+    """A living node: the failure domain it would be lost with (a zone, a rack, or itself) and its free bytes. What one
+    holds that is drained does not count, though others may be given it from there, and it is given nothing."""
 
     node_id: str
     domain: str
     free_bytes: int
+    is_draining: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,24 +79,28 @@ def plan_repair(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Need:
-    """A shard, who living has it, and who gone had it."""
+    """A shard, who has it for good, who can send it, who has it and leaves, and who gone had it."""
 
     shard: ShardRef
     wanted: int
     living: tuple[str, ...]
     sources: tuple[str, ...]
+    leaving: tuple[str, ...]
     gone: tuple[str, ...]
 
     @classmethod
     def of(cls, standing: ShardStanding, nodes: Mapping[str, RepairNode]) -> "_Need":
         holders = sorted(set(standing.nodes))
-        living = tuple(node_id for node_id in holders if node_id in nodes)
+        present = [node_id for node_id in holders if node_id in nodes]
+        living = tuple(node_id for node_id in present if not nodes[node_id].is_draining)
+        leaving = tuple(node_id for node_id in present if nodes[node_id].is_draining)
         others = tuple(node_id for node_id in sorted(set(standing.other_nodes)) if node_id in nodes)
         return cls(
             shard=standing.shard,
             wanted=standing.wanted,
             living=living,
-            sources=living + others,
+            sources=living + leaving + others,
+            leaving=leaving,
             gone=tuple(node_id for node_id in holders if node_id not in nodes),
         )
 
@@ -104,6 +110,7 @@ class _Need:
 
     def why(self) -> str:
         since = f" since {_named(self.gone)} gone" if self.gone else ""
+        since += f" since {_named(self.leaving)} being drained" if self.leaving else ""
         return f"shard {self.shard.shard_id} has {len(self.living)} of {self.wanted} replicas{since}"
 
 
@@ -121,12 +128,12 @@ class _Planner:
         self.unrepairable: list[Unrepairable] = []
         self.deferred = 0
         self._steps_max = steps_per_node_max
-        self._domains = {node.domain for node in nodes}
+        self._domains = {node.domain for node in nodes if not node.is_draining}
         self._free = {node.node_id: node.free_bytes for node in nodes}
         self._receives = dict.fromkeys(self.nodes, 0)
         self._sends = dict.fromkeys(self.nodes, 0)
         # Nodes that may receive: least to receive first, then most room; the id only makes the order whole.
-        self._queue = [(0, -node.free_bytes, node.node_id) for node in nodes]
+        self._queue = [(0, -node.free_bytes, node.node_id) for node in nodes if not node.is_draining]
         heapq.heapify(self._queue)
 
     def restore(self, need: _Need) -> None:
@@ -214,13 +221,16 @@ class _Planner:
 
     def _give_up(self, need: _Need, holders: set[str], missing: int) -> None:
         """Nobody can take a copy now: for good, or only until the plan's own copies are done?"""
-        candidates = [node for node_id, node in sorted(self.nodes.items()) if node_id not in holders]
+        candidates = [
+            node for node_id, node in sorted(self.nodes.items()) if node_id not in holders and not node.is_draining
+        ]
         if any(self._free[node.node_id] >= need.shard.stored_bytes for node in candidates):
             self.deferred += missing
             return
         planned = len(holders) - len(need.living)
         if not candidates:
-            why = f"{len(self.nodes)} living nodes cannot hold {need.wanted} copies; add {missing} more"
+            staying = sum(1 for node in self.nodes.values() if not node.is_draining)
+            why = f"{staying} living nodes cannot hold {need.wanted} copies; add {missing} more"
         else:
             why = (
                 f"none of the {len(candidates)} other living nodes has {format_bytes(need.shard.stored_bytes)} free; "

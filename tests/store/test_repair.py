@@ -165,3 +165,23 @@ def test_every_plan_keeps_its_promises(
     random.Random(seed).shuffle(nodes)
     random.Random(seed + 1).shuffle(needs)
     assert plan_repair(needs, nodes, steps_per_node_max=steps_max) == plan
+
+
+def leaving(name: str) -> RepairNode:
+    return RepairNode(node_id=name, domain=name, free_bytes=100 * MIB, is_draining=True)
+
+
+def test_a_drained_node_gives_and_is_given_nothing() -> None:
+    (step,) = plan_repair([standing("s", ("a", "b"))], [leaving("a"), node("b"), node("c"), leaving("d")]).steps
+    assert step.target == "c"
+    assert set(step.sources) == {"a", "b"}
+    assert "since node a is being drained" in step.reason
+    (only,) = plan_repair([standing("s", ("a",), wanted=1)], [leaving("a"), node("c")]).steps
+    assert (only.sources, only.target) == (("a",), "c")
+
+
+def test_where_only_drained_nodes_are_left_the_plan_says_so() -> None:
+    plan = plan_repair([standing("s", ("a",), wanted=1)], [leaving("a"), leaving("b")])
+    assert plan.steps == ()
+    assert "0 living nodes cannot hold 1 copies" in plan.unrepairable[0].reason
+    assert not plan.unrepairable[0].lost

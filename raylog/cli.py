@@ -28,6 +28,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+catalog_app = typer.Typer(help="What to do for the catalog itself.", no_args_is_help=True)
+app.add_typer(catalog_app, name="catalog")
+
 Name = Annotated[
     str,
     typer.Argument(
@@ -226,6 +229,24 @@ def down() -> None:
     screen.claim_standard_output()
     operate.down(Options.address)
     screen.out.print("raylog is down; stored data stays where it is, 'raylog up' brings it back")
+
+
+@catalog_app.command("rebuild")
+def rebuild_catalog(as_json: Json = False) -> None:
+    """On the head, when the catalog's journal is lost: make it anew from the copies of its records on the nodes.
+
+    The same names, numbers and deletions; every node of the Ray cluster has to answer."""
+    from raylog.api import operate
+
+    screen.claim_standard_output()
+    with screen.waiting("asking the nodes for their records", enabled=not as_json):
+        report = operate.rebuild_catalog(Options.address, Options.settings())
+    if as_json:
+        screen.print_json(report)
+    else:
+        screen.out.print(
+            f"the catalog is there again: {report.records} records, from node {report.node_id[:12]} of {report.nodes}"
+        )
 
 
 @app.command()

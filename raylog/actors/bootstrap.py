@@ -1,6 +1,7 @@
 """Starting and stopping raylog's actors on a Ray cluster that this process is connected to."""
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -73,11 +74,16 @@ def start(settings: Settings) -> Settings:
         raise Unavailable("raylog is not up on this Ray cluster: run 'raylog up' on its head, where the state is kept")
     settings = running_settings() or settings
     prepare(settings)
-    head = ray.get_runtime_context().get_node_id()
-    for name, actor in HEAD_ACTORS.items():
-        handle: Any = ray.remote(actor).options(**detached(name, head)).remote(settings)
-        calls.wait(handle.ready.remote(), START_TIMEOUT_S, f"starting {name}")
+    start_actors(settings, list(HEAD_ACTORS))
     return settings
+
+
+def start_actors(settings: Settings, names: Sequence[str]) -> None:
+    """Starts those of `HEAD_ACTORS` that do not run; this is the head. What keeps one from starting is raised."""
+    head = ray.get_runtime_context().get_node_id()
+    for name in names:
+        handle: Any = ray.remote(HEAD_ACTORS[name]).options(**detached(name, head)).remote(settings)
+        calls.wait(handle.ready.remote(), START_TIMEOUT_S, f"starting {name}")
 
 
 def wait_for_nodes(timeout_s: float, only: str | None = None) -> None:

@@ -97,7 +97,7 @@ def may_create(settings: Settings) -> bool:
     if copies and not (settings.catalog_path / FILE_NAME).exists():
         raise Unavailable(
             f"the catalog's journal {settings.catalog_path / FILE_NAME} is gone, but {copies[0]} holds a copy of its "
-            "records: restore the journal; an empty catalog would forget what is stored"
+            "records: run 'raylog catalog rebuild' here; an empty catalog would forget what is stored"
         )
     return not copies
 

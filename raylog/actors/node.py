@@ -271,6 +271,11 @@ class NodeActor:
         """Where the copy of the catalog's records ends."""
         return self._records.tail
 
+    def records(self, since_sequence: int, count_max: int) -> list[Entry]:
+        """Records after `since_sequence` with their manifests, as they were copied here: what a catalog that lost its
+        journal is made anew from."""
+        return self._records.page(since_sequence, count_max)
+
     def inventory(self) -> list[ShardRef]:
         """Every shard that lies here."""
         return self._store.shards()

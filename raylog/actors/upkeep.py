@@ -52,10 +52,13 @@ class Upkeep:
         threading.Thread(target=self._run, name="upkeep", daemon=True).start()
 
     def copy_to_another_node(self, sequence: int) -> None:
-        """Returns once another node has the records up to `sequence` on its disk; at once where there is no other.
-        Raises `Unavailable` when there is one and none of them took them."""
-        others = self._others()
+        """Returns once another node has the records up to `sequence` on its disk; where there is no other, the one that
+        there is, if it answers. Raises `Unavailable` when there is another one and none of them took them."""
+        own, others = self._nodes()
         if not others:
+            for info in own:
+                with self._tolerated(f"copying records to node {info.node_id}"):
+                    self._copy_to(info, self._settings.call_deadline_s)
             return
         failures = []
         for info in others:
@@ -109,11 +112,12 @@ class Upkeep:
         except RaylogError as error:
             log.warning("%s: %s", what, error)
 
-    def _others(self) -> list[NodeInfo]:
-        """The living nodes that are not the catalog's own."""
+    def _nodes(self) -> tuple[list[NodeInfo], list[NodeInfo]]:
+        """The catalog's own node, if it lives, and the living others."""
         here = ray.get_runtime_context().get_node_id()
         nodes: list[NodeInfo] = calls.call("launch", "nodes", timeout_s=self._settings.call_deadline_s)
-        return [info for info in nodes if info.ray_node_id != here]
+        own = [info for info in nodes if info.ray_node_id == here]
+        return own, [info for info in nodes if info.ray_node_id != here]
 
     def _copy_to(self, info: NodeInfo, timeout_s: float) -> int:
         """Sends a node the records that it lacks; the sequence number that it has reached."""

@@ -1,18 +1,20 @@
 """`raylog up`, `down` and `status`: what an operator does to a cluster as a whole."""
 
 import os
+from contextlib import suppress
 
 import msgspec
 import ray
 
-from raylog.actors import bootstrap, calls
+from raylog.actors import bootstrap, calls, rebuild
 from raylog.actors.monitor import ClusterStatus
 from raylog.actors.node import NodeInfo
+from raylog.actors.rebuild import RebuildReport
 from raylog.api import ray_access
 from raylog.api.events import ask_events
 from raylog.api.paths import NodePaths, ask_paths
 from raylog.api.session import connect_ray
-from raylog.errors import Unavailable
+from raylog.errors import RaylogError, Unavailable
 from raylog.monitor.events import Event
 from raylog.settings import Settings
 
@@ -58,6 +60,19 @@ def down(address: str | None) -> None:
     try:
         bootstrap.stop()
     finally:
+        ray.shutdown()
+
+
+def rebuild_catalog(address: str | None, settings: Settings) -> RebuildReport:
+    """Makes a catalog whose journal is gone anew from the nodes' copies; raises as `actors.rebuild.rebuild_catalog`. On
+    a Ray cluster raylog is up afterwards; without one, this machine's own nodes are asked and everything ends again."""
+    connection = connect_ray(address)
+    try:
+        return rebuild.rebuild_catalog(settings)
+    finally:
+        if connection.is_started:
+            with suppress(RaylogError):  # it was never up
+                bootstrap.stop()
         ray.shutdown()
 
 

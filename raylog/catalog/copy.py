@@ -112,6 +112,15 @@ class RecordCopy:
                 tail = follow(tail, one.record, one.digest)
                 yield one.record, manifest
 
+    def page(self, since_sequence: int, count_max: int) -> list[Entry]:
+        """Entries after `since_sequence` as they were taken, in order, at most `count_max`."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                "SELECT record, manifest FROM entries WHERE sequence > ? ORDER BY sequence LIMIT ?",
+                (since_sequence, count_max),
+            ).fetchall()
+        return [Entry(record=signed, manifest=manifest) for signed, manifest in rows]
+
     def named(self, shard_ids: Sequence[str]) -> list[str]:
         """Those of `shard_ids` that a version names, or named before it was deleted, as far as this copy goes."""
         with self._database.read() as connection:

@@ -12,6 +12,7 @@ shards     every shard that a version names, or whose copies are still to be rem
            `on_disk` whether memory does not count, `standing` replicas that count
 replicas   which node holds a copy of a shard, on which kind of tier, by the node's receipt
 gone_nodes nodes that were given up; their receipts do not count until they are admitted again
+revoked_puts  version ids under which nothing may be committed any more: their shards were deleted as leftovers
 
 `records`, `artifacts`, `versions` and `manifests` follow from the chain; where copies are does not: nodes say so.
 """

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from raylog.catalog.manifest import Manifest
 from raylog.catalog.receipt import Receipt, kept_on
+from raylog.catalog.record import Record
 from raylog.catalog.state import Artifact, KnownShard
 from raylog.spec import Durability, ShardRef, ShardStanding, TierKind, Version, parse_id
 
@@ -202,6 +203,24 @@ def insert_version(
         ),
     )
     connection.execute("INSERT INTO manifests VALUES (?, ?)", (sequence, committed))
+
+
+def insert_deleted(connection: sqlite3.Connection, record: Record, version_id: bytes) -> None:
+    """A version of which nothing but its commit record is known: its name and number were given. `version_id` is to be
+    one that nobody has."""
+    artifact_id = bytes.fromhex(record.artifact_id)
+    connection.execute(
+        "INSERT INTO artifacts VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET artifact_id ="
+        " excluded.artifact_id, latest = excluded.latest, last_number = excluded.last_number",
+        (record.name, artifact_id, bytes(16), record.number, record.number),
+    )
+    connection.execute(
+        "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, 0, 0, 0, 0, ?)",
+        (
+            *(record.name, record.number, version_id, artifact_id, record.sequence),
+            *(record.manifest_digest, record.sequence),
+        ),
+    )
 
 
 def reference_shards(

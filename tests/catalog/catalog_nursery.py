@@ -12,12 +12,11 @@ import sqlite3
 import sys
 from pathlib import Path
 
-from catalog_cluster import TENANT, Cluster
-
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.encoding import digest_of, encode
 from raylog.errors import NotFound
 from raylog.spec import Reference
+from raylog.testing.catalog_cluster import TENANT, Cluster
 
 NAMES = ("a", "a/b", "c")
 

@@ -4,9 +4,9 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from catalog_cluster import Cluster
 
 from raylog.catalog.catalog import Catalog
+from raylog.testing.catalog_cluster import Cluster
 
 
 @pytest.fixture(scope="session")

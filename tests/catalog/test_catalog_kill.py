@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from catalog_cluster import Cluster
 
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.copy import RecordCopy
@@ -22,6 +21,7 @@ from raylog.catalog.manifest import open_manifest
 from raylog.catalog.record import Record, RecordKind
 from raylog.catalog.replay import Listing
 from raylog.spec import Reference
+from raylog.testing.catalog_cluster import Cluster
 
 KILLS = 60
 DEADLINE_S = 30.0

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
-from catalog_cluster import TENANT, Cluster
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
 
@@ -14,6 +13,7 @@ from raylog.catalog.manifest import Manifest
 from raylog.catalog.state import Pending
 from raylog.errors import Conflict, NotFound, RaylogError, Unavailable, UsageError
 from raylog.spec import Reference, ShardRef
+from raylog.testing.catalog_cluster import TENANT, Cluster
 
 BY = "raylog://x/client/y"
 CLUSTER = Cluster()

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from catalog_cluster import Cluster
 
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.copy import FILE_NAME, RecordCopy
@@ -13,6 +12,7 @@ from raylog.catalog.record import Tail
 from raylog.catalog.replay import replay
 from raylog.errors import DamagedData, NotPermitted, Unavailable
 from raylog.spec import Reference
+from raylog.testing.catalog_cluster import Cluster
 
 BY = "raylog://x/client/y"
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from catalog_cluster import TENANT, Cluster
 
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.journal import FILE_NAME, Journal
 from raylog.errors import DamagedData, NoSpace, NotFound, NotPermitted, RaylogError, Unavailable, UsageError
 from raylog.spec import Reference
+from raylog.testing.catalog_cluster import TENANT, Cluster
 
 BY = "raylog://x/client/y"
 
@@ -22,9 +22,7 @@ def test_one_writer_at_a_time(cluster: Cluster, tmp_path: Path) -> None:
     catalog = cluster.open(tmp_path)
     with pytest.raises(Unavailable, match="open in another process"):
         cluster.open(tmp_path)
-    script = (
-        "import sys; from catalog_cluster import Cluster; from pathlib import Path; Cluster().open(Path(sys.argv[1]))"
-    )
+    script = "import sys; from raylog.testing.catalog_cluster import Cluster; from pathlib import Path; Cluster().open(Path(sys.argv[1]))"
     second = subprocess.run(
         [sys.executable, "-c", script, tmp_path], cwd=Path(__file__).parent, capture_output=True, timeout=60
     )

@@ -1,7 +1,6 @@
 """Leases and leftovers: pure, with times passed in; and what a catalog does with a put that was revoked."""
 
 import pytest
-from catalog_cluster import TENANT, Cluster
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,6 +8,7 @@ from raylog.catalog.catalog import Catalog
 from raylog.catalog.leases import Leases, Orphans
 from raylog.errors import Conflict
 from raylog.spec import new_id
+from raylog.testing.catalog_cluster import TENANT, Cluster
 
 LEASE_S = 10.0
 GRACE_S = 10.0

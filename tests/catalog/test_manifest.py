@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from catalog_cluster import Cluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,6 +28,7 @@ from raylog.catalog.record import Record, SignedRecord, Tail, follow, open_recor
 from raylog.errors import DamagedData, NotPermitted, RaylogError, UsageError
 from raylog.security.trust import identify_by
 from raylog.spec import Durability, TierKind, new_id
+from raylog.testing.catalog_cluster import Cluster
 
 CLUSTER = Cluster()
 

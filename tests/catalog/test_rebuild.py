@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from catalog_cluster import TENANT, Cluster
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from raylog.catalog.rebuild import best_copy, rebuild
 from raylog.catalog.record import Tail
 from raylog.errors import Conflict, DamagedData, NotFound, NotPermitted
 from raylog.spec import Reference
+from raylog.testing.catalog_cluster import TENANT, Cluster
 
 BY = "raylog://x/client/y"
 NAMES = ("a", "b")

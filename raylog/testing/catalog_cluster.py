@@ -1,5 +1,7 @@
 """A cluster's keys, nodes and writers for the catalog's tests: real certificates, repeatable from a seed."""
 
+# ruff: noqa: S311 - repeatable bytes, no secrets
+
 import random
 import time
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from raylog.catalog.manifest import Manifest, ShardEntry, sign_manifest
 from raylog.catalog.receipt import Receipt, make_receipt
 from raylog.security.identity import Identity, issue_authority, issue_certificate
 from raylog.security.trust import Sign, Trust, identify_by, verify_by
-from raylog.spec import Durability, Kind, ShardRef, TierKind, new_id
+from raylog.spec import Durability, Kind, ShardRef, TierKind, Version, new_id
 
 TENANT = "7" * 32
 DAY_S = 86400.0
@@ -114,7 +116,7 @@ class Cluster:
             shard_id=new_id(), frame_digest=digest, stored_bytes=5000, content_bytes=4000, rows=10, chunks=8
         )
 
-    def put(self, catalog: Catalog, name: str = "corpora/wiki", **changes: object):
+    def put(self, catalog: Catalog, name: str = "corpora/wiki", **changes: object) -> tuple[Manifest, Version]:
         """One more version of `name`; the manifest and the version."""
         pending = catalog.begin(name, TENANT)
         manifest = self.manifest(name, pending.artifact_id, **changes)

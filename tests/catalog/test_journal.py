@@ -22,7 +22,10 @@ def test_one_writer_at_a_time(cluster: Cluster, tmp_path: Path) -> None:
     catalog = cluster.open(tmp_path)
     with pytest.raises(Unavailable, match="open in another process"):
         cluster.open(tmp_path)
-    script = "import sys; from raylog.testing.catalog_cluster import Cluster; from pathlib import Path; Cluster().open(Path(sys.argv[1]))"
+    script = (
+        "import sys; from pathlib import Path; from raylog.testing.catalog_cluster import Cluster; "
+        "Cluster().open(Path(sys.argv[1]))"
+    )
     second = subprocess.run(
         [sys.executable, "-c", script, tmp_path], cwd=Path(__file__).parent, capture_output=True, timeout=60
     )

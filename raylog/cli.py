@@ -80,12 +80,22 @@ def put(
     durability: Annotated[str, typer.Option(help="what an acknowledgement promises: memory or disk")] = "disk",
     codec: Annotated[str, typer.Option(help="auto, none, lz4 or zstd")] = "auto",
     as_files: Annotated[bool, typer.Option("--as-files", help="keep files as they are, do not read tables")] = False,
+    parent: Annotated[
+        list[str] | None, typer.Option(help="a version that this one was made from, for 'raylog lineage'; repeatable")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Seal data and store it as the next version of NAME."""
     with Options.connect(quiet=as_json) as client, screen.Bar(f"put {name}", enabled=not as_json) as bar:
         version = client.put(
-            name, source, replicas=replicas, durability=durability, codec=codec, as_files=as_files, on_progress=bar
+            name,
+            source,
+            replicas=replicas,
+            durability=durability,
+            codec=codec,
+            parents=parent or (),
+            as_files=as_files,
+            on_progress=bar,
         )
     if as_json:
         screen.print_json(version)
@@ -134,6 +144,17 @@ def list_artifacts(
     screen.print_table(
         ["version", "shards", "rows", "content", "stored"], rows, right={"shards", "rows", "content", "stored"}
     )
+
+
+@app.command()
+def lineage(name: Name, as_json: Json = False) -> None:
+    """Show what a version was made from, and what was made from it."""
+    with Options.connect(quiet=as_json) as client:
+        found = client.lineage(name)
+    if as_json:
+        screen.print_json(found)
+    else:
+        screen.show_lineage(found)
 
 
 @app.command()

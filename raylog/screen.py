@@ -6,7 +6,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,7 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
 from raylog.spec import TierKind
 from raylog.units import format_bytes, format_rate, format_seconds
@@ -34,6 +36,7 @@ from raylog.units import format_bytes, format_rate, format_seconds
 if TYPE_CHECKING:  # the screen is needed before Ray is, and by commands that never load it
     from raylog.api.operate import Status
     from raylog.api.paths import NodePaths
+    from raylog.catalog.lineage import Lineage, Origin
     from raylog.demo import NodeFigures, Report
     from raylog.monitor.events import Event
     from raylog.monitor.rows import NodeRow
@@ -123,6 +126,40 @@ def waiting(what: str, *, enabled: bool = True) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def show_lineage(lineage: Lineage) -> None:
+    """Two trees: what it was made from, and what was made from it. What is reached twice has its branch once."""
+    known = {one.version: one for one in (lineage.version, *lineage.ancestors, *lineage.descendants)}
+    children: dict[str, list[str]] = {}
+    for one in known.values():
+        for parent in one.parents:
+            children.setdefault(parent, []).append(one.version)
+    root = lineage.version.version
+    out.print(_tree(f"{_called(known, root)} was made from", root, known, lambda one: list(known[one].parents)))
+    out.print(_tree("and into", root, known, lambda one: children.get(one, [])))
+    if lineage.is_cut:
+        err.print("there is more than is shown: name one of the versions above", style="yellow")
+
+
+def _tree(title: str, root: str, known: Mapping[str, Origin], links: Callable[[str], list[str]]) -> Tree:
+    top = Tree(Text(title if links(root) else f"{title} nothing"))
+    seen, waiting = {root}, deque([(root, top)])
+    while waiting:
+        version, branch = waiting.popleft()
+        for linked in links(version):
+            is_shown = linked in seen
+            below = branch.add(
+                Text(_called(known, linked) + (" (its branch is shown once)" if is_shown and links(linked) else ""))
+            )
+            if linked in known and not is_shown:
+                seen.add(linked)
+                waiting.append((linked, below))
+    return top
+
+
+def _called(known: Mapping[str, Origin], version: str) -> str:
+    return version if version not in known or known[version].exists else f"{version} (deleted)"
 
 
 def show_status(status: Status) -> None:

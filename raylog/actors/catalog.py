@@ -11,6 +11,7 @@ from raylog.actors.eventful import Eventful
 from raylog.actors.upkeep import Upkeep
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.journal import FILE_NAME, Journal
+from raylog.catalog.lineage import Lineage
 from raylog.catalog.requests import CATALOG, DeleteVersions
 from raylog.catalog.state import Pending
 from raylog.errors import Conflict, Unavailable
@@ -79,6 +80,12 @@ class CatalogActor(Eventful):
 
     def manifest(self, reference: Reference) -> bytes:
         return self._catalog.manifest(reference)
+
+    def parents(self, references: Sequence[Reference]) -> list[str]:
+        return self._catalog.parents(references)
+
+    def lineage(self, reference: Reference) -> Lineage:
+        return self._catalog.lineage(reference)
 
     def replicas(self, shard_ids: Sequence[str]) -> dict[str, list[str]]:
         return self._catalog.replicas(shard_ids)

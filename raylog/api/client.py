@@ -21,6 +21,7 @@ from raylog.api.session import Session
 from raylog.api.ship import Shipment, start_shipment
 from raylog.api.source import open_source
 from raylog.api.verify import ScrubReport, verify_version
+from raylog.catalog.lineage import Lineage
 from raylog.errors import UsageError
 from raylog.monitor.events import Event
 from raylog.monitor.samples import NodeSample
@@ -71,6 +72,7 @@ class Client:
         durability: str = "disk",
         codec: str = "auto",
         labels: Mapping[str, str] | None = None,
+        parents: Sequence[str] = (),
         as_files: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Version:
@@ -79,14 +81,16 @@ class Client:
 
         `source`: a pa.Table, reader or dataset, a ray.data.Dataset, a DataFrame, a path or URL (Parquet, Arrow, CSV,
         JSONL, any file or folder), bytes, or a mapping of names to arrays or tensors. `on_progress(done, total)` gets
-        sealed content bytes chunk by chunk, total 0 while unknown. Atomic: after an error nothing of it is visible or
-        left behind.
+        sealed content bytes chunk by chunk, total 0 while unknown. `parents`: versions that this one was made from,
+        for `lineage`; a plain name is its latest. Atomic: after an error nothing of it is visible or left behind.
 
         Raises `UsageError` and `SourceError` (the caller's mistakes), `Conflict` (another writer of this name was
         first), `NoSpace`, `Unsatisfiable` (fewer fit nodes than replicas), `Unavailable`.
         """
         checked = parse_name(name)
-        options = PutOptions.parse(replicas=replicas, durability=durability, codec=codec, labels=labels)
+        options = PutOptions.parse(
+            replicas=replicas, durability=durability, codec=codec, labels=labels, parents=parents
+        )
         content = open_source(source, as_files=as_files)
         return Put(self._session, checked, options, on_progress).run(content)
 
@@ -157,6 +161,12 @@ class Client:
         """Reads and checks every chunk of every replica; replaces damaged ones from another replica.
         `on_progress(done, total)` counts copies: a shard on a node."""
         return verify_version(self._session, parse_reference(name), on_progress)
+
+    def lineage(self, name: str) -> Lineage:
+        """What a version was made from, over any number of steps, and what was made from it; deleted ones too. Raises
+        `NotFound`."""
+        found: Lineage = self._session.retried("catalog", "lineage", parse_reference(name))
+        return found
 
     def drain(self, node_id: str, timeout_s: float = 3600.0, *, on_progress: OnProgress | None = None) -> DrainReport:
         """Takes a node out of use: Ray and raylog place nothing new on it, and this returns once all that it holds has

@@ -5,7 +5,7 @@ import logging
 import statistics
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from raylog.catalog.encoding import digest_of, encode
 from raylog.catalog.manifest import Manifest, ShardEntry, sign_manifest
 from raylog.codec.keys import GroupKey
 from raylog.errors import Cancelled, NoSpace, NotFound, RaylogError, UsageError
-from raylog.spec import Codec, Durability, QosClass, Reference, ShardRef, Version, new_id, parse_codec
+from raylog.spec import Codec, Durability, QosClass, Reference, ShardRef, Version, new_id, parse_codec, parse_reference
 from raylog.wire.local_client import LocalStaging
 
 log = logging.getLogger("raylog.put")
@@ -41,16 +41,33 @@ class PutOptions:
     durability: Durability
     codec: Codec | None
     labels: Mapping[str, str]
+    parents: tuple[Reference, ...] = ()
 
     @classmethod
-    def parse(cls, *, replicas: int, durability: str, codec: str, labels: Mapping[str, str] | None) -> Self:
+    def parse(
+        cls,
+        *,
+        replicas: int,
+        durability: str,
+        codec: str,
+        labels: Mapping[str, str] | None,
+        parents: Sequence[str] = (),
+    ) -> Self:
         """Raises `UsageError`."""
+        if isinstance(parents, str):
+            raise UsageError(
+                f"expected a sequence of versions as parents, got the text {parents!r}: put it into a list"
+            )
         if durability not in list(Durability):
             raise UsageError(f"expected a durability of {', '.join(Durability)}, got {durability!r}")
         if isinstance(replicas, bool) or not isinstance(replicas, int) or not 1 <= replicas <= 16:
             raise UsageError(f"expected 1 to 16 replicas, got {replicas!r}")
         return cls(
-            replicas=replicas, durability=Durability(durability), codec=parse_codec(codec), labels=dict(labels or {})
+            replicas=replicas,
+            durability=Durability(durability),
+            codec=parse_codec(codec),
+            labels=dict(labels or {}),
+            parents=tuple(parse_reference(parent) for parent in parents),
         )
 
 
@@ -63,6 +80,7 @@ class Put:
         self._options = options
         self._on_progress = on_progress
         self._rates: dict[str, float] = {}  # bytes per second, of nodes of which it is known
+        self._parents: tuple[str, ...] = ()  # by number
         self._content_bytes = 0  # of the shards that are sealed whole
         self._entries: list[ShardEntry] = []
         self._receipts: list[bytes] = []
@@ -74,6 +92,8 @@ class Put:
         """Seals `content` and commits it as the name's next version. After an error, Ctrl-C included, nothing of it is
         visible. Raises as `Client.put`."""
         order = self._session.retried("catalog", "begin", self._name)
+        if self._options.parents:
+            self._parents = tuple(self._session.retried("catalog", "parents", self._options.parents))
         dek_id, dek = self._session.write_key(order.artifact_id, order.tenant)
         settings = self._session.settings
         reporter = Reporter(self._on_progress, content.bytes or 0)
@@ -215,6 +235,7 @@ class Put:
             version_id=plan.version_id,
             name=self._name,
             kind=content.kind,
+            parents=self._parents,
             labels=self._options.labels,
             replicas=self._options.replicas,
             durability=self._options.durability,

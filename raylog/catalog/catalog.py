@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from raylog.catalog import tables
 from raylog.catalog.encoding import digest_of
 from raylog.catalog.journal import Change, Entry, Journal
+from raylog.catalog.lineage import Lineage, trace
 from raylog.catalog.manifest import Manifest, SignedManifest, countersign, decode_signed, open_manifest, verify_writer
 from raylog.catalog.receipt import Receipt, verify_receipt
 from raylog.catalog.record import Record, RecordKind, Tail
@@ -150,6 +151,31 @@ class Catalog:
         with self._database.read() as connection:
             version = _existing(connection, reference)[1]
             return self._committed(connection, version)
+
+    def parents(self, references: Sequence[Reference]) -> list[str]:
+        """The references as a manifest's `parents`: a plain name is its latest version. Raises `NotFound` for a plain
+        name without any, `UsageError` for a version that never existed."""
+        with self._database.read() as connection:
+            found = []
+            for reference in references:
+                if reference.number is None:
+                    reference = Reference(reference.name, _existing(connection, reference)[1].number)
+                _check_parent(connection, reference)
+                found.append(str(reference))
+            return found
+
+    def lineage(self, reference: Reference) -> Lineage:
+        """What a version was made from and what was made from it, deleted ones too. Raises `NotFound` for a plain name
+        of which nothing is left and for a version that never existed."""
+        with self._database.read() as connection:
+            number = reference.number
+            if number is None or not tables.version_was_given(connection, reference.name, number):
+                number = _existing(connection, reference)[1].number
+            return trace(
+                f"{reference.name}@{number}",
+                lambda one: tables.origin(connection, parse_reference(one)),
+                lambda one: tables.children(connection, parse_reference(one)),
+            )
 
     # Where the copies are
 

@@ -11,10 +11,12 @@ versions   every version ever committed, with its totals; `deleted`: sequence of
 shards     every shard that a version names, or whose copies are still to be removed (`refs` = 0); `wanted` replicas,
            `on_disk` whether memory does not count, `standing` replicas that count
 replicas   which node holds a copy of a shard, on which kind of tier, by the node's receipt
+lineage    which versions a version was made from, deleted ones among both
 gone_nodes nodes that were given up; their receipts do not count until they are admitted again
 revoked_puts  version ids under which nothing may be committed any more: their shards were deleted as leftovers
 
-`records`, `artifacts`, `versions` and `manifests` follow from the chain; where copies are does not: nodes say so.
+`records`, `artifacts`, `versions`, `lineage` and `manifests` follow from the chain; where copies are does not: nodes
+say so.
 """
 
 import sqlite3
@@ -57,6 +59,9 @@ _SCHEMA = (
     " PRIMARY KEY (shard_id, node_id)) WITHOUT ROWID",
     "CREATE INDEX replicas_by_node ON replicas (node_id)",
     "CREATE TABLE gone_nodes (node_id BLOB PRIMARY KEY) WITHOUT ROWID",
+    "CREATE TABLE lineage (name TEXT NOT NULL, number INTEGER NOT NULL, parent TEXT NOT NULL,"
+    " parent_number INTEGER NOT NULL, PRIMARY KEY (name, number, parent, parent_number)) WITHOUT ROWID",
+    "CREATE INDEX lineage_by_parent ON lineage (parent, parent_number)",
     "CREATE TABLE revoked_puts (version_id BLOB PRIMARY KEY) WITHOUT ROWID",
 )
 

@@ -5,11 +5,21 @@
 import sqlite3
 from collections.abc import Iterable, Mapping
 
+from raylog.catalog.lineage import Origin
 from raylog.catalog.manifest import Manifest
 from raylog.catalog.receipt import Receipt, kept_on
 from raylog.catalog.record import Record
 from raylog.catalog.state import Artifact, KnownShard
-from raylog.spec import Durability, ShardRef, ShardStanding, TierKind, Version, parse_id
+from raylog.spec import (
+    Durability,
+    Reference,
+    ShardRef,
+    ShardStanding,
+    TierKind,
+    Version,
+    parse_id,
+    parse_reference,
+)
 
 _VERSION = "name, number, shards, rows, content_bytes, stored_bytes, digest"
 _SHARD = "shard_id, frame_digest, stored_bytes, content_bytes, rows, chunks"
@@ -86,6 +96,28 @@ def committed_manifest(connection: sqlite3.Connection, name: str, number: int) -
         "SELECT committed FROM versions JOIN manifests USING (sequence) WHERE name = ? AND number = ?", (name, number)
     ).fetchone()
     return row[0] if row else None
+
+
+def origin(connection: sqlite3.Connection, reference: Reference) -> Origin:
+    """What a version that was given once was made from."""
+    rows = connection.execute(
+        "SELECT parent, parent_number FROM lineage WHERE name = ? AND number = ? ORDER BY parent, parent_number",
+        (reference.name, reference.number),
+    )
+    return Origin(
+        version=str(reference),
+        parents=tuple(f"{name}@{number}" for name, number in rows),
+        exists=version(connection, reference.name, reference.number or 0) is not None,
+    )
+
+
+def children(connection: sqlite3.Connection, reference: Reference) -> list[str]:
+    """The versions that were made from one."""
+    rows = connection.execute(
+        "SELECT name, number FROM lineage WHERE parent = ? AND parent_number = ? ORDER BY name, number",
+        (reference.name, reference.number),
+    )
+    return [f"{name}@{number}" for name, number in rows]
 
 
 def known_shards(connection: sqlite3.Connection, shard_ids: Iterable[str]) -> dict[str, KnownShard]:
@@ -203,6 +235,11 @@ def insert_version(
         ),
     )
     connection.execute("INSERT INTO manifests VALUES (?, ?)", (sequence, committed))
+    parents = [parse_reference(parent) for parent in manifest.parents]
+    connection.executemany(
+        "INSERT INTO lineage VALUES (?, ?, ?, ?)",
+        [(added.name, added.number, parent.name, parent.number) for parent in parents],
+    )
 
 
 def insert_deleted(connection: sqlite3.Connection, record: Record, version_id: bytes) -> None:

@@ -169,8 +169,9 @@ class Put:
             executor.shutdown(wait=True, cancel_futures=True)  # no replica is made after `_discard`
 
     def _stage(self, expected_bytes: int) -> LocalStaging:
-        try:
-            return self._session.store.stage(expected_bytes)
+        try:  # nothing is staged by a call whose connection ended
+            limit_s = self._session.settings.call_deadline_s
+            return calls.retried(lambda _: self._session.store.stage(expected_bytes), limit_s)
         except NoSpace as error:
             raise on_node(error, self._session.local) from error
 

@@ -91,6 +91,8 @@ def _init(**options: Any) -> None:
 
 
 NODE_TIMEOUT_S = 60.0
+RESTART_TIMEOUT_S = 15.0  # of a node's actor
+RESTART_POLL_S = 0.1
 ANSWER_GRACE_S = 5.0  # a node ends by the deadline it was given; its answer travels a little longer
 
 
@@ -112,8 +114,7 @@ class Session:
         self._ray = ray_connection
         self._lock = threading.Lock()
         bootstrap.wait_for_nodes(NODE_TIMEOUT_S, only=ray.get_runtime_context().get_node_id())
-        self._local = self._local_node()
-        self._store = LocalClient(Path(self._local.socket_path))
+        self._local, self._store = self._connect_local()
         self._membership = Membership.of_client(settings)
 
     @classmethod
@@ -150,10 +151,9 @@ class Session:
 
     def _reconnect(self) -> None:
         with self._lock:
-            if self._store.is_connected:
-                return
-            self._local = self._local_node()
-            self._store = LocalClient(Path(self._local.socket_path))
+            if not self._store.is_alive:
+                self._store.close()
+                self._local, self._store = self._connect_local()
 
     def credentials(self) -> Credentials:
         return self._membership.credentials()
@@ -262,6 +262,9 @@ class Session:
             "placement", "replica_targets", [ref], replicas, self.local.node_id, durability
         )
         if plan.shortfall:
+            silent: dict[str, str] = self.retried("launch", "problems")
+            if silent:  # a node that restarts is fit again in a moment
+                raise Unavailable(f"{plan.shortfall[0].reason}, while {len(silent)} nodes do not answer: ask again")
             raise Unsatisfiable(f"{plan.shortfall[0].reason}: add nodes or room, or ask for fewer replicas")
         by_id = {info.node_id: info for info in self.nodes()}
         chosen = plan.targets[ref.shard_id]
@@ -299,6 +302,23 @@ class Session:
             return open_grant(grant, pending, credentials.cluster_public_key, time.time())
 
         return calls.retried(attempt, self.settings.call_deadline_s)
+
+    def _connect_local(self) -> tuple[NodeInfo, LocalClient]:
+        """This machine's node and its store. While the node restarts, what is known of it is a moment old: it is asked
+        for again until it is of the process that serves the store."""
+        deadline = time.monotonic() + RESTART_TIMEOUT_S
+        while True:
+            try:
+                info = self._local_node()
+                store = LocalClient(Path(info.socket_path))
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                if store.node_pid in (0, info.pid) or time.monotonic() > deadline:
+                    return info, store
+                store.close()
+            time.sleep(RESTART_POLL_S)
 
     def _local_node(self) -> NodeInfo:
         here = ray.get_runtime_context().get_node_id()

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import mmap
 import os
+import select
 import socket
 import threading
 import time
@@ -60,11 +61,25 @@ class LocalClient:
         self._lock = threading.Lock()
         self._unpinned: deque[int] = deque()  # pins whose last view is gone; told to the node with the next call
         self._buffers = BufferPool()
-        self._socket: socket.socket | None = _connect(path, timeout_s)
+        connection, self.node_pid = _connect(path, timeout_s)
+        self._socket: socket.socket | None = connection
 
     @property
     def is_connected(self) -> bool:
         return self._socket is not None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the node is still at the other end, as far as the kernel has heard; asks nobody."""
+        connection = self._socket
+        if connection is None:
+            return False
+        ended = select.poll()
+        try:
+            ended.register(connection, select.POLLRDHUP)  # POLLHUP and POLLERR come unasked
+            return not ended.poll(0)
+        except (OSError, ValueError):
+            return False  # closed by another thread just now
 
     def stage(self, expected_bytes: int = 0) -> "LocalStaging":
         """A file to write one sealed shard into. Raises `NoSpace` when `expected_bytes` do not fit."""
@@ -323,12 +338,13 @@ class _File:
         return bytes(self.view(offset, length))
 
 
-def _connect(path: Path, timeout_s: float) -> socket.socket:
+def _connect(path: Path, timeout_s: float) -> tuple[socket.socket, int]:
+    """A connection, and the process id of the node at its other end."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(timeout_s)
         connection.connect(check_path(path))
-        check_same_user(connection)
+        return connection, check_same_user(connection)
     except OSError as error:
         connection.close()
         reason = error.strerror or "no answer in time"
@@ -336,7 +352,6 @@ def _connect(path: Path, timeout_s: float) -> socket.socket:
     except BaseException:
         connection.close()
         raise
-    return connection
 
 
 def _one(descriptors: list[int]) -> int:

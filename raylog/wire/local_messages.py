@@ -190,9 +190,11 @@ def error_of(reply: Failed) -> RaylogError:
     return _ERRORS.get(reply.kind, PeerFault)(reply.message, **reply.details)
 
 
-def check_same_user(connection: socket.socket) -> None:
-    """Refuses (`NotPermitted`) a process of another user at the other end, by what the kernel says (SO_PEERCRED)."""
+def check_same_user(connection: socket.socket) -> int:
+    """The process id of the other end, by what the kernel says (SO_PEERCRED); 0 when it is of another container.
+    Refuses a process of another user (`NotPermitted`)."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, _ = _CREDENTIALS.unpack(credentials)
     if uid != os.getuid():
         raise NotPermitted(f"local socket: expected a process of user {os.getuid()}, got process {pid} of user {uid}")
+    return int(pid)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
 from three_nodes import Machine, wait_until, wait_until_settled
@@ -56,6 +57,7 @@ class History:
     def step(self, action: Callable[[], str], fault: Callable[[], str] | None) -> None:
         """Does something, and at a random moment of it something bad happens."""
         outcome: list[str] = []
+        began_s = time.monotonic()
         thread = threading.Thread(target=lambda: outcome.append(action()))
         thread.start()
         happened = ""
@@ -64,7 +66,8 @@ class History:
             happened = fault()
         thread.join(150)
         assert not thread.is_alive(), f"{action.__name__} hangs: {self.told}"
-        self.told.append(f"{outcome[0] if outcome else action.__name__ + ' raised'} {happened}".strip())
+        done = outcome[0] if outcome else f"{action.__name__} raised"
+        self.told.append(f"{done} {happened}".strip() + f" ({time.monotonic() - began_s:.1f} s)")
         assert outcome, self.told
 
     # What is asked for.
@@ -75,7 +78,7 @@ class History:
         try:
             version = self.client.put(name, content, replicas=2)
         except RaylogError as error:
-            return f"put {name}: {type(error).__name__}"
+            return f"put {name}: {type(error).__name__}: {error}"
         self.kept[str(version)] = content
         return f"put {version}"
 
@@ -88,7 +91,7 @@ class History:
             self.client.delete(doomed)
         except RaylogError as error:
             self.doubtful.add(doomed)
-            return f"delete {doomed}: {type(error).__name__}"
+            return f"delete {doomed}: {type(error).__name__}: {error}"
         self.gone.add(doomed)
         return f"deleted {doomed}"
 
@@ -105,7 +108,7 @@ class History:
         try:
             action(one)
         except RaylogError as error:
-            return f"{what} {one}: {type(error).__name__}"
+            return f"{what} {one}: {type(error).__name__}: {error}"
         return f"{what} {one}"
 
     # What happens to it.
@@ -139,8 +142,13 @@ class History:
 
     def nodes(self) -> list[NodeInfo]:
         """All of them, once they answer."""
-        wait_until(lambda: self.asks(lambda: len(self.client.nodes()) == NODES), 60, "all nodes answer")
+        wait_until(lambda: self.asks(self.are_nodes_up), 60, "all nodes answer")
         return self.client.nodes()
+
+    def are_nodes_up(self) -> bool:
+        """By their processes: what the launch actor knows of them is a moment old."""
+        nodes = self.client.nodes()
+        return len(nodes) == NODES and all(psutil.pid_exists(info.pid) for info in nodes)
 
     # What must hold.
 
@@ -188,7 +196,7 @@ def play(machine: Machine, client: raylog.Client, seed: int) -> None:
         history.run()
         history.check()
     finally:
-        print(f"seed {seed}, {time.monotonic() - began_s:.0f} s: " + "; ".join(history.told))
+        print(f"seed {seed}, {time.monotonic() - began_s:.0f} s: " + "\n  ".join(["", *history.told]))
         for name in NAMES:
             for version in history.versions(name):
                 client.delete(str(version))

@@ -92,6 +92,7 @@ def _init(**options: Any) -> None:
 
 NODE_TIMEOUT_S = 60.0
 RESTART_TIMEOUT_S = 15.0  # of a node's actor
+STALE_INFO_S = 6.0  # at most, that the launch actor still tells of the process before; pids of containers may differ
 RESTART_POLL_S = 0.1
 ANSWER_GRACE_S = 5.0  # a node ends by the deadline it was given; its answer travels a little longer
 
@@ -306,16 +307,16 @@ class Session:
     def _connect_local(self) -> tuple[NodeInfo, LocalClient]:
         """This machine's node and its store. While the node restarts, what is known of it is a moment old: it is asked
         for again until it is of the process that serves the store."""
-        deadline = time.monotonic() + RESTART_TIMEOUT_S
+        began_s = time.monotonic()
         while True:
             try:
                 info = self._local_node()
                 store = LocalClient(Path(info.socket_path))
             except Unavailable:
-                if time.monotonic() > deadline:
+                if time.monotonic() - began_s > RESTART_TIMEOUT_S:
                     raise
             else:
-                if store.node_pid in (0, info.pid) or time.monotonic() > deadline:
+                if store.node_pid in (0, info.pid) or time.monotonic() - began_s > STALE_INFO_S:
                     return info, store
                 store.close()
             time.sleep(RESTART_POLL_S)

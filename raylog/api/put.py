@@ -24,7 +24,7 @@ from raylog.api.sources.content import Content
 from raylog.catalog.encoding import digest_of, encode
 from raylog.catalog.manifest import Manifest, ShardEntry, sign_manifest
 from raylog.codec.keys import GroupKey
-from raylog.errors import Cancelled, NoSpace, NotFound, RaylogError, UsageError
+from raylog.errors import Cancelled, NoSpace, NotFound, RaylogError, Unavailable, UsageError
 from raylog.spec import Codec, Durability, QosClass, Reference, ShardRef, Version, new_id, parse_codec, parse_reference
 from raylog.wire.local_client import LocalStaging
 
@@ -169,11 +169,15 @@ class Put:
             executor.shutdown(wait=True, cancel_futures=True)  # no replica is made after `_discard`
 
     def _stage(self, expected_bytes: int) -> LocalStaging:
-        try:  # nothing is staged by a call whose connection ended
-            limit_s = self._session.settings.call_deadline_s
-            return calls.retried(lambda _: self._session.store.stage(expected_bytes), limit_s)
+        store = self._session.store
+        try:
+            return store.stage(expected_bytes)
         except NoSpace as error:
             raise on_node(error, self._session.local) from error
+        except Unavailable:
+            if store.is_connected:
+                raise
+            return self._stage(expected_bytes)  # the node was restarted, and with it went what was staged
 
     def _adopt(self, sealed: Sealed[LocalStaging], key: GroupKey) -> ShardEntry:
         self._shard_ids.append(sealed.frame.header.shard_id)

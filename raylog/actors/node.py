@@ -112,7 +112,7 @@ class NodeActor:
     def __init__(self, ray_node_id: str, host: str, labels: dict[str, str], settings: Settings) -> None:
         self._settings = settings
         bind, advertised = listening_addresses(settings, host)
-        self._slot = claim_slot(settings.nodes_path)
+        self._slot = claim_slot(settings.nodes_path, ray_node_id)
         self._event_log = EventLog.of_process()
         self._membership = Membership.of_node(settings, self._slot.node_id(), self._slot.path / "identity")
         self._requests = self._membership.receiver(self._slot.node_id())

@@ -1,8 +1,9 @@
 """Which directory a node actor owns: `nodes/slot-N`, the first that no living process holds.
 
 One machine has one Ray node and so one slot, slot-0, which the next incarnation takes over with all in it.
-Several Ray nodes on one machine (a demo, a test) share the folder and take a slot each. The hold is a lock on an open
-descriptor: the kernel drops it with the process, however that ends.
+Several Ray nodes on one machine (a demo, a test) share the folder and take a slot each; an actor that is restarted on
+its Ray node takes the one that it had, so that two that restart at once do not swap identities. The hold is a lock on
+an open descriptor: the kernel drops it with the process, however that ends.
 """
 
 import fcntl
@@ -17,6 +18,7 @@ from raylog.errors import Unavailable
 from raylog.spec import new_id, parse_id
 
 SLOTS_MAX = 256
+_HOLDER = "ray-node-id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,11 @@ class Slot:
             self.socket_path.parent.rmdir()
 
 
-def claim_slot(nodes_path: Path) -> Slot:
-    """The first free slot under `nodes_path`; raises `Unavailable` when all are held."""
-    for number in range(SLOTS_MAX):
-        path = nodes_path / f"slot-{number}"
+def claim_slot(nodes_path: Path, ray_node_id: str) -> Slot:
+    """The free slot under `nodes_path` that this Ray node had last, else the first; raises `Unavailable` when all are
+    held."""
+    had = [path for path in sorted(nodes_path.glob("slot-*")) if _last_holder(path) == ray_node_id]
+    for path in (*had, *(nodes_path / f"slot-{number}" for number in range(SLOTS_MAX))):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock_fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -69,5 +72,12 @@ def claim_slot(nodes_path: Path) -> Slot:
         except BlockingIOError:
             os.close(lock_fd)
             continue
+        (path / _HOLDER).write_text(ray_node_id)
         return Slot(path, lock_fd)
     raise Unavailable(f"all {SLOTS_MAX} slots under {nodes_path} are held by living node actors")
+
+
+def _last_holder(path: Path) -> str:
+    with suppress(OSError):
+        return (path / _HOLDER).read_text()
+    return ""

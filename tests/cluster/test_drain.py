@@ -20,8 +20,17 @@ def four_nodes(machine: Machine, client: raylog.Client) -> Iterator[None]:
     """One more node; a test takes another one away for it."""
     wait_until(lambda: len(client.nodes()) == 3, 30, "three nodes answer")
     machine.cluster.add_node(num_cpus=2, object_store_memory=80 * MIB)
-    wait_until(lambda: len(client.telemetry()) == 4, 30, "four nodes have a sample")
-    yield
+
+    def are_known() -> bool:
+        nodes = {info.node_id for info in client.nodes()}
+        return len(nodes) == 4 and nodes <= {sample.node_id for sample in client.telemetry()}
+
+    try:
+        wait_until(are_known, 30, "four nodes have a sample")
+        yield
+    finally:
+        for raylet in list(machine.cluster.worker_nodes)[2:]:  # of a test that failed before it took one away
+            machine.cluster.remove_node(raylet, allow_graceful=False)
     wait_until(lambda: len(client.nodes()) == 3, 30, "the drained node is gone")
 
 

@@ -157,7 +157,9 @@ def test_a_host_has_a_congestion_control_of_its_own(testbed: Hosts) -> None:
 def test_a_killed_host_loses_processes_and_memory(testbed: Hosts) -> None:
     testbed.run(1, ["sh", "-c", "echo kept > /dev/shm/file"])
     assert testbed.run(1, ["cat", "/dev/shm/file"]) == "kept\n"
-    with testbed.popen(1, ["sleep", "60"]) as process:
+    with testbed.popen(1, ["sh", "-c", "echo here; exec sleep 60"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"  # before that it is not on the host yet
         testbed.kill(1)
         assert process.wait(10) == -signal.SIGKILL
     assert testbed.processes(1) == []

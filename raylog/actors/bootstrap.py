@@ -58,10 +58,10 @@ def running_settings() -> Settings | None:
     return running
 
 
-def is_head() -> bool:
-    """Whether this process is on the Ray cluster's head, where raylog's state lies."""
-    here = ray.get_runtime_context().get_node_id()
-    return any(node["NodeID"] == here and HEAD_RESOURCE in node["Resources"] for node in ray.nodes())
+def is_head(ray_node_id: str | None = None) -> bool:
+    """Whether a Ray node, by default this process's, is the cluster's head, where raylog's state lies."""
+    node_id = ray_node_id or ray.get_runtime_context().get_node_id()
+    return any(node["NodeID"] == node_id and HEAD_RESOURCE in node["Resources"] for node in ray.nodes())
 
 
 def start(settings: Settings) -> Settings:

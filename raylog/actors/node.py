@@ -95,10 +95,12 @@ def sources_for(target: NodeInfo, holders: Sequence[NodeInfo]) -> tuple[Source, 
 
 
 class ChunkReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a scrub of one shard on one node found."""
+    """What a scrub of one shard on one node found. `mended_frames`: copies without an intact frame that another one on
+    the node has made good."""
 
     chunks_read: int
     damaged: list[int]
+    mended_frames: int = 0
 
 
 class NodeActor:
@@ -244,8 +246,9 @@ class NodeActor:
         if found.is_gone:
             self._meter.damaged(ref.chunks)
             return ChunkReport(chunks_read=ref.chunks, damaged=list(range(ref.chunks)))
-        self._meter.damaged(len(found.damaged))
-        return ChunkReport(chunks_read=found.chunks_read, damaged=list(found.damaged))
+        self._meter.damaged(len(found.damaged) + found.lost_frames)
+        self._meter.repaired(found.lost_frames)
+        return ChunkReport(chunks_read=found.chunks_read, damaged=list(found.damaged), mended_frames=found.lost_frames)
 
     @ray.method(concurrency_group=CONTROL)
     def damage(self) -> dict[str, list[int]]:

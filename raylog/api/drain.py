@@ -7,12 +7,12 @@ import ray
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
 from ray.core.generated import autoscaler_pb2
 
+from raylog.actors import bootstrap
 from raylog.api.progress import OnProgress, Reporter
 from raylog.api.session import Session
 from raylog.errors import DeadlineExceeded, Unavailable, UsageError
 
 POLL_PERIOD_S = 0.5
-HEAD_RESOURCE = "node:__internal_head__"  # Ray's mark of it
 
 
 class DrainReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +31,7 @@ def drain_node(session: Session, node_id: str, timeout_s: float, on_progress: On
     saying how many shards are left; upkeep goes on meanwhile, so asking again goes on from there.
     """
     info = session.node(node_id)
-    if HEAD_RESOURCE in _resources(info.ray_node_id):
+    if bootstrap.is_head(info.ray_node_id):
         raise UsageError(f"node {info.node_id} is the head, which Ray and the catalog run on: it cannot be drained")
     began_s = time.monotonic()
     left: int = session.retried("catalog", "short_without", info.node_id)
@@ -48,10 +48,6 @@ def drain_node(session: Session, node_id: str, timeout_s: float, on_progress: On
         reporter.reach(max(0, total - left))
     reporter.finish(total)
     return DrainReport(node_id=info.node_id, shards=total, seconds=time.monotonic() - began_s)
-
-
-def _resources(ray_node_id: str) -> dict[str, float]:
-    return next((node["Resources"] for node in ray.nodes() if node["NodeID"] == ray_node_id), {})
 
 
 def _ask_ray(ray_node_id: str) -> None:

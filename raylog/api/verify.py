@@ -15,8 +15,8 @@ COPIES_AT_ONCE = 4
 
 
 class ScrubReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a scrub found. A chunk is counted once per copy. `problems` names what is not well even now: chunks that
-    could not be repaired, shards with fewer whole copies than were promised."""
+    """What a scrub found. A chunk is counted once per copy, a damaged frame like one. `problems` names what is not well
+    even now: chunks that could not be repaired, shards with fewer whole copies than were promised."""
 
     replicas: int
     chunks_read: int
@@ -67,7 +67,7 @@ def _scrub(session: Session, info: NodeInfo, ref: ShardRef) -> ScrubReport | Non
     return ScrubReport(
         replicas=1,
         chunks_read=found.chunks_read,
-        damaged=len(found.damaged),
-        repaired=repaired,
+        damaged=len(found.damaged) + found.mended_frames,
+        repaired=repaired + found.mended_frames,
         problems=problems,
     )

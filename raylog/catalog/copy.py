@@ -13,7 +13,7 @@ from pathlib import Path
 
 from raylog.catalog.database import Database, held
 from raylog.catalog.journal import Entry
-from raylog.catalog.manifest import open_manifest
+from raylog.catalog.manifest import Manifest, open_manifest
 from raylog.catalog.record import Record, RecordKind, Tail, check_not_superseded, follow, open_record
 from raylog.errors import DamagedData
 from raylog.security.trust import Verify
@@ -31,12 +31,30 @@ _PAGE = 1000  # entries read at once
 
 
 @dataclass(frozen=True, slots=True)
-class _Opened:
-    """A verified entry: its record, the digest of that, and the shards that its manifest names."""
+class OpenedEntry:
+    """A verified entry: its record, the digest of that, and the manifest that it commits, if it came with one."""
 
     record: Record
     digest: bytes
-    shard_ids: tuple[str, ...]
+    manifest: Manifest | None
+
+
+def open_entry(entry: Entry, cluster_id: str, verify: Verify) -> OpenedEntry:
+    """The entry, verified; its manifest, if there is one, is the one that its record names. Raises `DamagedData`,
+    `NotPermitted`."""
+    record, digest = open_record(entry.record, cluster_id, verify)
+    if not entry.manifest:
+        return OpenedEntry(record, digest, None)
+    if record.kind != RecordKind.COMMIT:
+        raise DamagedData(f"record {record.sequence} is a {record.kind} and comes with a manifest")
+    manifest, statement = open_manifest(entry.manifest, cluster_id, verify)
+    stated = (manifest.name, manifest.artifact_id, statement.number, statement.digest)
+    if stated != (record.name, record.artifact_id, record.number, record.manifest_digest):
+        raise DamagedData(
+            f"record {record.sequence} commits {record.name}@{record.number}, the manifest with it is of "
+            f"{manifest.name}@{statement.number}"
+        )
+    return OpenedEntry(record, digest, manifest)
 
 
 class RecordCopy:
@@ -131,23 +149,10 @@ class RecordCopy:
         """Lets the directory go; may be called twice."""
         self._database.close()
 
-    def _open(self, entry: Entry) -> _Opened:
-        """The entry, verified; its manifest, if there is one, is the one that its record names."""
-        record, digest = open_record(entry.record, self._cluster_id, self._verify)
-        if not entry.manifest:
-            return _Opened(record, digest, ())
-        if record.kind != RecordKind.COMMIT:
-            raise DamagedData(f"record {record.sequence} is a {record.kind} and comes with a manifest")
-        manifest, statement = open_manifest(entry.manifest, self._cluster_id, self._verify)
-        stated = (manifest.name, manifest.artifact_id, statement.number, statement.digest)
-        if stated != (record.name, record.artifact_id, record.number, record.manifest_digest):
-            raise DamagedData(
-                f"record {record.sequence} commits {record.name}@{record.number}, the manifest with it is of "
-                f"{manifest.name}@{statement.number}"
-            )
-        return _Opened(record, digest, tuple(manifest.distinct_shards()))
+    def _open(self, entry: Entry) -> OpenedEntry:
+        return open_entry(entry, self._cluster_id, self._verify)
 
-    def _take(self, entries: Sequence[Entry], opened: Sequence[_Opened]) -> Tail:
+    def _take(self, entries: Sequence[Entry], opened: Sequence[OpenedEntry]) -> Tail:
         """Writes what is new, all or none; the end of the chain after it."""
         tail = self._tail
         with self._database.write() as connection:
@@ -158,7 +163,8 @@ class RecordCopy:
                 tail = follow(tail, one.record, one.digest)
                 row = (one.record.sequence, entry.record, entry.manifest)
                 connection.execute("INSERT INTO entries VALUES (?, ?, ?)", row)
-                ids = [(bytes.fromhex(shard_id),) for shard_id in one.shard_ids]
+                shard_ids = one.manifest.distinct_shards() if one.manifest else ()
+                ids = [(bytes.fromhex(shard_id),) for shard_id in shard_ids]
                 connection.executemany("INSERT OR IGNORE INTO named VALUES (?)", ids)
         return tail
 

@@ -47,7 +47,7 @@ class Database:
             self._writer = self._connect("synchronous=FULL", "journal_mode=WAL", "foreign_keys=ON")
             self._own(kind, schema_version, cluster_id, schema, create)
             self._reader = self._connect("query_only=ON")
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
         except BaseException:
             self.close()
             raise
@@ -185,7 +185,7 @@ def _claim(path: Path) -> int:
     return lock_fd
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """Makes a new file's name survive a power cut."""
     directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

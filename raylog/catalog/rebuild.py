@@ -11,9 +11,11 @@ from pathlib import Path
 
 from raylog.catalog import tables
 from raylog.catalog.catalog import Catalog
+from raylog.catalog.copy import OpenedEntry, open_entry
+from raylog.catalog.database import sync_directory
 from raylog.catalog.journal import FILE_NAME, Entry, Journal
-from raylog.catalog.manifest import open_manifest
-from raylog.catalog.record import Record, RecordKind, Tail, follow, open_record
+from raylog.catalog.manifest import Manifest, open_manifest
+from raylog.catalog.record import Record, RecordKind, Tail, follow
 from raylog.catalog.state import latest_after_delete
 from raylog.errors import Conflict, DamagedData
 from raylog.security.trust import Trust
@@ -54,6 +56,7 @@ def rebuild(directory: Path, trust: Trust, entries: Iterable[Entry], spare: Mapp
         if path.name != FILE_NAME:
             path.unlink()  # nothing is left in the write-ahead log of a closed database
     (fresh / FILE_NAME).rename(directory / FILE_NAME)
+    sync_directory(directory)  # commits that come after rest on this name
     shutil.rmtree(fresh, ignore_errors=True)
     log.warning("the catalog's journal was made anew from %d records", count)
     return count
@@ -77,37 +80,36 @@ class _Replaying:
     def take_all(self, entries: Iterable[Entry]) -> None:
         tail = Tail()
         for entry in entries:
-            record, digest = open_record(entry.record, self._trust.cluster_id, self._trust.verify)
-            tail = follow(tail, record, digest)
-            self._connection.execute("INSERT INTO records VALUES (?, ?)", (record.sequence, entry.record))
-            self._apply(record, entry.manifest or self._spare.get(record.sequence, b""))
-        for (name, number), record in self._lacking.items():
+            opened = open_entry(entry, self._trust.cluster_id, self._trust.verify)
+            sequence = opened.record.sequence
+            if not entry.manifest and sequence in self._spare:
+                entry = Entry(record=entry.record, manifest=self._spare[sequence])
+                opened = open_entry(entry, self._trust.cluster_id, self._trust.verify)
+            tail = follow(tail, opened.record, opened.digest)
+            self._connection.execute("INSERT INTO records VALUES (?, ?)", (sequence, entry.record))
+            self._apply(opened, entry.manifest)
+        if self._lacking:
+            (name, number), record = next(iter(self._lacking.items()))
             raise DamagedData(
                 f"no copy has the manifest of {name}@{number} (record {record.sequence}): bring back the nodes that "
                 "have it, and rebuild again"
             )
         self._connection.execute("UPDATE fence SET epoch = ?", (tail.epoch,))
 
-    def _apply(self, record: Record, committed: bytes) -> None:
+    def _apply(self, opened: OpenedEntry, committed: bytes) -> None:
+        record = opened.record
         if record.kind == RecordKind.COMMIT:
-            self._commit(record, committed)
+            self._commit(record, opened.manifest, committed)
         elif record.kind == RecordKind.SET_LATEST:
             tables.set_latest(self._connection, record.name, record.number)
         elif record.kind == RecordKind.DELETE:
             self._delete(record)
 
-    def _commit(self, record: Record, committed: bytes) -> None:
-        if not committed:
+    def _commit(self, record: Record, manifest: Manifest | None, committed: bytes) -> None:
+        if manifest is None:
             self._lacking[record.name, record.number] = record
             tables.insert_deleted(self._connection, record, secrets.token_bytes(16))
             return
-        manifest, statement = open_manifest(committed, self._trust.cluster_id, self._trust.verify)
-        stated = (manifest.name, manifest.artifact_id, statement.number, statement.digest)
-        if stated != (record.name, record.artifact_id, record.number, record.manifest_digest):
-            raise DamagedData(
-                f"record {record.sequence} commits {record.name}@{record.number}, the manifest with it is of "
-                f"{manifest.name}@{statement.number}"
-            )
         version = manifest.version(record.number, record.manifest_digest)
         tables.insert_version(self._connection, manifest, version, record.sequence, committed)
         tables.reference_shards(self._connection, manifest, {})

@@ -36,14 +36,13 @@ HEALED_WITHIN_S = 90.0
 
 @dataclass
 class History:
-    """What was acknowledged so far. `doubtful`: versions of which an error left open whether they exist."""
+    """What was acknowledged so far. Of what an error was the answer to, either is right."""
 
     client: raylog.Client
     machine: Machine
     source: random.Random
     kept: dict[str, bytes] = field(default_factory=dict)  # name@number -> content
     gone: set[str] = field(default_factory=set)
-    doubtful: set[str] = field(default_factory=set)
     told: list[str] = field(default_factory=list)
 
     def run(self) -> None:
@@ -90,7 +89,6 @@ class History:
         try:
             self.client.delete(doomed)
         except RaylogError as error:
-            self.doubtful.add(doomed)
             return f"delete {doomed}: {type(error).__name__}: {error}"
         self.gone.add(doomed)
         return f"deleted {doomed}"

@@ -77,7 +77,8 @@ def put(
     name: Annotated[str, typer.Argument(help="artifact name, such as corpora/wiki", callback=parse_name)],
     source: Annotated[str, typer.Argument(help="path or URL: Parquet, Arrow, CSV, JSONL, any file or folder")],
     replicas: Annotated[int, typer.Option(help="copies on distinct nodes")] = 1,
-    durability: Annotated[str, typer.Option(help="what an acknowledgement promises: memory or disk")] = "disk",
+    durability: Annotated[str, typer.Option(help="what an acknowledgement promises: memory, disk or remote")] = "disk",
+    backup: Annotated[str | None, typer.Option(help="URL for a remote copy, such as s3://bucket/path")] = None,
     codec: Annotated[str, typer.Option(help="auto, none, lz4 or zstd")] = "auto",
     as_files: Annotated[bool, typer.Option("--as-files", help="keep files as they are, do not read tables")] = False,
     parent: Annotated[
@@ -92,6 +93,7 @@ def put(
             source,
             replicas=replicas,
             durability=durability,
+            backup=backup,
             codec=codec,
             parents=parent or (),
             as_files=as_files,

@@ -15,6 +15,7 @@ from raylog.spec import (
     WEIGHT_MAX,
     CargoRecords,
     QosClass,
+    parse_backup,
 )
 from raylog.units import GIB, MIB, parse_bytes, parse_rate, parse_seconds
 
@@ -40,6 +41,7 @@ class Settings:
     advertise: str = ""  # "": the bind address; several networks, by commas, carry shards side by side
     port_first: int = 0  # control and cargo listen on free ports from here on; 0: any
     port_last: int = 0
+    backups: str = ""  # URLs below which remote copies may lie, by commas; "": anywhere
     # transfer
     streams: int = 2  # cargo streams of one pull
     shared_memory: bool = True  # nodes on one machine copy from each other's arenas, without network and encryption
@@ -91,6 +93,7 @@ class Settings:
                 for of in ("node", "peer", *QosClass)
             },
         }
+        _ = self.backup_urls  # checked here, and not by the first that needs one
         for choice in (self.bind, *self.advertised):
             check_choice(choice)
         for name, (least, most) in checks.items():
@@ -101,6 +104,10 @@ class Settings:
     @property
     def advertised(self) -> tuple[str, ...]:
         return tuple(choice.strip() for choice in self.advertise.split(",") if choice.strip())
+
+    @property
+    def backup_urls(self) -> tuple[str, ...]:
+        return tuple(parse_backup(url.strip()) for url in self.backups.split(",") if url.strip())
 
     @property
     def keyring_path(self) -> Path:
@@ -167,8 +174,9 @@ def _parse(key: str, value: Any, where: str) -> Any:
         expected, parsed = "a path", Path(value) if isinstance(value, (str, Path)) and str(value) else None
     elif key == "shared_memory":
         expected, parsed = "true or false", value if isinstance(value, bool) else None
-    elif key in ("bind", "advertise"):
-        expected, parsed = "an address, a network or an interface", value if isinstance(value, str) else None
+    elif key in ("bind", "advertise", "backups"):
+        expected = "URLs" if key == "backups" else "an address, a network or an interface"
+        parsed = value if isinstance(value, str) else None
     elif key.endswith("_bytes_per_s"):
         expected = "a number of bytes per second such as 100000000, '100MB' or '1gbit'"
         parsed = parse_rate(value) if isinstance(value, str) else _number(value, int)

@@ -16,6 +16,7 @@ SHARD_CONTENT_BYTES_DEFAULT = 256 * MIB
 NAME_CHARACTERS_MAX = 200
 
 _ID = re.compile(r"[0-9a-f]{32}")
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s?#@\\]+")
 _NAME_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
 
 
@@ -51,10 +52,12 @@ class TierKind(enum.StrEnum):
 
 
 class Durability(enum.StrEnum):
-    """What an acknowledgement of `put` promises: where every replica stands before it is given."""
+    """What an acknowledgement of `put` promises: where every replica stands before it is given. Remote: on disks, and
+    a copy of each shard in the backup."""
 
     MEMORY = "memory"
     DISK = "disk"
+    REMOTE = "remote"
 
 
 class QosClass(enum.StrEnum):
@@ -73,6 +76,7 @@ class CargoRecords(enum.StrEnum):
     AUTHENTICATED = "authenticated"
 
 
+URL_CHARACTERS_MAX = 1024
 CAP_BYTES_PER_S_MIN = 1_000_000  # of what a node sends: below it a puller would take its source for dead
 WEIGHT_MAX = 1000
 
@@ -159,6 +163,21 @@ def parse_reference(text: str) -> Reference:
     return Reference(parse_name(name), int(number))
 
 
+def parse_backup(text: str) -> str:
+    """The URL of a place for remote copies, without slashes at its end. Raises `UsageError`, also for one with a user
+    or key in it: URLs are written into manifests."""
+    url = text.rstrip("/")
+    path = url.partition("://")[2]
+    if not _URL.fullmatch(url) or len(url) > URL_CHARACTERS_MAX or ".." in path.split("/"):
+        raise UsageError(
+            "expected a URL such as s3://bucket/path or file:///mnt/backup, without credentials, '?' and '..', got "
+            f"{text[:200]!r}"
+        )
+    if url.startswith("file:") and not path.startswith("/"):
+        raise UsageError(f"expected file:/// and an absolute path, got {text[:200]!r}")
+    return url
+
+
 def parse_codec(text: str) -> Codec | None:
     """`"auto"` -> None (chosen per chunk by sampling), `"lz4"` -> `Codec.LZ4`; raises `UsageError`."""
     known: dict[str, Codec | None] = {
@@ -178,10 +197,12 @@ def parse_qos(text: str) -> QosClass:
 
 
 class ShardStanding(msgspec.Struct, frozen=True, kw_only=True):
-    """How a shard stands: `wanted` replicas were promised (0: no version names it any more), `nodes` hold one that
-    counts, `other_nodes` hold a copy that does not (in memory where disk was promised)."""
+    """How a shard stands: `wanted` replicas were promised (0: no version names it any more, or only its copy in a
+    backup was), `nodes` hold one that counts, `other_nodes` hold a copy that does not (in memory where disk was
+    promised), `backups` are URLs where one may be had, the surest first."""
 
     shard: ShardRef
     wanted: int
     nodes: tuple[str, ...]
     other_nodes: tuple[str, ...] = ()
+    backups: tuple[str, ...] = ()

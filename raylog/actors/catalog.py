@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from ray.experimental import internal_kv
 
 from raylog.actors import calls
+from raylog.actors.backup_keeper import BackupKeeper
 from raylog.actors.eventful import Eventful
 from raylog.actors.upkeep import Upkeep
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.journal import FILE_NAME, Journal
 from raylog.catalog.lineage import Lineage
-from raylog.catalog.requests import CATALOG, DeleteVersions
+from raylog.catalog.requests import CATALOG, BackUpVersions, DeleteVersions
 from raylog.catalog.state import Pending
 from raylog.errors import Conflict, Unavailable
 from raylog.security.certs import Authority
@@ -38,6 +39,7 @@ class CatalogActor(Eventful):
         self._catalog = Catalog(Journal(settings.catalog_path, trust, time.time, create=may_create(settings)))
         self._catalog.begin_epoch(claim_epoch(authority.cluster_id, self._catalog.epoch_seen()))
         self._upkeep = Upkeep(self._catalog, Signer.of_cluster(trust), settings)
+        self._keeper = BackupKeeper(self._catalog, trust, settings, self._upkeep.check_not_outdated)
 
     def ready(self) -> None:
         """Answers once the actor is up; what kept it from starting is raised to whoever asks."""
@@ -68,6 +70,26 @@ class CatalogActor(Eventful):
         deleted = self._catalog.delete(reference, asker.identity)
         self._upkeep.copy_to_another_node(self._catalog.sequence)
         return deleted
+
+    def back_up(self, signed_request: bytes) -> list[Version]:
+        """`signed_request` is for `BackUpVersions`."""
+        self._upkeep.check_not_outdated()
+        request, asker = self._requests.open(signed_request, BackUpVersions)
+        chosen = self._catalog.back_up(parse_reference(request.reference), request.url, asker.identity)
+        self._upkeep.copy_to_another_node(self._catalog.sequence)
+        return chosen
+
+    def backups(self, shard_ids: Sequence[str]) -> dict[str, list[str]]:
+        """Shard id -> URLs where a copy may be had, the surest first."""
+        return self._catalog.backups.of(shard_ids)
+
+    def not_backed_up(self, shard_ids: Sequence[str], url: str) -> list[str]:
+        """Those of the shards that are still to be written there."""
+        return self._catalog.backups.lacking(shard_ids, url)
+
+    def chain_backed_up(self, url: str) -> bool:
+        """Whether a backup has all of the chain."""
+        return self._catalog.backups.chain_reached(url) == self._catalog.sequence
 
     def stat(self, reference: Reference) -> Version:
         return self._catalog.stat(reference)

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import socket
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,9 +14,19 @@ import msgspec
 import ray
 
 from raylog import __version__
+from raylog.actors.backup_copies import BackupCopies
 from raylog.actors.membership import Membership
 from raylog.actors.pull import Outcome, Puller, PullProgress
-from raylog.actors.requests import CancelPull, CloseNode, DeleteShards, EvictShard, PullShard, RepairShard
+from raylog.actors.requests import (
+    BackUpShard,
+    CancelPull,
+    CloseNode,
+    DeleteShards,
+    EvictShard,
+    ProbeBackup,
+    PullShard,
+    RepairShard,
+)
 from raylog.actors.scrub import BackgroundScrub
 from raylog.actors.slot import claim_slot
 from raylog.addresses import everywhere, is_everywhere, machine_addresses, own_address, own_bind_address
@@ -34,6 +45,7 @@ from raylog.spec import ShardRef, TierKind
 from raylog.store.device import device_kind
 from raylog.store.disk import DiskTier
 from raylog.store.memory import MemoryTier
+from raylog.store.objects import Limit
 from raylog.store.scrub import check_shard
 from raylog.store.tier import Tier
 from raylog.store.tiered import TieredStore
@@ -141,7 +153,9 @@ class NodeActor:
             machine=machine,
             on_shared_memory=self._wire.paths.shares_memory,
         )
-        self._puller = Puller(self._store, sessions, self._meter, relay)
+        cluster_id = self._membership.cluster_id
+        self._backups = BackupCopies(self._store, cluster_id, self._slot.node_id(), settings.backup_urls)
+        self._puller = Puller(self._store, sessions, self._meter, relay, self._backups)
         self._scrub = BackgroundScrub(self._store, self._meter, settings.scrub_bytes_per_s, settings.scrub_period_s)
         self._records = RecordCopy(
             self._slot.path / "records", self._membership.cluster_id, self._membership.verify_cluster
@@ -187,7 +201,13 @@ class NodeActor:
         """Makes a shard present here (pull.py)."""
         asked, _ = self._requests.open(signed_request, PullShard)
         return self._puller.pull(
-            asked.shard, asked.sources, asked.durability, asked.qos, asked.deadline_s, asked.pull_id
+            asked.shard,
+            asked.sources,
+            asked.durability,
+            asked.qos,
+            asked.deadline_s,
+            pull_id=asked.pull_id,
+            backups=asked.backups,
         )
 
     @ray.method(concurrency_group=CONTROL)
@@ -227,6 +247,9 @@ class NodeActor:
         with self._store.open(ref.shard_id) as reader:
             if reader.frame.digest != ref.frame_digest:
                 raise DamagedData(f"shard {ref.shard_id} on node {self._info.node_id} has another frame")
+        return self._signed_receipt(ref, tier)
+
+    def _signed_receipt(self, ref: ShardRef, tier: TierKind, url: str = "") -> bytes:
         credentials = self._membership.credentials()
         receipt = Receipt(
             cluster_id=credentials.identity.cluster_id,
@@ -234,6 +257,7 @@ class NodeActor:
             shard_id=ref.shard_id,
             frame_digest=ref.frame_digest,
             tier=tier,
+            url=url,
             epoch=self._records.highest_epoch(),
         )
         return make_receipt(receipt, credentials.certificate_der, credentials.sign)
@@ -259,9 +283,23 @@ class NodeActor:
     def repair(self, signed_request: bytes) -> int:
         """Replaces damaged chunks in every copy here (pull.py); how many."""
         asked, _ = self._requests.open(signed_request, RepairShard)
-        replaced = self._puller.repair(asked.shard, asked.numbers, asked.sources, asked.deadline_s)
+        replaced = self._puller.repair(asked.shard, asked.numbers, asked.sources, asked.deadline_s, asked.backups)
         self._scrub.mended(asked.shard.shard_id, asked.numbers)
         return replaced
+
+    def probe_backup(self, signed_request: bytes) -> None:
+        """Tries whether this node can write below a URL (backup_copies.py)."""
+        asked, _ = self._requests.open(signed_request, ProbeBackup)
+        self._backups.probe(asked.url)
+
+    def back_up(self, signed_request: bytes) -> bytes:
+        """Makes a shard lie in a backup (backup_copies.py); the receipt for that copy."""
+        asked, _ = self._requests.open(signed_request, BackUpShard)
+        deadline = time.monotonic() + asked.deadline_s
+        with self._puller.cancels.watched(asked.pull_id) as cancel:
+            limit = Limit(deadline=deadline, cancel=cancel)
+            self._backups.write(asked.shard, asked.url, limit, is_anew=asked.is_anew)
+        return self._signed_receipt(asked.shard, TierKind.REMOTE, asked.url)
 
     @ray.method(concurrency_group=CONTROL)
     def append_records(self, entries: Sequence[Entry]) -> Tail:
@@ -292,8 +330,8 @@ class NodeActor:
         return found
 
     def delete(self, signed_request: bytes) -> int:
-        """Takes shards away; how many were here. Those that a version named, as far as the records here tell, only the
-        catalog may take away, and knowing it: all are kept when a client asks for one of them."""
+        """Takes shards away, from here or from a backup; how many were here. Those that a version named, as far as the
+        records here tell, only the catalog may take away, and knowing it: all are kept when a client asks for one."""
         asked, asker = self._requests.open(signed_request, DeleteShards)
         is_checked = asker.role != CLUSTER or asked.is_never_named
         named = self._records.named(asked.shard_ids) if is_checked else []
@@ -303,6 +341,10 @@ class NodeActor:
                 f"{asker} may not have shard {named[0]} deleted from node {self._info.node_id}, since a version names "
                 "it: delete the version"
             )
+        if asked.backup:
+            self._backups.delete(asked.shard_ids, asked.backup, self._settings.call_deadline_s)
+            log.warning("deleted from %s for %s: %s", asked.backup, asker, ", ".join(asked.shard_ids))
+            return 0
         found = []
         for shard_id in asked.shard_ids:
             with suppress(NotFound):

@@ -6,15 +6,28 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 
 import msgspec
 
+from raylog.actors.backup_copies import BackupCopies
 from raylog.codec.frame import Frame
-from raylog.errors import Cancelled, DamagedData, DeadlineExceeded, NotFound, RaylogError, Unavailable, UsageError
+from raylog.errors import (
+    Cancelled,
+    DamagedData,
+    DeadlineExceeded,
+    NoSpace,
+    NotFound,
+    NotPermitted,
+    PeerFault,
+    RaylogError,
+    Unavailable,
+    UsageError,
+)
 from raylog.monitor.meter import TransferMeter
 from raylog.spec import Durability, QosClass, ShardRef
+from raylog.store.objects import Limit
 from raylog.store.tier import ShardWriter
 from raylog.store.tiered import TieredStore
 from raylog.wire.distrust import Distrust
@@ -27,6 +40,7 @@ log = logging.getLogger("raylog.pull")
 PULLS_AT_ONCE = 4
 CANCELS_KEPT = 1024  # that came before their pull
 CANCEL_SEEN_WITHIN_S = 0.2
+ELSEWHERE = (Unavailable, NotFound, DamagedData, PeerFault, NotPermitted)  # what one place says, another may not
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,14 +62,17 @@ class PullProgress(msgspec.Struct, frozen=True, kw_only=True):
 class Puller:
     """The node's incoming transfers. Thread-safe; at most `PULLS_AT_ONCE` run, others wait within their deadline."""
 
-    def __init__(self, store: TieredStore, sessions: Sessions, meter: TransferMeter, relay: Relay) -> None:
+    def __init__(
+        self, store: TieredStore, sessions: Sessions, meter: TransferMeter, relay: Relay, backups: BackupCopies
+    ) -> None:
         self._store, self._sessions, self._meter, self._relay = store, sessions, meter, relay
+        self._backups = backups
         self._distrust = Distrust()
         self._slots = threading.BoundedSemaphore(PULLS_AT_ONCE)
         self._shard_locks: dict[str, threading.Lock] = {}
         self._running: dict[str, PullProgress] = {}
         self._lock = threading.Lock()
-        self._cancels = Cancels()
+        self.cancels = Cancels()
 
     def close(self) -> None:
         """Ends the sessions with other nodes; pulls under way fail."""
@@ -68,22 +85,31 @@ class Puller:
         durability: Durability | None,
         qos: QosClass,
         deadline_s: float,
+        *,
         pull_id: str = "",
+        backups: Sequence[str] = (),
     ) -> Outcome:
-        """Makes the shard present here as `durability` promises; None: as cache, that may be evicted.
+        """Makes the shard present here as `durability` promises; None: as cache, that may be evicted. Where no source
+        has it, it is had from one of `backups`, in their order.
 
         What has come is kept when the pull fails. Raises `Unavailable`, `NotFound` or `DamagedData` with what every
         source said, `NoSpace`, `DeadlineExceeded`, `Cancelled` after `cancel(pull_id)`; then nothing of it is kept.
         """
         started_s = time.monotonic()
         deadline = started_s + deadline_s
-        with self._cancels.watched(pull_id) as cancel, self._alone(ref.shard_id, deadline, cancel):
+        with self.cancels.watched(pull_id) as cancel, self._alone(ref.shard_id, deadline, cancel):
             if self._is_here(ref, durability):
                 return Outcome(moved_bytes=0, twice_bytes=0, seconds=time.monotonic() - started_s)
             sink = StoreSink(self._store, durability)
             try:
                 with self._slot(deadline, cancel):
-                    return self._fetch(ref, sources, sink, qos, deadline, cancel, is_relayed=True)
+                    try:
+                        return self._fetch(ref, sources, sink, qos, deadline, cancel, is_relayed=True)
+                    except ELSEWHERE as error:
+                        if not backups or isinstance(error, (NoSpace, DeadlineExceeded)):
+                            raise
+                        log.info("shard %s is had from a backup: %s", ref.shard_id, error)
+                    return self._fetch_backup(ref, backups, sink, Limit(deadline=deadline, cancel=cancel))
             except Cancelled:
                 with suppress(NotFound):
                     self._store.delete(ref.shard_id)
@@ -91,21 +117,28 @@ class Puller:
 
     def cancel(self, pull_id: str) -> None:
         """Ends the pull of that id within a second; one that is still to come ends before it begins."""
-        self._cancels.cancel(pull_id)
+        self.cancels.cancel(pull_id)
 
     def running(self) -> dict[str, PullProgress]:
         """The pulls and repairs that move bytes now, by shard id."""
         with self._lock:
             return dict(self._running)
 
-    def repair(self, ref: ShardRef, numbers: Sequence[int], sources: Sequence[Source], deadline_s: float) -> int:
+    def repair(
+        self,
+        ref: ShardRef,
+        numbers: Sequence[int],
+        sources: Sequence[Source],
+        deadline_s: float,
+        backups: Sequence[str] = (),
+    ) -> int:
         """Replaces damaged chunks in every copy here: by those of a copy here that has them whole, else by other nodes'
-        bytes, or the whole shard where it was put aside; how many chunks. Raises as `pull`."""
+        bytes or a backup's, or the whole shard where it was put aside; how many chunks. Raises as `pull`."""
         try:
             with self._store.open(ref.shard_id) as reader:
                 frame = reader.frame
         except NotFound:
-            self.pull(ref, sources, Durability.DISK, QosClass.REPAIR, deadline_s)
+            self.pull(ref, sources, Durability.DISK, QosClass.REPAIR, deadline_s, backups=backups)
             self._meter.repaired(len(numbers))
             return len(numbers)
         if frame.digest != ref.frame_digest:
@@ -114,8 +147,14 @@ class Puller:
             raise UsageError(f"shard {ref.shard_id} has chunks 0 to {ref.chunks - 1}, to be repaired are {numbers}")
         here = self._store.mend(ref.shard_id, numbers)
         sink = RepairSink(self._store, frame, here.missing)
+        deadline = time.monotonic() + deadline_s
         if here.missing:
-            self._fetch(ref, sources, sink, QosClass.REPAIR, time.monotonic() + deadline_s, is_relayed=False)
+            try:
+                self._fetch(ref, sources, sink, QosClass.REPAIR, deadline, is_relayed=False)
+            except ELSEWHERE:
+                if not backups:
+                    raise
+                self._fetch_backup(ref, backups, sink, Limit(deadline=deadline))
         replaced = here.replaced + sink.replaced
         self._meter.repaired(replaced)
         return replaced
@@ -132,7 +171,9 @@ class Puller:
         is_relayed: bool,
     ) -> Outcome:
         if not sources:
-            raise Unavailable(f"shard {ref.shard_id}: no other living node holds it", shard_id=ref.shard_id)
+            raise Unavailable(
+                f"shard {ref.shard_id}: no other living node holds it; bring one back that does", shard_id=ref.shard_id
+            )
         onlooker = self._relay.incoming(ref.shard_id) if is_relayed else None
         try:
             with self._shown(ref):
@@ -159,6 +200,40 @@ class Puller:
             self._meter.received(node_id, sealed_bytes, chunks)
         self._meter.pulled(report.bytes, report.seconds)
         return Outcome(moved_bytes=report.bytes, twice_bytes=report.twice_bytes, seconds=report.seconds)
+
+    def _fetch_backup(
+        self,
+        ref: ShardRef,
+        urls: Sequence[str],
+        sink: ShardSink,
+        limit: Limit,
+    ) -> Outcome:
+        """What `sink` lacks, from the first backup that has it. Raises the last one's error."""
+        started_s, moved_bytes = time.monotonic(), 0
+        with self._shown(ref):
+            for url in urls:
+                try:
+                    moved_bytes = self._copy_back(ref, url, sink, limit)
+                    break
+                except ELSEWHERE as error:
+                    log.warning("shard %s was not had from a backup: %s", ref.shard_id, error)
+                    self._meter.pull_failed()
+                    if url == urls[-1] or isinstance(error, (NoSpace, DeadlineExceeded)):
+                        raise
+        self._meter.pulled(moved_bytes, time.monotonic() - started_s)
+        return Outcome(moved_bytes=moved_bytes, twice_bytes=0, seconds=time.monotonic() - started_s)
+
+    def _copy_back(self, ref: ShardRef, url: str, sink: ShardSink, limit: Limit) -> int:
+        """What `sink` lacks, from one backup; how many sealed bytes."""
+        moved_bytes = 0
+        with self._backups.open(ref, url, limit) as reader, closing(sink.create(reader.frame)) as writer:
+            lacking = [number for first, count in writer.missing() for number in range(first, first + count)]
+            for number, sealed in reader.chunks(lacking, limit):
+                writer.write_chunk(number, sealed)
+                moved_bytes += len(sealed)
+                self._note(ref.shard_id, moved_bytes, ref.stored_bytes)
+            writer.commit()
+        return moved_bytes
 
     def _blame(self, node_id: str, error: DamagedData) -> None:
         self._distrust.blame(node_id, error)

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from raylog.errors import UsageError
 from raylog.security.requests import CLUSTER, Request, Signer, sign_request
-from raylog.spec import Durability, QosClass, ShardRef, parse_id
+from raylog.spec import Durability, QosClass, ShardRef, parse_backup, parse_id
 from raylog.wire.fetcher import Source
 
 LAUNCH = "launch"  # to whom `StopRaylog` is; the others are to a node's id
@@ -14,7 +14,8 @@ CLIENTS_AND_CLUSTER = frozenset({"client", CLUSTER})  # no node asks another one
 
 
 class PullShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """That the node gets a shard from `sources` and keeps it as `durability` promises; None: as cache."""
+    """That the node gets a shard from `sources`, or where none of them has it from one of `backups` (URLs), and keeps
+    it as `durability` promises; None: as cache."""
 
     action: ClassVar[str] = "node.pull"
     askers: ClassVar[frozenset[str]] = CLIENTS_AND_CLUSTER
@@ -25,6 +26,7 @@ class PullShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
     durability: Durability | None
     qos: QosClass
     deadline_s: float
+    backups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         parse_id(self.pull_id, "pull id")
@@ -32,7 +34,7 @@ class PullShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class CancelPull(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """That the pull of this id ends; whoever knows the id asked for it."""
+    """That the pull or upload of this id ends; whoever knows the id asked for it."""
 
     action: ClassVar[str] = "node.cancel_pull"
     askers: ClassVar[frozenset[str]] = CLIENTS_AND_CLUSTER
@@ -44,7 +46,7 @@ class CancelPull(Request, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class RepairShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """That the node replaces the chunks `numbers` of its copies by those of one of `sources`."""
+    """That the node replaces the chunks `numbers` of its copies by those of one of `sources`, or of `backups`."""
 
     action: ClassVar[str] = "node.repair"
     askers: ClassVar[frozenset[str]] = CLIENTS_AND_CLUSTER
@@ -53,9 +55,41 @@ class RepairShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True
     numbers: tuple[int, ...]
     sources: tuple[Source, ...]
     deadline_s: float
+    backups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         parse_id(self.shard.shard_id, "shard id")
+
+
+class ProbeBackup(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That the node tries whether it can write below this URL."""
+
+    action: ClassVar[str] = "node.probe_backup"
+    askers: ClassVar[frozenset[str]] = CLIENTS_AND_CLUSTER
+
+    url: str
+
+    def __post_init__(self) -> None:
+        parse_backup(self.url)
+
+
+class BackUpShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That the shard lies below `url` afterwards: it is there already, or the node writes its copy there; with
+    `is_anew` it writes it in any case. `CancelPull` with this id ends it."""
+
+    action: ClassVar[str] = "node.back_up"
+    askers: ClassVar[frozenset[str]] = CLIENTS_AND_CLUSTER
+
+    pull_id: str
+    shard: ShardRef
+    url: str
+    is_anew: bool
+    deadline_s: float
+
+    def __post_init__(self) -> None:
+        parse_id(self.pull_id, "pull id")
+        parse_id(self.shard.shard_id, "shard id")
+        parse_backup(self.url)
 
 
 class EvictShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,15 +105,16 @@ class EvictShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class DeleteShards(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """That the node takes shards away. A client may ask for those of a put that failed; what a version named once is
-    for the catalog to delete, and the node checks that. `is_never_named`: the catalog itself knows of no version that
-    named them, and the node shall check it too."""
+    """That the node takes shards away, or with `backup` their copies below that URL. A client may ask for those of a
+    put that failed; what a version named once is for the catalog to delete, and the node checks that. `is_never_named`:
+    the catalog itself knows of no version that named them, and the node shall check it too."""
 
     action: ClassVar[str] = "node.delete"
     askers: ClassVar[frozenset[str]] = CLIENTS_AND_CLUSTER
 
     shard_ids: tuple[str, ...]
     is_never_named: bool = False
+    backup: str = ""
 
     def __post_init__(self) -> None:
         if len(self.shard_ids) > SHARDS_MAX:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import ray
 from ray._private.state import state as ray_state
 
@@ -22,7 +23,7 @@ from raylog.errors import DeadlineExceeded, RaylogError, Unavailable
 from raylog.monitor.samples import NodeSample
 from raylog.security.requests import Request, Signer
 from raylog.settings import Settings
-from raylog.spec import Durability, QosClass, ShardRef, TierKind, new_id
+from raylog.spec import Durability, QosClass, ShardRef, ShardStanding, TierKind, new_id
 from raylog.store.repair import RepairNode, RepairStep, plan_repair
 
 log = logging.getLogger("raylog.upkeep")
@@ -30,6 +31,7 @@ REPAIRS_AT_ONCE = 2
 RECONCILE_PERIOD_S = 600.0
 ANSWER_GRACE_S = 5.0
 MEND_AGAIN_S = 60.0  # after a try that failed: nobody else held it
+BACKUPS_AGAIN_S = 30.0
 
 
 class Upkeep:
@@ -48,6 +50,8 @@ class Upkeep:
         self._leases = Leases(settings.orphan_grace_s, time.monotonic())
         self._orphans: dict[str, Orphans] = {}  # node id -> what was seen on it
         self._mend_after_s: dict[tuple[str, str], float] = {}  # node and shard whose mending failed -> not before
+        self._backups_after_s: dict[str, float] = {}  # shard that its backups did not give -> not before
+        self._hopeless: dict[str, str] = {}  # shard that cannot be repaired -> why, as it was told
         self._outdated = ""  # why this catalog must not go on
         threading.Thread(target=self._run, name="upkeep", daemon=True).start()
 
@@ -218,7 +222,9 @@ class Upkeep:
         sources = sources_for(info, [other for other in nodes if other.node_id in holding])
         limit_s = self._settings.pull_deadline_s
         chunks = tuple(numbers) or tuple(range(standing.shard.chunks))
-        repair = RepairShard(shard=standing.shard, numbers=chunks, sources=sources, deadline_s=limit_s)
+        repair = RepairShard(
+            shard=standing.shard, numbers=chunks, sources=sources, deadline_s=limit_s, backups=standing.backups
+        )
         replaced: int = self._ask(info, repair, timeout_s=limit_s + ANSWER_GRACE_S)
         log.warning("Node %s: %d damaged chunks of shard %s were replaced", info.node_id, replaced, shard_id)
 
@@ -232,15 +238,26 @@ class Upkeep:
         if not short:
             return
         by_id = {info.node_id: info for info in nodes}
-        plan = plan_repair(short.values(), self._repair_nodes(nodes, leaving))
-        for hopeless in plan.unrepairable:
-            log.warning("%s", hopeless.reason)
+        plan = plan_repair(map(self._without_failed_backups, short.values()), self._repair_nodes(nodes, leaving))
+        hopeless = {one.shard.shard_id: one.reason for one in plan.unrepairable}
+        for reason in set(hopeless.values()) - set(self._hopeless.values()):
+            log.warning("%s", reason)
+        self._hopeless = hopeless
         with ThreadPoolExecutor(REPAIRS_AT_ONCE, thread_name_prefix="repair") as executor:
-            for done in [executor.submit(self._carry_out, step, by_id) for step in plan.steps]:
+            under_way = [(step, executor.submit(self._carry_out, step, by_id)) for step in plan.steps]
+            for step, done in under_way:
                 try:
                     done.result()
                 except RaylogError as error:
                     log.warning("a repair failed, it is planned again: %s", error)
+                    if step.backups:
+                        self._backups_after_s[step.shard.shard_id] = time.monotonic() + BACKUPS_AGAIN_S
+
+    def _without_failed_backups(self, standing: ShardStanding) -> ShardStanding:
+        """For a while after they failed: they are asked over and over by nobody."""
+        if time.monotonic() < self._backups_after_s.get(standing.shard.shard_id, 0.0):
+            return msgspec.structs.replace(standing, backups=())
+        return standing
 
     def _repair_nodes(self, nodes: Sequence[NodeInfo], leaving: Collection[str]) -> list[RepairNode]:
         """The nodes as the plan needs them: free bytes of their disk tiers, and what they would be lost with."""
@@ -271,6 +288,7 @@ class Upkeep:
             durability=Durability.DISK,
             qos=QosClass.REPAIR,
             deadline_s=limit_s,
+            backups=step.backups,
         )
         self._ask(target, pull, timeout_s=limit_s + ANSWER_GRACE_S)
         for receipt in self._on(target, "receipts", [step.shard]):

@@ -6,7 +6,6 @@ from typing import Self
 
 from raylog.actors.node import NodeInfo, address_of, sources_for
 from raylog.api.session import Session
-from raylog.errors import Unavailable
 from raylog.spec import ShardRef
 from raylog.wire.fetcher import Source
 from raylog.wire.tree import Step, plan_broadcast
@@ -61,13 +60,8 @@ class Broadcast:
         return all(target.node_id in {info.node_id for info in infos} for infos in self._holders.values())
 
     def sources(self, target: NodeInfo, shard: ShardRef) -> tuple[Source, ...]:
-        """Where `target` gets the shard; for one that holds it, the others that do. Raises `Unavailable` when no living
-        node does."""
+        """Where `target` gets the shard; for one that holds it, the others that do; none when no living node does."""
         holders = self._holders[shard.shard_id]
-        if not holders:
-            raise Unavailable(
-                f"shard {shard.shard_id}: no living node holds it; bring one back that does", shard_id=shard.shard_id
-            )
         steps = self._plans[shard.shard_id].get(target.node_id)
         return sources_for(target, holders) if steps is None else tuple(self._source(step) for step in steps)
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from raylog.actors.node import NodeInfo
 from raylog.api import export
+from raylog.api.backup import BackupReport, back_up
 from raylog.api.drain import DrainReport, drain_node
 from raylog.api.events import ask_events
 from raylog.api.get import Inspection, Reading
@@ -29,7 +30,7 @@ from raylog.placement.plan import Plan
 from raylog.placement.reading import read_document
 from raylog.placement.replicas import ReplicaPlan
 from raylog.settings import Settings, load_settings
-from raylog.spec import Kind, Version, parse_name, parse_qos, parse_reference
+from raylog.spec import Kind, Version, parse_backup, parse_name, parse_qos, parse_reference
 
 PLACE_TIME_LIMIT_S = 10.0
 Array = Any
@@ -69,6 +70,7 @@ class Client:
         source: Any,
         *,
         replicas: int = 1,
+        backup: str | None = None,
         durability: str = "disk",
         codec: str = "auto",
         labels: Mapping[str, str] | None = None,
@@ -77,7 +79,9 @@ class Client:
         on_progress: OnProgress | None = None,
     ) -> Version:
         """Seals `source` and commits it as the next version of `name`; returns when `replicas` nodes hold every shard
-        with the promise of `durability`.
+        with the promise of `durability`: "memory", "disk", or "remote", which waits for the copies in `backup` as well
+        and may have no replicas at all (0): the cold copy. Otherwise what is to lie in `backup` (a URL such as
+        s3://bucket/path or file:///mnt/backup) is written there after the commit.
 
         `source`: a pa.Table, reader or dataset, a ray.data.Dataset, a DataFrame, a path or URL (Parquet, Arrow, CSV,
         JSONL, any file or folder), bytes, or a mapping of names to arrays or tensors. `on_progress(done, total)` gets
@@ -89,7 +93,7 @@ class Client:
         """
         checked = parse_name(name)
         options = PutOptions.parse(
-            replicas=replicas, durability=durability, codec=codec, labels=labels, parents=parents
+            replicas=replicas, durability=durability, codec=codec, labels=labels, parents=parents, backup=backup
         )
         content = open_source(source, as_files=as_files)
         return Put(self._session, checked, options, on_progress).run(content)
@@ -161,6 +165,15 @@ class Client:
         """Reads and checks every chunk of every replica; replaces damaged ones from another replica.
         `on_progress(done, total)` counts copies: a shard on a node."""
         return verify_version(self._session, parse_reference(name), on_progress)
+
+    def back_up(
+        self, name: str, url: str, timeout_s: float = 3600.0, *, on_progress: OnProgress | None = None
+    ) -> BackupReport:
+        """Has a version, or for a plain name all that exist, copied below `url` as well, for good: new copies are made
+        where some get lost. Returns once they and the catalog's records are there; `on_progress(done, total)` counts
+        shards. Raises `NotFound`, `UsageError`, `NotPermitted`, `Unavailable`, `DeadlineExceeded` after `timeout_s`,
+        when it goes on by itself."""
+        return back_up(self._session, parse_reference(name), parse_backup(url), timeout_s, on_progress)
 
     def lineage(self, name: str) -> Lineage:
         """What a version was made from, over any number of steps, and what was made from it; deleted ones too. Raises

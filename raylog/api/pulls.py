@@ -1,9 +1,9 @@
 """The pulls that one call has asked nodes for, so that they end with it: after Ctrl-C nobody waits for gigabytes."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from raylog.actors.node import NodeInfo
@@ -38,17 +38,29 @@ class Pulls:
     ) -> Outcome:
         """As `Session.pull`. Raises `Cancelled` at once after `cancel`, and within a second when it comes meanwhile;
         then nothing of the shard is left on `target`."""
+        with self._registered(target, ref) as pull_id:
+            try:
+                return self._session.pull(
+                    target, ref, qos, durability, sources=sources, timeout_s=timeout_s, pull_id=pull_id
+                )
+            except NoSpace as error:
+                raise on_node(error, target) from error
+
+    def back_up(self, holder: NodeInfo, ref: ShardRef, url: str) -> bytes:
+        """As `Session.back_up`. Raises `Cancelled` as `pull`."""
+        with self._registered(holder, ref) as pull_id:
+            return self._session.back_up(holder, ref, url, pull_id=pull_id)
+
+    @contextmanager
+    def _registered(self, target: NodeInfo, ref: ShardRef) -> Iterator[str]:
+        """An id by which `cancel` ends what goes on under it."""
         pull_id = new_id()
         with self._lock:
             if self.is_cancelled:
-                raise Cancelled(f"shard {ref.shard_id}: not pulled to node {target.node_id}, the call was ended")
+                raise Cancelled(f"shard {ref.shard_id}: node {target.node_id} is not asked, the call was ended")
             self._under_way[pull_id] = target
         try:
-            return self._session.pull(
-                target, ref, qos, durability, sources=sources, timeout_s=timeout_s, pull_id=pull_id
-            )
-        except NoSpace as error:
-            raise on_node(error, target) from error
+            yield pull_id
         finally:
             with self._lock:
                 del self._under_way[pull_id]

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Self
 
 from raylog.actors import calls
+from raylog.actors.node import NodeInfo
 from raylog.api.broadcast import Broadcast
 from raylog.api.lease import Lease
 from raylog.api.older import OlderShards
@@ -25,7 +26,18 @@ from raylog.catalog.encoding import digest_of, encode
 from raylog.catalog.manifest import Manifest, ShardEntry, sign_manifest
 from raylog.codec.keys import GroupKey
 from raylog.errors import Cancelled, NoSpace, NotFound, RaylogError, Unavailable, UsageError
-from raylog.spec import Codec, Durability, QosClass, Reference, ShardRef, Version, new_id, parse_codec, parse_reference
+from raylog.spec import (
+    Codec,
+    Durability,
+    QosClass,
+    Reference,
+    ShardRef,
+    Version,
+    new_id,
+    parse_backup,
+    parse_codec,
+    parse_reference,
+)
 from raylog.wire.local_client import LocalStaging
 
 log = logging.getLogger("raylog.put")
@@ -42,6 +54,16 @@ class PutOptions:
     codec: Codec | None
     labels: Mapping[str, str]
     parents: tuple[Reference, ...] = ()
+    backup: str = ""
+
+    @property
+    def kept_as(self) -> Durability:
+        """What is asked of the nodes; the copy in the backup comes on top."""
+        return Durability.DISK if self.durability is Durability.REMOTE else self.durability
+
+    @property
+    def waits_for_backup(self) -> bool:
+        return self.durability is Durability.REMOTE
 
     @classmethod
     def parse(
@@ -52,6 +74,7 @@ class PutOptions:
         codec: str,
         labels: Mapping[str, str] | None,
         parents: Sequence[str] = (),
+        backup: str | None = None,
     ) -> Self:
         """Raises `UsageError`."""
         if isinstance(parents, str):
@@ -60,14 +83,21 @@ class PutOptions:
             )
         if durability not in list(Durability):
             raise UsageError(f"expected a durability of {', '.join(Durability)}, got {durability!r}")
-        if isinstance(replicas, bool) or not isinstance(replicas, int) or not 1 <= replicas <= 16:
-            raise UsageError(f"expected 1 to 16 replicas, got {replicas!r}")
+        is_remote = durability == Durability.REMOTE
+        if is_remote and not backup:
+            raise UsageError(
+                "durability remote promises copies in a backup: name one, such as backup='s3://bucket/path'"
+            )
+        least = 0 if is_remote else 1
+        if isinstance(replicas, bool) or not isinstance(replicas, int) or not least <= replicas <= 16:
+            raise UsageError(f"expected {least} to 16 replicas with durability {durability}, got {replicas!r}")
         return cls(
             replicas=replicas,
             durability=Durability(durability),
             codec=parse_codec(codec),
             labels=dict(labels or {}),
             parents=tuple(parse_reference(parent) for parent in parents),
+            backup=parse_backup(backup) if backup else "",
         )
 
 
@@ -91,6 +121,8 @@ class Put:
     def run(self, content: Content) -> Version:
         """Seals `content` and commits it as the name's next version. After an error, Ctrl-C included, nothing of it is
         visible. Raises as `Client.put`."""
+        if self._options.backup:
+            self._session.probe_backup(self._options.backup)
         order = self._session.retried("catalog", "begin", self._name)
         if self._options.parents:
             self._parents = tuple(self._session.retried("catalog", "parents", self._options.parents))
@@ -100,7 +132,7 @@ class Put:
         self._rates = self._known_rates()
         key = GroupKey(dek_id, dek)
         before = Reference(self._name, order.base) if order.base else None
-        older = OlderShards.of(self._session, before, key, self._options.replicas, self._options.durability)
+        older = OlderShards.of(self._session, before, key, self._options.replicas, self._options.kept_as)
         plan = SealPlan(
             tenant=order.tenant,
             artifact_id=order.artifact_id,
@@ -158,6 +190,8 @@ class Put:
                 self._content_bytes += entry.shard.content_bytes
                 if kept:
                     self._receipts += kept.receipts
+                    if self._options.waits_for_backup:
+                        under_way.append(executor.submit(self._back_up, entry.shard, self._session.local))
                 else:
                     under_way.append(executor.submit(self._replicate_surely, entry.shard))
                 if len(under_way) > REPLICATIONS_AT_ONCE:  # bounds what is sealed ahead of its replicas
@@ -182,7 +216,7 @@ class Put:
     def _adopt(self, sealed: Sealed[LocalStaging], key: GroupKey) -> ShardEntry:
         self._shard_ids.append(sealed.frame.header.shard_id)
         try:
-            ref = sealed.place.adopt(sealed.frame.digest, self._options.durability)
+            ref = sealed.place.adopt(sealed.frame.digest, self._options.kept_as)
         except NoSpace as error:
             raise on_node(error, self._session.local) from error
         return ShardEntry.whole(ref, (key.dek_id,), sealed.content_tag)
@@ -198,9 +232,10 @@ class Put:
         return calls.retried(attempt, self._session.settings.call_deadline_s)
 
     def _replicate(self, ref: ShardRef) -> list[bytes]:
-        """Brings a shard to the nodes that the placement actor chooses; their receipts."""
+        """Brings a shard to the nodes that the placement actor chooses, and to the backup where that is waited for;
+        their receipts."""
         session, options = self._session, self._options
-        targets = session.replica_targets(ref, options.replicas, options.durability)
+        targets = session.replica_targets(ref, options.replicas, options.kept_as) if options.replicas else []
         others = [info for info in targets if info.node_id != session.local.node_id]
         plan = Broadcast({ref.shard_id: [session.local]}, others, self._rates)
         with ThreadPoolExecutor(max(len(others), 1), thread_name_prefix="replica") as executor:
@@ -210,7 +245,7 @@ class Put:
                     info,
                     ref,
                     QosClass.CHECKPOINT,
-                    options.durability,
+                    options.kept_as,
                     sources=plan.sources(info, ref),
                 )
                 for info in others
@@ -218,9 +253,14 @@ class Put:
             for one in pulling:
                 one.result()
         receipts = [receipt for info in targets for receipt in session.receipts(info, [ref])]
+        if options.waits_for_backup:
+            receipts += self._back_up(ref, session.local)
         if session.local.node_id not in {info.node_id for info in targets}:
             session.delete_shards(session.local, [ref.shard_id])
         return receipts
+
+    def _back_up(self, ref: ShardRef, holder: NodeInfo) -> list[bytes]:
+        return [self._pulls.back_up(holder, ref, self._options.backup)]
 
     def _find(self, digest: str) -> Version | None:
         """The version of this put, if it was committed."""
@@ -244,6 +284,7 @@ class Put:
             labels=self._options.labels,
             replicas=self._options.replicas,
             durability=self._options.durability,
+            backup=self._options.backup,
             created_us=time.time_ns() // 1000,
             signer=str(credentials.identity),
             tag_dek_id=tag_dek_id,
@@ -259,3 +300,6 @@ class Put:
             for info in self._session.nodes() if ids else []:
                 with suppress(RaylogError):
                     self._session.delete_shards(info, ids)
+        if ids and self._options.waits_for_backup:
+            with suppress(RaylogError):
+                self._session.delete_shards(self._session.local, ids, self._options.backup)

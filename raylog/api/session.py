@@ -11,17 +11,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
 import ray
 
 from raylog.actors import bootstrap, calls
+from raylog.actors.backup_copies import PROBE_S
 from raylog.actors.membership import Membership
 from raylog.actors.node import NodeInfo, sources_for
-from raylog.actors.pull import Outcome
-from raylog.actors.requests import SHARDS_MAX, CancelPull, DeleteShards, PullShard, RepairShard, ask
+from raylog.actors.pull import ELSEWHERE, Outcome
+from raylog.actors.requests import (
+    SHARDS_MAX,
+    BackUpShard,
+    CancelPull,
+    DeleteShards,
+    ProbeBackup,
+    PullShard,
+    RepairShard,
+    ask,
+)
 from raylog.api import ray_access
 from raylog.catalog.manifest import Manifest, open_manifest
-from raylog.catalog.requests import CATALOG, DeleteVersions
-from raylog.errors import NotFound, NotPermitted, Unavailable, Unsatisfiable, UsageError
+from raylog.catalog.requests import CATALOG, BackUpVersions, DeleteVersions
+from raylog.errors import DeadlineExceeded, NoSpace, NotFound, NotPermitted, Unavailable, Unsatisfiable, UsageError
 from raylog.monitor.samples import NodeSample
 from raylog.placement.replicas import ReplicaPlan
 from raylog.security.credentials import Credentials
@@ -219,6 +230,13 @@ class Session:
         deleted: list[Version] = self.call(CATALOG, "delete", signed)
         return deleted
 
+    def want_backup(self, reference: Reference, url: str) -> list[Version]:
+        """Has the catalog note that what `reference` names is to have copies below `url`; which versions that are."""
+        about = BackUpVersions(reference=str(reference), url=url)
+        signed = sign_request(about, CATALOG, Signer.of(self.credentials()), time.time())
+        chosen: list[Version] = self.call(CATALOG, "back_up", signed)
+        return chosen
+
     def pull(
         self,
         target: NodeInfo,
@@ -230,8 +248,8 @@ class Session:
         sources: Sequence[Source] | None = None,
         timeout_s: float | None = None,
     ) -> Outcome:
-        """Has `target` pull a shard from `sources`, by default from all that hold a replica. By `pull_id` `cancel_pull`
-        ends it."""
+        """Has `target` pull a shard from `sources`, by default from all that hold a replica; where none of them gives
+        it, from a backup. By `pull_id` `cancel_pull` ends it."""
         limit_s = timeout_s or self.settings.pull_deadline_s
         pull = PullShard(
             pull_id=pull_id,
@@ -241,8 +259,34 @@ class Session:
             qos=qos,
             deadline_s=limit_s,
         )
-        outcome: Outcome = self.ask_node(target, pull, limit_s + ANSWER_GRACE_S)
+        outcome: Outcome = self._ask_with_backups(target, pull, limit_s)
         return outcome
+
+    def _ask_with_backups(self, target: NodeInfo, about: PullShard | RepairShard, limit_s: float) -> Any:
+        """Asks without backups first: most shards are on nodes, and where they have backups is not known here."""
+        try:
+            return self.ask_node(target, about, limit_s + ANSWER_GRACE_S)
+        except ELSEWHERE as error:
+            if isinstance(error, (NoSpace, DeadlineExceeded)):
+                raise
+            shard_id = about.shard.shard_id
+            backups: dict[str, list[str]] = self.retried("catalog", "backups", [shard_id])
+            if not backups[shard_id]:
+                raise
+            again = msgspec.structs.replace(about, sources=(), backups=tuple(backups[shard_id]))
+            return self.ask_node(target, again, limit_s + ANSWER_GRACE_S)
+
+    def probe_backup(self, url: str) -> None:
+        """Tries whether this machine's node can write below `url`. Raises `UsageError`, `NotFound`, `NotPermitted`,
+        `Unavailable`."""
+        self.ask_node(self.local, ProbeBackup(url=url), PROBE_S + ANSWER_GRACE_S)
+
+    def back_up(self, holder: NodeInfo, ref: ShardRef, url: str, *, pull_id: str, is_anew: bool = False) -> bytes:
+        """Has a node that holds a shard write it below `url` if it is not there; its receipt for that copy."""
+        limit_s = self.settings.pull_deadline_s
+        about = BackUpShard(pull_id=pull_id, shard=ref, url=url, is_anew=is_anew, deadline_s=limit_s)
+        receipt: bytes = self.ask_node(holder, about, limit_s + ANSWER_GRACE_S)
+        return receipt
 
     def cancel_pull(self, target: NodeInfo, pull_id: str, timeout_s: float) -> None:
         """Ends a pull that `target` was asked for, be it under way or still to come."""
@@ -253,7 +297,7 @@ class Session:
         limit_s = self.settings.pull_deadline_s
         peers = sources_for(target, self.holders(ref.shard_id))
         repair = RepairShard(shard=ref, numbers=tuple(numbers), sources=peers, deadline_s=limit_s)
-        replaced: int = self.ask_node(target, repair, limit_s + ANSWER_GRACE_S)
+        replaced: int = self._ask_with_backups(target, repair, limit_s)
         return replaced
 
     def replica_targets(self, ref: ShardRef, replicas: int, durability: Durability) -> list[NodeInfo]:
@@ -273,10 +317,11 @@ class Session:
             raise Unavailable(f"a node that was chosen for shard {ref.shard_id} has left since: put again")
         return [by_id[node_id] for node_id in chosen]
 
-    def delete_shards(self, info: NodeInfo, shard_ids: Sequence[str]) -> None:
-        """Takes shards that no version ever named away from a node."""
+    def delete_shards(self, info: NodeInfo, shard_ids: Sequence[str], backup: str = "") -> None:
+        """Takes shards that no version ever named away from a node, or by its hands from a backup."""
         for first in range(0, len(shard_ids), SHARDS_MAX):
-            self.ask_node(info, DeleteShards(shard_ids=tuple(shard_ids[first : first + SHARDS_MAX])))
+            some = tuple(shard_ids[first : first + SHARDS_MAX])
+            self.ask_node(info, DeleteShards(shard_ids=some, backup=backup))
 
     def receipts(self, info: NodeInfo, refs: Sequence[ShardRef]) -> list[bytes]:
         """A node's signed word for each of the shards that it holds."""

@@ -12,9 +12,10 @@ Threads may share a catalog.
 import logging
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from raylog.catalog import tables
+from raylog.catalog import remotes, tables
+from raylog.catalog.backups import Backups
 from raylog.catalog.encoding import digest_of
 from raylog.catalog.journal import Change, Entry, Journal
 from raylog.catalog.lineage import Lineage, trace
@@ -49,6 +50,7 @@ class Catalog:
         self._trust = journal.trust
         self._copies_lock = threading.Lock()
         self._copied: dict[str, int] = {}
+        self.backups = Backups(journal)
 
     # Epochs
 
@@ -106,6 +108,17 @@ class Catalog:
                 _append(change, RecordKind.SET_LATEST, artifact, version.number, by)
                 tables.set_latest(change.connection, artifact.name, version.number)
         return version
+
+    def back_up(self, reference: Reference, url: str, by: str) -> list[Version]:
+        """That the shards of a version, or for a plain name of all that exist, are to have remote copies below `url`;
+        returns these versions. Raises `NotFound`."""
+        with self._journal.change() as change:
+            artifact, version = _existing(change.connection, reference)
+            chosen = [version] if reference.number else tables.versions(change.connection, artifact.name)
+            _append(change, RecordKind.BACKUP, artifact, reference.number or 0, by, {"url": url})
+            for one in chosen:
+                remotes.want(change.connection, self._manifest(change.connection, one).distinct_shards(), url)
+        return chosen
 
     def delete(self, reference: Reference, by: str) -> list[Version]:
         """Deletes a version, or for a plain name all that exist; returns what was deleted. `by` is the identity that
@@ -357,6 +370,9 @@ class Catalog:
         committed = countersign(signed, manifest.signer, number, record.epoch, record.time_us, self._trust)
         tables.insert_version(connection, manifest, version, record.sequence, committed)
         tables.reference_shards(connection, manifest, fresh)
+        for receipt in receipts:
+            if receipt.url:
+                remotes.put(connection, receipt.shard_id, receipt.url)
         return version
 
     def _check_tables(self, connection: sqlite3.Connection, name: str, expected: Versions) -> None:
@@ -400,8 +416,17 @@ class Catalog:
         return manifest
 
 
-def _append(change: Change, kind: RecordKind, artifact: Artifact, number: int, by: str) -> Record:
-    return change.append(kind, by=by, artifact_id=artifact.artifact_id, name=artifact.name, number=number)
+def _append(
+    change: Change,
+    kind: RecordKind,
+    artifact: Artifact,
+    number: int,
+    by: str,
+    details: Mapping[str, str] | None = None,
+) -> Record:
+    return change.append(
+        kind, by=by, artifact_id=artifact.artifact_id, name=artifact.name, number=number, details=details
+    )
 
 
 def _existing(connection: sqlite3.Connection, reference: Reference) -> tuple[Artifact, Version]:

@@ -12,6 +12,8 @@ shards     every shard that a version names, or whose copies are still to be rem
            `on_disk` whether memory does not count, `standing` replicas that count
 replicas   which node holds a copy of a shard, on which kind of tier, by the node's receipt
 lineage    which versions a version was made from, deleted ones among both
+remotes    where shards are to have remote copies, and whether they have: `state` 0 not that is known, 1 yes, 2 damaged
+offsite    up to which record a backup has the chain
 gone_nodes nodes that were given up; their receipts do not count until they are admitted again
 revoked_puts  version ids under which nothing may be committed any more: their shards were deleted as leftovers
 
@@ -21,7 +23,7 @@ say so.
 
 import sqlite3
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +38,7 @@ from raylog.errors import DamagedData, Unavailable, UsageError
 from raylog.security.trust import Trust
 
 FILE_NAME = "journal.sqlite"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _SCHEMA = (
     "CREATE TABLE records (sequence INTEGER PRIMARY KEY, signed BLOB NOT NULL)",
     "CREATE TABLE fence (epoch INTEGER NOT NULL)",
@@ -58,6 +60,11 @@ _SCHEMA = (
     "CREATE TABLE replicas (shard_id BLOB NOT NULL REFERENCES shards, node_id BLOB NOT NULL, tier TEXT NOT NULL,"
     " PRIMARY KEY (shard_id, node_id)) WITHOUT ROWID",
     "CREATE INDEX replicas_by_node ON replicas (node_id)",
+    "CREATE TABLE remotes (shard_id BLOB NOT NULL REFERENCES shards, url TEXT NOT NULL, state INTEGER NOT NULL,"
+    " PRIMARY KEY (shard_id, url)) WITHOUT ROWID",
+    "CREATE INDEX remotes_wanted ON remotes (shard_id) WHERE state != 1",
+    "CREATE INDEX remotes_by_url ON remotes (url)",
+    "CREATE TABLE offsite (url TEXT PRIMARY KEY, sequence INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE TABLE gone_nodes (node_id BLOB PRIMARY KEY) WITHOUT ROWID",
     "CREATE TABLE lineage (name TEXT NOT NULL, number INTEGER NOT NULL, parent TEXT NOT NULL,"
     " parent_number INTEGER NOT NULL, PRIMARY KEY (name, number, parent, parent_number)) WITHOUT ROWID",
@@ -93,6 +100,7 @@ class Change:
         name: str = "",
         number: int = 0,
         manifest_digest: bytes = b"",
+        details: Mapping[str, str] | None = None,
     ) -> Record:
         """Adds the chain's next record; it is part of the chain when the transaction is."""
         record = Record(
@@ -107,6 +115,7 @@ class Change:
             previous=self.tail.digest,
             time_us=self.time_us,
             by=by,
+            details=details or {},
         )
         self.tail = follow(self.tail, record, digest_of(encode(record)))
         signed = sign_record(record, self._trust)

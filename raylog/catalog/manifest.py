@@ -26,6 +26,7 @@ from raylog.spec import (
     Kind,
     ShardRef,
     Version,
+    parse_backup,
     parse_id,
     parse_name,
     parse_reference,
@@ -43,7 +44,7 @@ PIECES_MAX = 64
 CHUNKS_MAX = 65_536  # FORMAT.md
 ROWS_MAX = 1 << 44  # of a shard, so that a version's sum stays far below 63 bits
 
-_ENVELOPE_BYTES_MAX = MANIFEST_BYTES_MAX + CERTIFICATE_BYTES_MAX + SMALL_DOCUMENT_BYTES_MAX
+ENVELOPE_BYTES_MAX = MANIFEST_BYTES_MAX + CERTIFICATE_BYTES_MAX + SMALL_DOCUMENT_BYTES_MAX
 _LABEL = "raylog/1 manifest"
 _COUNTERSIGN_LABEL = "raylog/1 countersign"
 
@@ -135,7 +136,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What one version is made of. Checked when made and when decoded; raises `UsageError`.
 
     `parents` are `name@number`; `created_us` microseconds since 1970 by the writer's clock; `signer` the writer's
-    identity URI; `replicas` and `durability` what was promised to the writer; `tag_dek_id` keys the content tags.
+    identity URI; `replicas`, `durability` and `backup` (a URL) what was promised to the writer; `tag_dek_id` keys the
+    content tags.
     """
 
     format_version: int = FORMAT_VERSION
@@ -149,6 +151,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     labels: Mapping[str, str] = {}
     replicas: int = 1
     durability: Durability = Durability.DISK
+    backup: str = ""
     created_us: int
     signer: str
     tag_dek_id: str
@@ -160,12 +163,20 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         parse_id(self.version_id, "version id")
         parse_id(self.tag_dek_id, "key id")
         parse_name(self.name)
-        check_range(self.replicas, 1, REPLICAS_MAX, "replicas")
+        self._check_promise()
         check_range(self.created_us, 0, 1 << 62, "created_us")
         check_range(len(self.shards), 1, SHARDS_MAX, "shards")
         _check_parents(self.parents)
         _check_labels(self.labels)
         self.distinct_shards()
+
+    def _check_promise(self) -> None:
+        is_remote = self.durability is Durability.REMOTE
+        check_range(self.replicas, 0 if is_remote else 1, REPLICAS_MAX, "replicas")
+        if self.backup and parse_backup(self.backup) != self.backup:
+            raise UsageError(f"expected the URL of a backup without a slash at its end, got {self.backup!r}")
+        if is_remote and not self.backup:
+            raise UsageError("durability remote promises copies in a backup, and no backup is named")
 
     def distinct_shards(self) -> dict[str, ShardRef]:
         """Every shard once, by id, in order of first appearance. Raises `UsageError` when two entries disagree."""
@@ -238,7 +249,7 @@ def decode_signed(data: bytes, cluster_id: str) -> tuple[SignedManifest, Manifes
 
     Raises `DamagedData`, `NotPermitted` for another cluster's.
     """
-    signed = decode(SignedManifest, data, "a signed manifest", _ENVELOPE_BYTES_MAX)
+    signed = decode(SignedManifest, data, "a signed manifest", ENVELOPE_BYTES_MAX)
     return signed, _decode_manifest(signed.manifest, cluster_id)
 
 
@@ -281,7 +292,7 @@ def open_manifest(data: bytes, cluster_id: str, verify: Verify) -> tuple[Manifes
     Raises `DamagedData` (malformed, or not the manifest that was countersigned), `NotPermitted` (forged, or of another
     cluster). That it is the version that was asked for, compare `name` and `number`.
     """
-    committed = decode(CommittedManifest, data, "a committed manifest", _ENVELOPE_BYTES_MAX)
+    committed = decode(CommittedManifest, data, "a committed manifest", ENVELOPE_BYTES_MAX)
     statement = decode(Statement, committed.statement, "a countersignature")
     check_cluster(cluster_id, statement.cluster_id, "a countersignature")
     verify(signing_input(_COUNTERSIGN_LABEL, committed.statement), committed.countersignature)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from raylog.catalog import tables
+from raylog.catalog import remotes, tables
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.copy import OpenedEntry, open_entry
 from raylog.catalog.database import sync_directory
@@ -104,6 +104,8 @@ class _Replaying:
             tables.set_latest(self._connection, record.name, record.number)
         elif record.kind == RecordKind.DELETE:
             self._delete(record)
+        elif record.kind == RecordKind.BACKUP:
+            self._back_up(record)
 
     def _commit(self, record: Record, manifest: Manifest | None, committed: bytes) -> None:
         if manifest is None:
@@ -114,13 +116,23 @@ class _Replaying:
         tables.insert_version(self._connection, manifest, version, record.sequence, committed)
         tables.reference_shards(self._connection, manifest, {})
 
+    def _back_up(self, record: Record) -> None:
+        existing = [one.number for one in tables.versions(self._connection, record.name)]
+        for number in [record.number] if record.number else existing:
+            if number in existing:  # else it is lacking: deleted by a later record, or refused in the end
+                manifest = self._manifest(record.name, number)
+                remotes.want(self._connection, manifest.distinct_shards(), record.details["url"])
+
+    def _manifest(self, name: str, number: int) -> Manifest:
+        committed = tables.committed_manifest(self._connection, name, number) or b""
+        return open_manifest(committed, self._trust.cluster_id, self._trust.verify)[0]
+
     def _delete(self, record: Record) -> None:
         existing = {one.number for one in tables.versions(self._connection, record.name)}
         lacking = {number for name, number in self._lacking if name == record.name}
         doomed = {record.number} if record.number else existing | lacking
         for number in sorted(doomed & existing):
-            committed = tables.committed_manifest(self._connection, record.name, number) or b""
-            manifest, _ = open_manifest(committed, self._trust.cluster_id, self._trust.verify)
+            manifest = self._manifest(record.name, number)
             tables.mark_deleted(self._connection, record.name, number, record.sequence)
             tables.release_shards(self._connection, manifest)
         for number in doomed & lacking:

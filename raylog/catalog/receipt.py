@@ -12,9 +12,9 @@ from raylog.catalog.encoding import (
     encode,
     signing_input,
 )
-from raylog.errors import NotPermitted
+from raylog.errors import NotPermitted, UsageError
 from raylog.security.trust import Identify, Sign
-from raylog.spec import Durability, ShardRef, TierKind, parse_id
+from raylog.spec import Durability, ShardRef, TierKind, parse_backup, parse_id
 
 EPOCH_MAX = 1 << 62
 
@@ -22,11 +22,13 @@ _LABEL = "raylog/1 receipt"
 _KEPT_ON = {
     Durability.MEMORY: frozenset({TierKind.MEMORY, TierKind.SSD, TierKind.HDD}),
     Durability.DISK: frozenset({TierKind.SSD, TierKind.HDD}),
+    Durability.REMOTE: frozenset({TierKind.SSD, TierKind.HDD}),  # of the replicas; the copy in the backup comes on top
 }
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """That `node_id` holds the shard with this frame digest, verified, on a tier of this kind."""
+    """That `node_id` holds the shard with this frame digest, verified, on a tier of this kind; of tier `remote`: that
+    it has written the copy below `url`, or has seen that its frame is there."""
 
     format_version: int = FORMAT_VERSION
     cluster_id: str
@@ -34,6 +36,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     shard_id: str
     frame_digest: bytes
     tier: TierKind
+    url: str = ""
     epoch: int
 
     def __post_init__(self) -> None:
@@ -42,6 +45,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         parse_id(self.shard_id, "shard id")
         check_bytes(self.frame_digest, DIGEST_BYTES, "frame digest")
         check_range(self.epoch, 0, EPOCH_MAX, "epoch")
+        if (self.tier is TierKind.REMOTE) != bool(self.url) or (self.url and parse_backup(self.url) != self.url):
+            raise UsageError(f"a receipt of tier {self.tier} has the URL {self.url!r}")
 
     def keeps(self, shard: ShardRef, durability: Durability) -> bool:
         """Whether this is a replica of `shard` that `durability` counts."""

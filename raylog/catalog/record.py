@@ -19,7 +19,7 @@ from raylog.catalog.encoding import (
 from raylog.catalog.receipt import EPOCH_MAX
 from raylog.errors import DamagedData, NotPermitted, UsageError
 from raylog.security.trust import Trust, Verify
-from raylog.spec import parse_id, parse_name
+from raylog.spec import parse_backup, parse_id, parse_name
 
 NUMBER_MAX = 10**12 - 1  # what a reference can name (spec.parse_reference)
 
@@ -31,6 +31,7 @@ class RecordKind(StrEnum):
     COMMIT = "commit"
     SET_LATEST = "set-latest"
     DELETE = "delete"
+    BACKUP = "backup"
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,8 +63,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         check_range(self.time_us, 0, 1 << 62, "time_us")
         check_bytes(self.previous, DIGEST_BYTES, "previous digest")
         check_bytes(self.manifest_digest, DIGEST_BYTES if self.kind == RecordKind.COMMIT else 0, "manifest digest")
-        if self.details:
-            raise UsageError(f"a record of kind {self.kind} has no details, got {', '.join(self.details)}")
+        expected = ["url"] if self.kind == RecordKind.BACKUP else []
+        if list(self.details) != expected:
+            raise UsageError(f"a record of kind {self.kind} has details {expected}, got {list(self.details)}")
+        if self.kind == RecordKind.BACKUP and parse_backup(self.details["url"]) != self.details["url"]:
+            raise UsageError(f"a backup's URL ends in a slash: {self.details['url']}")
         self._check_subject()
 
     def _check_subject(self) -> None:
@@ -73,7 +77,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             return
         parse_id(self.artifact_id, "artifact id")
         parse_name(self.name)
-        check_range(self.number, 0 if self.kind == RecordKind.DELETE else 1, NUMBER_MAX, "version number")
+        is_about_all = self.kind in (RecordKind.DELETE, RecordKind.BACKUP)
+        check_range(self.number, 0 if is_about_all else 1, NUMBER_MAX, "version number")
 
 
 class SignedRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

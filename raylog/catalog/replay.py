@@ -37,6 +37,8 @@ class Listing:
             raise _impossible(record, "its artifact is not there")
         if record.number and record.number not in versions.existing:
             raise _impossible(record, "its version is not there")
+        if record.kind == RecordKind.BACKUP:
+            return
         if record.kind == RecordKind.SET_LATEST:
             versions.latest = record.number
         else:

@@ -3,8 +3,9 @@
 from typing import ClassVar
 
 from raylog.catalog.encoding import check_range
+from raylog.errors import UsageError
 from raylog.security.requests import Request
-from raylog.spec import parse_reference
+from raylog.spec import parse_backup, parse_reference
 
 CATALOG = "catalog"  # to whom these requests are
 _NUMBER_MAX = 10**12
@@ -23,3 +24,18 @@ class DeleteVersions(Request, frozen=True, kw_only=True, forbid_unknown_fields=T
     def __post_init__(self) -> None:
         parse_reference(self.reference)
         check_range(self.latest, 1, _NUMBER_MAX, "latest number")
+
+
+class BackUpVersions(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That the shards of `reference` (a version, or all of a name) are to have copies below `url`."""
+
+    action: ClassVar[str] = "catalog.back_up"
+    askers: ClassVar[frozenset[str]] = frozenset({"client"})
+
+    reference: str
+    url: str
+
+    def __post_init__(self) -> None:
+        parse_reference(self.reference)
+        if parse_backup(self.url) != self.url:
+            raise UsageError(f"expected a backup's URL without a slash at its end, got {self.url!r}")

@@ -5,7 +5,7 @@ only while the latest is still the base. The first to commit wins, the others ge
 Nothing is remembered between begin and commit, so a catalog that restarts between the two loses nothing.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -38,12 +38,14 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownShard:
-    """A shard that a version already names (`references` > 0) or named. `replicas`: node id -> kind of its tier."""
+    """A shard that a version already names (`references` > 0) or named. `replicas`: node id -> kind of its tier;
+    `remotes`: URLs of the backups in which it is."""
 
     shard: ShardRef
     artifact_id: str
     references: int
     replicas: Mapping[str, TierKind]
+    remotes: frozenset[str] = frozenset()
 
 
 def begin(artifact: Artifact | None, name: str, tenant: str, fresh_artifact_id: str) -> Pending:
@@ -88,10 +90,11 @@ def next_number(artifact: Artifact | None, manifest: Manifest, base: int) -> int
 def check_shards(
     manifest: Manifest,
     known: Mapping[str, KnownShard],
-    receipts: Iterable[Receipt],
+    receipts: Sequence[Receipt],
     gone_nodes: Collection[str],
 ) -> dict[str, dict[str, TierKind]]:
-    """That every shard has the replicas that were promised; returns the new ones, shard id -> node id -> tier kind.
+    """That every shard has the replicas, and for `remote` the copy in the backup, that were promised; returns the new
+    replicas, shard id -> node id -> tier kind.
 
     Receipts of nodes that were given up do not count, nor do two of one node. Raises `UsageError` when the manifest
     names a shard that it may not, or a receipt is for another, `Unavailable` naming the first shard short of replicas.
@@ -102,13 +105,17 @@ def check_shards(
     fresh: dict[str, dict[str, TierKind]] = {}
     for receipt in receipts:
         _check_receipt(manifest, shards, receipt)
-        if receipt.node_id not in gone_nodes:
+        if receipt.node_id not in gone_nodes and receipt.tier is not TierKind.REMOTE:
             nodes = fresh.setdefault(receipt.shard_id, {})
             nodes[receipt.node_id] = _better(nodes.get(receipt.node_id), receipt.tier)
     for shard_id in shards:
         standing = dict(known[shard_id].replicas) if shard_id in known else {}
         standing.update(fresh.get(shard_id, {}))
         _check_standing(manifest, shard_id, standing)
+    if manifest.durability is Durability.REMOTE:
+        backed_up = {shard_id for shard_id, one in known.items() if manifest.backup in one.remotes}
+        backed_up |= {one.shard_id for one in receipts if one.url == manifest.backup}
+        _check_backed_up(manifest, [shard_id for shard_id in shards if shard_id not in backed_up])
     return fresh
 
 
@@ -160,6 +167,15 @@ def _check_standing(manifest: Manifest, shard_id: str, standing: Mapping[str, Ti
             f"{manifest.durability} ({where}); bring it to more nodes and commit again",
             shard_id=shard_id,
             missing=manifest.replicas - len(counted),
+        )
+
+
+def _check_backed_up(manifest: Manifest, lacking: Sequence[str]) -> None:
+    if lacking:
+        raise Unavailable(
+            f"{len(lacking)} shards of {manifest.name}, {lacking[0]} first, have no copy in {manifest.backup}, which "
+            "durability remote promises: write them there and commit again",
+            shard_id=lacking[0],
         )
 
 

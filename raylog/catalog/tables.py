@@ -5,6 +5,7 @@
 import sqlite3
 from collections.abc import Iterable, Mapping
 
+from raylog.catalog import remotes
 from raylog.catalog.lineage import Origin
 from raylog.catalog.manifest import Manifest
 from raylog.catalog.receipt import Receipt, kept_on
@@ -33,6 +34,7 @@ _COUNT_STANDING = (
 _DROP_IF_FREE = (
     "DELETE FROM shards WHERE shard_id = ? AND refs = 0"
     " AND NOT EXISTS (SELECT 1 FROM replicas WHERE replicas.shard_id = shards.shard_id)"
+    " AND NOT EXISTS (SELECT 1 FROM remotes WHERE remotes.shard_id = shards.shard_id)"
 )
 
 
@@ -133,6 +135,7 @@ def known_shards(connection: sqlite3.Connection, shard_ids: Iterable[str]) -> di
                 artifact_id=row[6].hex(),
                 references=row[7],
                 replicas={node: TierKind(tier) for node, tier in _replicas(connection, shard_id)},
+                remotes=frozenset(remotes.there(connection, shard_id)),
             )
     return found
 
@@ -216,6 +219,25 @@ def free_shards(connection: sqlite3.Connection, count_max: int) -> list[ShardSta
     return _standings(connection, "refs = 0 ORDER BY shard_id", count_max)
 
 
+def drop_if_free(connection: sqlite3.Connection, shard_id: str) -> None:
+    """Forgets a shard that no version names and of which no copy is left."""
+    connection.execute(_DROP_IF_FREE, (bytes.fromhex(shard_id),))
+
+
+def signed_records(connection: sqlite3.Connection, after: int, count_max: int) -> list[bytes]:
+    """Records after number `after`, in order."""
+    rows = connection.execute(
+        "SELECT signed FROM records WHERE sequence > ? ORDER BY sequence LIMIT ?", (after, count_max)
+    )
+    return [signed for (signed,) in rows]
+
+
+def deleted_digests(connection: sqlite3.Connection, after: int) -> list[bytes]:
+    """Digests of the versions that records after number `after` deleted."""
+    rows = connection.execute("SELECT digest FROM versions WHERE deleted > ?", (after,))
+    return [digest for (digest,) in rows]
+
+
 def insert_version(
     connection: sqlite3.Connection, manifest: Manifest, added: Version, sequence: int, committed: bytes
 ) -> None:
@@ -265,7 +287,7 @@ def reference_shards(
 ) -> None:
     """Counts a version's references and records the replicas that came with it. What was promised to any version of a
     shard holds for all."""
-    on_disk = manifest.durability is Durability.DISK
+    on_disk = manifest.durability is not Durability.MEMORY
     artifact_id = bytes.fromhex(manifest.artifact_id)
     shards = manifest.distinct_shards().values()
     connection.executemany(
@@ -283,6 +305,8 @@ def reference_shards(
         for node_id, tier in nodes.items():
             put_replica(connection, shard_id, node_id, tier)
     count_standing(connection, (one.shard_id for one in shards))
+    if manifest.backup:
+        remotes.want(connection, (one.shard_id for one in shards), manifest.backup)
 
 
 def release_shards(connection: sqlite3.Connection, manifest: Manifest) -> None:
@@ -354,6 +378,7 @@ def _standings(connection: sqlite3.Connection, condition: str, count_max: int) -
                 wanted=row[6] if row[7] else 0,
                 nodes=tuple(node_id for node_id, tier in copies if tier in kinds),
                 other_nodes=tuple(node_id for node_id, tier in copies if tier not in kinds),
+                backups=tuple(remotes.perhaps(connection, row[0].hex())),
             )
         )
     return found

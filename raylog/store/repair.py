@@ -29,13 +29,14 @@ class RepairNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairStep:
-    """One copy to make: `target` pulls the shard from `sources`, the least busy first. Where the target is the only
-    source, it makes its own copy (in memory) one that counts (on disk)."""
+    """One copy to make: `target` pulls the shard from `sources`, the least busy first, or where none of them gives it
+    from `backups`. Where the target is the only source, it makes its own copy (in memory) one that counts (on disk)."""
 
     shard: ShardRef
     sources: tuple[str, ...]
     target: str
     reason: str
+    backups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +80,7 @@ def plan_repair(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Need:
-    """A shard, who has it for good, who can send it, who has it and leaves, and who gone had it."""
+    """A shard, who has it for good, who can send it, who has it and leaves, who gone had it, and its backups."""
 
     shard: ShardRef
     wanted: int
@@ -87,6 +88,7 @@ class _Need:
     sources: tuple[str, ...]
     leaving: tuple[str, ...]
     gone: tuple[str, ...]
+    backups: tuple[str, ...]
 
     @classmethod
     def of(cls, standing: ShardStanding, nodes: Mapping[str, RepairNode]) -> "_Need":
@@ -102,6 +104,7 @@ class _Need:
             sources=living + leaving + others,
             leaving=leaving,
             gone=tuple(node_id for node_id in holders if node_id not in nodes),
+            backups=standing.backups,
         )
 
     @property
@@ -138,6 +141,9 @@ class _Planner:
 
     def restore(self, need: _Need) -> None:
         """Plans the copies that a shard lacks."""
+        if not need.sources and need.backups:
+            self._restore_from_backup(need)
+            return
         if not need.sources:
             self.unrepairable.append(
                 Unrepairable(
@@ -159,6 +165,15 @@ class _Planner:
                 return
             self._add(need, sources, target, holders)
             holders.add(target.node_id)
+
+    def _restore_from_backup(self, need: _Need) -> None:
+        """One copy; the others are made from it by the next plan."""
+        target = self._target(need, set())
+        if target is None:
+            self._give_up(need, set(), need.missing)
+        else:
+            self._add(need, (), target, set())
+            self.deferred += need.missing - 1
 
     def _sources(self, need: _Need) -> tuple[str, ...]:
         """Who can send, the least busy first; none when the best of them has its hands full."""
@@ -197,15 +212,18 @@ class _Planner:
 
     def _add(self, need: _Need, sources: tuple[str, ...], target: RepairNode, holders: set[str]) -> None:
         others = tuple(node_id for node_id in sources if node_id != target.node_id) or sources
+        origin = "" if others else f" from {need.backups[0]}"
         self.steps.append(
             RepairStep(
                 shard=need.shard,
                 sources=others,
                 target=target.node_id,
-                reason=f"{need.why()}; to node {target.node_id} because {self._because(target, holders)}",
+                reason=f"{need.why()};{origin} to node {target.node_id} because {self._because(target, holders)}",
+                backups=need.backups,
             )
         )
-        self._sends[others[0]] += 1
+        if others:
+            self._sends[others[0]] += 1
         self._receives[target.node_id] += 1
         self._free[target.node_id] -= need.shard.stored_bytes
         if self._has_hands(target.node_id):

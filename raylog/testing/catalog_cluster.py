@@ -74,13 +74,16 @@ class Cluster:
         writer = writer or self.writer
         return sign_manifest(manifest, writer.certificate, writer.sign)
 
-    def receipt(self, shard: ShardRef, node: Member, tier: TierKind = TierKind.SSD, epoch: int = 0) -> bytes:
+    def receipt(
+        self, shard: ShardRef, node: Member, tier: TierKind = TierKind.SSD, epoch: int = 0, url: str = ""
+    ) -> bytes:
         receipt = Receipt(
             cluster_id=self.cluster_id,
             node_id=node.id,
             shard_id=shard.shard_id,
             frame_digest=shard.frame_digest,
             tier=tier,
+            url=url,
             epoch=epoch,
         )
         return make_receipt(receipt, node.certificate, node.sign)

@@ -175,7 +175,9 @@ def test_memory_counts_where_memory_was_promised(catalog: Catalog, cluster: Clus
     manifest = cluster.manifest("m", replicas=1, durability=Durability.MEMORY, shards=(cluster.entry(),))
     shard = manifest.shards[0].shard
     with pytest.raises(Unavailable):
-        catalog.commit(cluster.sign(manifest), [cluster.receipt(shard, cluster.nodes[0], TierKind.REMOTE)], 0)
+        catalog.commit(
+            cluster.sign(manifest), [cluster.receipt(shard, cluster.nodes[0], TierKind.REMOTE, url="s3://b")], 0
+        )
     catalog.commit(cluster.sign(manifest), [cluster.receipt(shard, cluster.nodes[0], TierKind.MEMORY)], 0)
 
 

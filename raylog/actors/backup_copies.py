@@ -1,0 +1,92 @@
+"""A node's hands on backups: it writes its shards there, looks whether they are there, and has them back."""
+
+import logging
+import secrets
+import threading
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from raylog.errors import DamagedData, DeadlineExceeded, NotFound, UsageError
+from raylog.spec import ShardRef, parse_backup
+from raylog.store.objects import Limit, whole
+from raylog.store.remote import RemoteObjects
+from raylog.store.remote_shard import RemoteReader, folder, open_shard, shard_key, write_shard
+from raylog.store.tiered import TieredStore
+
+log = logging.getLogger("raylog.backup")
+UPLOADS_AT_ONCE = 2
+PROBE_BYTES = 32
+PROBE_S = 20.0
+
+
+class BackupCopies:
+    """Thread-safe; at most `UPLOADS_AT_ONCE` write at a time, others wait within their deadline."""
+
+    def __init__(self, store: TieredStore, cluster_id: str, node_id: str, allowed: Sequence[str]) -> None:
+        """`allowed`: URLs below which backups may lie; none given: anywhere."""
+        self._store, self._cluster_id, self._node_id = store, cluster_id, node_id
+        self._allowed = allowed
+        self._objects: dict[str, RemoteObjects] = {}
+        self._lock = threading.Lock()
+        self._uploads = threading.BoundedSemaphore(UPLOADS_AT_ONCE)
+
+    def probe(self, url: str) -> None:
+        """Writes a few bytes below `url`, reads them back and deletes them. Raises `UsageError` for a URL that is not
+        served here or not allowed, `NotFound` when the bucket is not there, `NotPermitted`, `Unavailable`."""
+        objects, limit = self._at(url), Limit.within(PROBE_S)
+        key, data = f"{folder(self._cluster_id)}/probe/{self._node_id}", secrets.token_bytes(PROBE_BYTES)
+        objects.write(key, whole(data), limit)
+        objects.delete(key, limit)
+
+    def write(self, ref: ShardRef, url: str, limit: Limit, *, is_anew: bool) -> None:
+        """Makes the shard lie below `url`: it does already, by its frame, or this node's copy is written there. With
+        `is_anew` what is there is written over. Raises `NotFound` when it is neither here nor there, `DamagedData` when
+        the copy here is, and as `probe`."""
+        objects = self._at(url)
+        if not is_anew and self._is_there(objects, ref, limit):
+            return
+        with self._upload_slot(limit), self._store.open(ref.shard_id) as reader:
+            if reader.frame.digest != ref.frame_digest:
+                raise DamagedData(f"shard {ref.shard_id} here has another frame than the manifest's")
+            write_shard(objects, self._cluster_id, reader, limit)
+        log.info("shard %s was written to %s", ref.shard_id, url)
+
+    def open(self, ref: ShardRef, url: str, limit: Limit) -> RemoteReader:
+        """Raises `NotFound`, `DamagedData` when it was truncated or replaced, and as `probe`."""
+        return open_shard(self._at(url), self._cluster_id, ref, limit)
+
+    def delete(self, shard_ids: Sequence[str], url: str, deadline_s: float) -> None:
+        """Takes copies away; those that are not there are no error."""
+        objects, limit = self._at(url), Limit.within(deadline_s)
+        for shard_id in shard_ids:
+            objects.delete(shard_key(self._cluster_id, shard_id), limit)
+
+    def _is_there(self, objects: RemoteObjects, ref: ShardRef, limit: Limit) -> bool:
+        try:
+            open_shard(objects, self._cluster_id, ref, limit)
+        except NotFound:
+            return False
+        except DamagedData as error:
+            log.warning("written anew: %s", error)
+            return False
+        return True
+
+    def _at(self, url: str) -> RemoteObjects:
+        if parse_backup(url) != url:
+            raise UsageError(f"expected a backup's URL without a slash at its end, got {url!r}")
+        if self._allowed and not any(url == one or url.startswith(f"{one}/") for one in self._allowed):
+            raise UsageError(f"{url} is none of the backups in raylog.toml ({', '.join(self._allowed)}): add it there")
+        with self._lock:
+            if url not in self._objects:
+                self._objects[url] = RemoteObjects(url)
+            return self._objects[url]
+
+    @contextmanager
+    def _upload_slot(self, limit: Limit) -> Any:
+        if not self._uploads.acquire(timeout=limit.left_s):
+            raise DeadlineExceeded(f"{UPLOADS_AT_ONCE} other uploads of this node took until the deadline")
+        try:
+            yield
+        finally:
+            self._uploads.release()

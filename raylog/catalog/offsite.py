@@ -1,0 +1,104 @@
+"""The chain and the manifests in a backup (store/REMOTE.md): written as the chain grows, read to rebuild a catalog."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+
+from raylog.catalog.copy import open_entry
+from raylog.catalog.encoding import FORMAT_VERSION, SMALL_DOCUMENT_BYTES_MAX, decode, encode
+from raylog.catalog.journal import Entry
+from raylog.catalog.manifest import ENVELOPE_BYTES_MAX
+from raylog.catalog.record import RecordKind
+from raylog.errors import DamagedData, NotFound
+from raylog.security.trust import Trust
+from raylog.store.objects import Limit, Objects, whole
+from raylog.store.remote_shard import folder
+
+RECORDS_PER_SEGMENT = 1_000
+SEGMENT_BYTES_MAX = RECORDS_PER_SEGMENT * SMALL_DOCUMENT_BYTES_MAX
+MANIFESTS_AT_ONCE = 8
+OBJECT_S = 120.0  # to read or write one
+
+
+class Segment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Signed records, in order."""
+
+    format_version: int = FORMAT_VERSION
+    records: tuple[bytes, ...]
+
+
+class OffsiteChain:
+    """One cluster's chain below one URL."""
+
+    def __init__(self, objects: Objects, trust: Trust) -> None:
+        self._objects, self._trust = objects, trust
+        self._folder = folder(trust.cluster_id)
+
+    def write_manifests(self, entries: Sequence[Entry]) -> None:
+        """Those of versions that exist. They are there before the records that name them."""
+        committed = [(self._open(entry), entry.manifest) for entry in entries if entry.manifest]
+        with ThreadPoolExecutor(MANIFESTS_AT_ONCE, thread_name_prefix="manifest") as executor:
+            list(executor.map(lambda one: self._write(self._manifest_key(one[0]), one[1]), committed))
+
+    def delete_manifests(self, digests: Sequence[bytes]) -> None:
+        """Of deleted versions; once the record of their deletion is there."""
+        for digest in digests:
+            self._objects.delete(self._manifest_key(digest), Limit.within(OBJECT_S))
+
+    def write_segment(self, number: int, records: Sequence[bytes]) -> None:
+        """Segment `number`, from 1, as far as it goes now."""
+        self._write(self._segment_key(number), encode(Segment(records=tuple(records))))
+
+    def entries(self) -> Iterator[Entry]:
+        """The chain from its first record on, not yet verified as a chain: see `rebuild`. Raises `NotFound` when there
+        is none, `DamagedData`."""
+        number = 1
+        while True:
+            records = self._segment(number)
+            with ThreadPoolExecutor(MANIFESTS_AT_ONCE, thread_name_prefix="manifest") as executor:
+                yield from executor.map(self._entry, records)
+            if len(records) < RECORDS_PER_SEGMENT:
+                return
+            number += 1
+
+    def _segment(self, number: int) -> tuple[bytes, ...]:
+        key = self._segment_key(number)
+        try:
+            data = self._read(key, SEGMENT_BYTES_MAX)
+        except NotFound as error:
+            if number == 1:
+                raise NotFound(
+                    f"{self._objects.url} has no backup of cluster {self._trust.cluster_id}: {error}"
+                ) from error
+            return ()
+        return decode(Segment, data, key, SEGMENT_BYTES_MAX).records
+
+    def _entry(self, record: bytes) -> Entry:
+        digest = self._open(Entry(record=record))
+        if not digest:
+            return Entry(record=record)
+        try:
+            return Entry(record=record, manifest=self._read(self._manifest_key(digest), ENVELOPE_BYTES_MAX))
+        except NotFound:  # of a version that was deleted; else `rebuild` refuses
+            return Entry(record=record)
+
+    def _open(self, entry: Entry) -> bytes:
+        """The manifest's digest of a commit, else nothing."""
+        opened = open_entry(entry, self._trust.cluster_id, self._trust.verify)
+        return opened.record.manifest_digest if opened.record.kind == RecordKind.COMMIT else b""
+
+    def _read(self, key: str, bytes_max: int) -> bytes:
+        size = self._objects.size(key, Limit.within(OBJECT_S))
+        if size > bytes_max:
+            raise DamagedData(f"{self._objects.url}: {key} has {size} bytes, expected at most {bytes_max}")
+        return self._objects.read(key, 0, size, Limit.within(OBJECT_S))
+
+    def _write(self, key: str, data: bytes) -> None:
+        self._objects.write(key, whole(data), Limit.within(OBJECT_S))
+
+    def _manifest_key(self, digest: bytes) -> str:
+        return f"{self._folder}/manifests/{digest[:1].hex()}/{digest.hex()}"
+
+    def _segment_key(self, number: int) -> str:
+        return f"{self._folder}/records/{number:016d}"

@@ -1,0 +1,125 @@
+"""Copies in a backup: written after the commit or before it, read where no node has the shard, deleted with the
+version. The backup is a folder here; a real S3 gateway has a test of its own."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from three_nodes import wait_until
+
+import raylog
+from raylog.actors.requests import EvictShard
+from raylog.errors import DamagedData, NotFound, RaylogError, UsageError
+from raylog.units import MIB
+
+WITHIN_S = 30.0
+
+
+@pytest.fixture
+def backup(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "backup"
+    folder.mkdir()
+    yield folder
+
+
+def objects(folder: Path, kind: str) -> list[Path]:
+    return sorted(path for path in folder.glob(f"raylog-*/{kind}/**/*") if path.is_file())
+
+
+def noise(seed: int, count: int = 3 * MIB) -> bytes:
+    return np.random.default_rng(seed).bytes(count)
+
+
+def shard_files(client: raylog.Client, name: str) -> list[Path]:
+    """The copies of a version's shards on the disks of nodes."""
+    tiers = [Path(info.directory) / "tier" / "shards" for info in client.nodes()]
+    return [path for tier in tiers for shard_id in client.replicas(name) for path in tier.rglob(shard_id)]
+
+
+def test_a_version_is_copied_after_its_commit(client: raylog.Client, backup: Path) -> None:
+    content = noise(1, 9 * MIB)
+    client.put("backup/after", content, backup=backup.as_uri())
+    wait_until(lambda: len(objects(backup, "shards")) == 3, WITHIN_S, "three shards are there")
+    wait_until(lambda: objects(backup, "records"), WITHIN_S, "the records are there")
+    assert {path.name for path in objects(backup, "shards")} == set(client.replicas("backup/after"))
+    for path in shard_files(client, "backup/after"):
+        (copy,) = (one for one in objects(backup, "shards") if one.name == path.name)
+        assert copy.read_bytes() == path.read_bytes()
+    assert content[:4096] not in b"".join(path.read_bytes() for path in objects(backup, "shards"))
+    client.delete("backup/after")
+    wait_until(lambda: not objects(backup, "shards"), WITHIN_S, "the copies of a deleted version are gone")
+
+
+def test_a_cold_copy_is_all_there_is(client: raylog.Client, backup: Path) -> None:
+    content = noise(2)
+    client.put("backup/cold", content, replicas=0, backup=backup.as_uri(), durability="remote")
+    assert len(objects(backup, "shards")) == 1, "it is there when put returns"
+    assert shard_files(client, "backup/cold") == []
+    assert all(nodes == [] for nodes in client.replicas("backup/cold").values())
+    assert client.get("backup/cold") == content
+    client.ship("backup/cold").result(60)
+    client.delete("backup/cold")
+    wait_until(lambda: not objects(backup, "shards"), WITHIN_S, "it is gone with the version")
+
+
+def test_an_older_version_is_backed_up_later(client: raylog.Client, backup: Path) -> None:
+    client.put("backup/later", noise(3), replicas=2)
+    report = client.back_up("backup/later", f"{backup.as_uri()}/")
+    assert (report.versions, report.shards) == (["backup/later@1"], 1)
+    assert len(objects(backup, "shards")) == len(objects(backup, "records")) == 1
+    assert report.stored_bytes == objects(backup, "shards")[0].stat().st_size
+    client.delete("backup/later")
+
+
+def test_damage_on_the_only_node_is_mended_from_the_backup(client: raylog.Client, backup: Path) -> None:
+    content = noise(4)
+    client.put("backup/damaged", content, backup=backup.as_uri(), durability="remote")
+    (path,) = shard_files(client, "backup/damaged")
+    right = path.read_bytes()
+    client._session.ask_node(client.local_node(), EvictShard(shard_id=path.name))
+    with path.open("r+b") as file:
+        file.seek(len(right) // 2)
+        file.write(os.urandom(64))
+    report = client.verify("backup/damaged")
+    assert (report.damaged, report.repaired, report.problems) == (1, 1, [])
+    assert path.read_bytes() == right
+    assert client.get("backup/damaged") == content
+    client.delete("backup/damaged")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "replaced", "gone"])
+def test_a_bad_remote_copy_is_told_and_never_served(client: raylog.Client, backup: Path, damage: str) -> None:
+    name = f"backup/{damage}"
+    client.put(name, noise(5), replicas=0, backup=backup.as_uri(), durability="remote")
+    (copy,) = objects(backup, "shards")
+    right = copy.read_bytes()
+    if damage == "gone":
+        copy.unlink()
+    else:
+        copy.write_bytes(
+            right[:-1] if damage == "truncated" else right[: MIB // 2] + bytes(64) + right[MIB // 2 + 64 :]
+        )
+    with pytest.raises(NotFound if damage == "gone" else DamagedData, match=f"{copy.name}|not there"):
+        client.get(name)
+    copy.write_bytes(right)
+    assert client.get(name) == noise(5)
+    client.delete(name)
+
+
+def test_a_backup_that_cannot_be_written_is_told_at_once(client: raylog.Client) -> None:
+    for url, error in (
+        ("file:///proc/nowhere", RaylogError),
+        ("nope://bucket/x", UsageError),
+        ("s3://key:secret@bucket", UsageError),
+        ("bucket", UsageError),
+    ):
+        with pytest.raises(error):
+            client.put("backup/never", b"x", backup=url)
+    with pytest.raises(NotFound):
+        client.stat("backup/never")
+    with pytest.raises(UsageError, match="name one"):
+        client.put("backup/never", b"x", durability="remote")
+    with pytest.raises(UsageError, match="1 to 16 replicas"):
+        client.put("backup/never", b"x", replicas=0)

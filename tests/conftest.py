@@ -4,11 +4,13 @@ asks for a token, notices dead nodes quickly, and reports nothing home. And hypo
 import os
 import secrets
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 from hypothesis import HealthCheck, settings
+from s3_gateway import Gateway, running_gateway
 
 QUICK_HEALTH_CHECKS = {
     "RAY_health_check_initial_delay_ms": "1000",
@@ -37,3 +39,10 @@ NEEDS_RAY = {"cluster", "test_demo.py", "test_source_ray.py"}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What starts Ray comes last: the rest is quicker to fail, and shares its process with none of Ray's threads."""
     items.sort(key=lambda item: not NEEDS_RAY.isdisjoint(Path(item.path).parts))
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A real Ceph S3 gateway, the same for all tests of a session."""
+    with running_gateway(tmp_path_factory.mktemp("ceph") / "cluster") as found:
+        yield found

@@ -183,6 +183,15 @@ def show_status(status: Status) -> None:
         f"{totals.nodes} node(s), {totals.nodes_stale} silent; {totals.damaged_chunks} damaged chunks met, "
         f"{totals.repaired_chunks} repaired, {totals.pulls_failed} pulls failed since the node actors started"
     )
+    storage = status.monitor.storage
+    if storage is None:
+        out.print("the catalog does not say how what is stored stands", style="yellow")
+    elif storage.short_shards or storage.copies_to_back_up:
+        out.print(
+            f"{storage.short_shards} shards have fewer replicas than promised, of {storage.lost_shards} there is "
+            f"no copy and no backup; {storage.copies_to_back_up} copies are still to be written to backups",
+            style="red" if storage.lost_shards else "yellow",
+        )
 
 
 def show_paths(nodes: Sequence[NodePaths]) -> None:

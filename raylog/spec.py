@@ -196,6 +196,15 @@ def parse_qos(text: str) -> QosClass:
     return QosClass(text)
 
 
+class StorageStanding(msgspec.Struct, frozen=True, kw_only=True):
+    """What of all that is stored is not as it was promised: shards with fewer replicas, those among them of which no
+    node holds a copy and that have no backup, and copies that are still to be written to backups."""
+
+    short_shards: int
+    lost_shards: int
+    copies_to_back_up: int
+
+
 class ShardStanding(msgspec.Struct, frozen=True, kw_only=True):
     """How a shard stands: `wanted` replicas were promised (0: no version names it any more, or only its copy in a
     backup was), `nodes` hold one that counts, `other_nodes` hold a copy that does not (in memory where disk was

@@ -44,27 +44,32 @@ class BackupKeeper:
 
     def _run(self) -> None:
         while True:
+            is_more = False
             try:
                 self._check()
-                self._step()
+                is_more = self._step()
             except RaylogError as error:
                 log.warning("backups go on in a moment: %s", error)
             except Exception:
                 log.exception("backups failed, trying again")
-            time.sleep(self._settings.reconcile_period_s)
+            if not is_more:
+                time.sleep(self._settings.reconcile_period_s)
 
-    def _step(self) -> None:
+    def _step(self) -> bool:
+        """One round; whether there is more to be done at once."""
         urls = [url for url in self._backups.urls() if time.monotonic() >= self._pauses.get(url, (0.0, 0.0))[0]]
         if not urls:
-            return
+            return False
         nodes: list[NodeInfo] = calls.call("launch", "nodes", timeout_s=self._settings.call_deadline_s)
-        self._write_copies(nodes, urls)
+        written = self._write_copies(nodes, urls)
         for url in urls:
             self._guarded(url, partial(self._write_chain, url))
         self._delete_free(nodes, urls)
+        return written == COPIES_PER_ROUND and not self._pauses
 
-    def _write_copies(self, nodes: Sequence[NodeInfo], urls: Sequence[str]) -> None:
-        """Each by a node that holds the shard, the least busy; where none does, any may see whether it is there."""
+    def _write_copies(self, nodes: Sequence[NodeInfo], urls: Sequence[str]) -> int:
+        """Each by a node that holds the shard, the least busy; where none does, any may see whether it is there. How
+        many were tried."""
         busy: Counter[str] = Counter()
         under_way = []
         with ThreadPoolExecutor(COPIES_AT_ONCE, thread_name_prefix="backup") as executor:
@@ -77,6 +82,7 @@ class BackupKeeper:
                     under_way.append(executor.submit(self._guarded, copy.url, partial(self._write_copy, info, copy)))
         for one in under_way:
             one.result()
+        return len(under_way)
 
     def _write_copy(self, info: NodeInfo, copy: WantedCopy) -> None:
         limit_s = self._settings.pull_deadline_s

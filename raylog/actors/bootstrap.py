@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,7 +17,9 @@ from raylog.actors.node import NodeInfo
 from raylog.actors.placement import PlacementActor
 from raylog.actors.requests import LAUNCH, StopRaylog, ask
 from raylog.errors import NotPermitted, RaylogError, Unavailable
+from raylog.security import key_backup
 from raylog.security.certs import Authority
+from raylog.security.key_backup import KeyPaths
 from raylog.security.providers.file import FileKeyring
 from raylog.security.requests import Signer
 from raylog.security.trust import trust_of
@@ -47,6 +50,20 @@ def prepare(settings: Settings) -> None:
     keyring = FileKeyring.create(settings.keyring_path, new_id())
     with Authority.create(settings.authority_path, keyring) as authority:
         authority.make_join_token().save(settings.join_token_path)
+
+
+def key_paths(settings: Settings) -> KeyPaths:
+    """Where the cluster's keys lie on its head."""
+    return KeyPaths(keyring=settings.keyring_path, authority=settings.authority_path, envelopes=settings.envelopes_path)
+
+
+def restore_keys(settings: Settings, data: bytes, recovery_key: Path) -> str:
+    """Puts the keys of a backup where there are none, and makes a join token; the cluster's id. Raises as
+    `key_backup.restore_keys`."""
+    cluster_id = key_backup.restore_keys(data, recovery_key, key_paths(settings))
+    with Authority.load(settings.authority_path, FileKeyring.load(settings.keyring_path)) as authority:
+        authority.make_join_token().save(settings.join_token_path)
+    return cluster_id
 
 
 def running_settings() -> Settings | None:

@@ -21,7 +21,7 @@ from raylog.security.providers.file import FileKeyring
 from raylog.security.requests import Receiver, Signer
 from raylog.security.trust import trust_of
 from raylog.settings import Settings
-from raylog.spec import Reference, Version, parse_id, parse_reference
+from raylog.spec import Reference, StorageStanding, Version, parse_id, parse_reference
 
 log = logging.getLogger("raylog.catalog")
 TENANT_DEFAULT = "0" * 32
@@ -115,6 +115,9 @@ class CatalogActor(Eventful):
     def short_without(self, node_id: str) -> int:
         """How many shards would be short of replicas if the node were gone; counted up to `STANDINGS_MAX`."""
         return len(self._catalog.short_without(node_id))
+
+    def storage_standing(self) -> StorageStanding:
+        return self._catalog.storage_standing()
 
     def epoch(self) -> int:
         return self._catalog.epoch_seen()

@@ -4,6 +4,7 @@ where Ray's own Prometheus discovery finds them."""
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -15,10 +16,11 @@ from raylog.actors.eventful import Eventful
 from raylog.errors import RaylogError, Unavailable
 from raylog.monitor.aggregate import Aggregate
 from raylog.monitor.counters import CounterIncrements
-from raylog.monitor.metrics import METRICS, readings
+from raylog.monitor.metrics import CLUSTER_METRICS, METRICS, Reading, cluster_readings, readings
 from raylog.monitor.rows import ClusterTotals, NodeRow
 from raylog.monitor.samples import NodeSample
 from raylog.settings import Settings
+from raylog.spec import StorageStanding
 
 log = logging.getLogger("raylog.monitor")
 SAMPLE_TIMEOUT_S = 3.0
@@ -28,6 +30,7 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What `raylog status` shows of the monitor."""
 
     totals: ClusterTotals
+    storage: StorageStanding | None = None  # None: the catalog did not say
     rows: list[NodeRow]
 
 
@@ -40,6 +43,7 @@ class MonitorActor(Eventful):
         self._aggregate = Aggregate()
         self._lock = threading.Lock()
         self._exporter = Exporter()
+        self._storage: StorageStanding | None = None
         threading.Thread(target=self._run, name="sampler", daemon=True).start()
 
     def ready(self) -> None:
@@ -48,7 +52,9 @@ class MonitorActor(Eventful):
     def status(self) -> ClusterStatus:
         with self._lock:
             now_s = time.time()
-            return ClusterStatus(totals=self._aggregate.totals(now_s), rows=self._aggregate.rows(now_s))
+            return ClusterStatus(
+                totals=self._aggregate.totals(now_s), rows=self._aggregate.rows(now_s), storage=self._storage
+            )
 
     def samples(self) -> list[NodeSample]:
         """The last sample of every node that is not silent."""
@@ -77,11 +83,22 @@ class MonitorActor(Eventful):
                 with self._lock:
                     fresh = self._aggregate.add(time.time(), answer)
                 if fresh:
-                    self._exporter.export(answer)
+                    self._exporter.export(readings(answer))
+        self._storage = self._ask_catalog()
+        if self._storage is not None:
+            self._exporter.export(cluster_readings(self._storage))
         with self._lock:
             gone = self._aggregate.prune(time.time())
         for node_id in gone:
             self._exporter.forget(node_id)
+
+    @staticmethod
+    def _ask_catalog() -> StorageStanding | None:
+        try:
+            standing: StorageStanding = calls.call("catalog", "storage_standing", timeout_s=SAMPLE_TIMEOUT_S)
+        except RaylogError:
+            return None
+        return standing
 
 
 class Exporter:
@@ -91,12 +108,11 @@ class Exporter:
         kinds: dict[str, Any] = {"gauge": Gauge, "counter": Counter}
         self._metrics = {
             metric.name: kinds[metric.kind](metric.name, description=metric.help, tag_keys=metric.labels)
-            for metric in METRICS
+            for metric in (*METRICS, *CLUSTER_METRICS)
         }
         self._increments = CounterIncrements()
 
-    def export(self, sample: NodeSample) -> None:
-        found = readings(sample)
+    def export(self, found: Sequence[Reading]) -> None:
         for reading in found:
             if reading.metric.kind == "gauge":
                 self._metrics[reading.metric.name].set(reading.value, tags=reading.labels)

@@ -1,4 +1,5 @@
-"""A lost catalog made anew from what the nodes hold (catalog/rebuild.py), while the catalog actor does not run."""
+"""A lost catalog made anew from what the nodes hold or from a backup (catalog/rebuild.py), while its actor does not
+run."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -9,17 +10,29 @@ import ray
 
 from raylog.actors import bootstrap, calls
 from raylog.actors.node import NodeInfo
+from raylog.catalog.copy import open_entry
 from raylog.catalog.journal import FILE_NAME, Entry
+from raylog.catalog.offsite import OffsiteChain
 from raylog.catalog.rebuild import best_copy, rebuild
 from raylog.catalog.record import Tail
-from raylog.errors import Conflict, NotFound, Unavailable
+from raylog.errors import Conflict, NotFound, NotPermitted, Unavailable
 from raylog.security.certs import Authority
 from raylog.security.providers.file import FileKeyring
 from raylog.security.trust import trust_of
 from raylog.settings import Settings
+from raylog.store.remote import RemoteObjects
 
 ENTRIES_PER_CALL = 1_000
 NODES_TIMEOUT_S = 60.0
+
+
+class RestoreReport(msgspec.Struct, frozen=True, kw_only=True):
+    """`records` of the chain came from the backup at `url`, the last of them made at `last_us` (microseconds since
+    1970): what was committed after that is not in it."""
+
+    url: str
+    records: int
+    last_us: int
 
 
 class RebuildReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,17 +50,9 @@ def rebuild_catalog(settings: Settings) -> RebuildReport:
     Raises `Conflict` when there is a journal, `NotFound` when no node has records, `Unavailable` when a node does not
     answer or this is not the head, `DamagedData` and `NotPermitted` as `catalog.rebuild`; then nothing was written.
     """
-    if not bootstrap.is_head():
-        raise Unavailable("the catalog's journal lies on the head: run 'raylog catalog rebuild' there")
-    settings = bootstrap.running_settings() or settings
-    if (settings.catalog_path / FILE_NAME).exists():
-        raise Conflict(f"{settings.catalog_path / FILE_NAME} exists: nothing to rebuild; move it away if it is damaged")
+    settings = _without_journal(settings)
     bootstrap.prepare(settings)
-    bootstrap.start_actors(settings, ["keys", "launch"])
-    nodes = _all_nodes()
-    tails: dict[str, Tail] = {
-        info.node_id: _on(info, "records_tail", timeout_s=settings.call_deadline_s) for info in nodes
-    }
+    nodes, tails = _started_nodes(settings)
     best = best_copy(tails)
     if best is None:
         raise NotFound(
@@ -60,6 +65,56 @@ def rebuild_catalog(settings: Settings) -> RebuildReport:
         records = rebuild(settings.catalog_path, trust, _entries(holder, settings), spare)
     bootstrap.start(settings)
     return RebuildReport(records=records, node_id=best, nodes=len(nodes))
+
+
+def restore_catalog(settings: Settings, url: str) -> RestoreReport:
+    """Makes the catalog's journal anew from a backup, and then starts what is missing of raylog: on the head of a
+    cluster that has lost everything but its keys, or of a new one that was given them.
+
+    Raises `Conflict` when there is a journal or when nodes have records (they go further than any backup), `NotFound`
+    when the backup has none of this cluster, `NotPermitted` without the keys, `Unavailable` when a node does not answer
+    or this is not the head, and as `rebuild`; then nothing was written.
+    """
+    settings = _without_journal(settings)
+    if not settings.keyring_path.exists():
+        raise NotPermitted(f"there are no keys at {settings.keyring_path}: run 'raylog keys restore' first")
+    _, tails = _started_nodes(settings)
+    best = best_copy(tails)
+    if best is not None:
+        raise Conflict(
+            f"node {best} has the catalog's records up to {tails[best].sequence}, which may go further than a backup: "
+            "run 'raylog catalog rebuild'"
+        )
+    with Authority.load(settings.authority_path, FileKeyring.load(settings.keyring_path)) as authority:
+        trust = trust_of(authority, time.time)
+        last_us = 0
+
+        def entries() -> Iterator[Entry]:
+            nonlocal last_us
+            for entry in OffsiteChain(RemoteObjects(url), trust).entries():
+                yield entry
+                last_us = open_entry(entry, trust.cluster_id, trust.verify).record.time_us
+
+        records = rebuild(settings.catalog_path, trust, entries(), {})
+    bootstrap.start(settings)
+    return RestoreReport(url=url, records=records, last_us=last_us)
+
+
+def _without_journal(settings: Settings) -> Settings:
+    """The running cluster's settings, or these, where they have no journal. Raises `Unavailable`, `Conflict`."""
+    if not bootstrap.is_head():
+        raise Unavailable("the catalog's journal lies on the head: do this there")
+    settings = bootstrap.running_settings() or settings
+    if (settings.catalog_path / FILE_NAME).exists():
+        raise Conflict(f"{settings.catalog_path / FILE_NAME} exists: nothing to rebuild; move it away if it is damaged")
+    return settings
+
+
+def _started_nodes(settings: Settings) -> tuple[list[NodeInfo], dict[str, Tail]]:
+    """All nodes, and where their copies of the chain end."""
+    bootstrap.start_actors(settings, ["keys", "launch"])
+    nodes = _all_nodes()
+    return nodes, {info.node_id: _on(info, "records_tail", timeout_s=settings.call_deadline_s) for info in nodes}
 
 
 def _all_nodes() -> list[NodeInfo]:

@@ -30,7 +30,7 @@ from raylog.placement.plan import Plan
 from raylog.placement.reading import read_document
 from raylog.placement.replicas import ReplicaPlan
 from raylog.settings import Settings, load_settings
-from raylog.spec import Kind, Version, parse_backup, parse_name, parse_qos, parse_reference
+from raylog.spec import Kind, StorageStanding, Version, parse_backup, parse_name, parse_qos, parse_reference
 
 PLACE_TIME_LIMIT_S = 10.0
 Array = Any
@@ -175,6 +175,11 @@ class Client:
         when it goes on by itself."""
         return back_up(self._session, parse_reference(name), parse_backup(url), timeout_s, on_progress)
 
+    def storage_standing(self) -> StorageStanding:
+        """What of all that is stored is not as it was promised: short of replicas, lost, not yet in its backup."""
+        standing: StorageStanding = self._session.retried("catalog", "storage_standing")
+        return standing
+
     def lineage(self, name: str) -> Lineage:
         """What a version was made from, over any number of steps, and what was made from it; deleted ones too. Raises
         `NotFound`."""
@@ -216,6 +221,11 @@ class Client:
     def nodes(self) -> list[NodeInfo]:
         """The nodes whose actor answers."""
         return self._session.nodes()
+
+    @property
+    def settings(self) -> Settings:
+        """The cluster's settings."""
+        return self._session.settings
 
     def local_node(self) -> NodeInfo:
         """The node that this process is on, through whose store it puts and gets."""

@@ -9,7 +9,7 @@ import ray
 from raylog.actors import bootstrap, calls, rebuild
 from raylog.actors.monitor import ClusterStatus
 from raylog.actors.node import NodeInfo
-from raylog.actors.rebuild import RebuildReport
+from raylog.actors.rebuild import RebuildReport, RestoreReport
 from raylog.api import ray_access
 from raylog.api.events import ask_events
 from raylog.api.paths import NodePaths, ask_paths
@@ -17,6 +17,7 @@ from raylog.api.session import connect_ray
 from raylog.errors import RaylogError, Unavailable
 from raylog.monitor.events import Event
 from raylog.settings import Settings
+from raylog.spec import parse_backup
 
 NODES_TIMEOUT_S = 60.0
 
@@ -69,6 +70,19 @@ def rebuild_catalog(address: str | None, settings: Settings) -> RebuildReport:
     connection = connect_ray(address)
     try:
         return rebuild.rebuild_catalog(settings)
+    finally:
+        if connection.is_started:
+            with suppress(RaylogError):  # it was never up
+                bootstrap.stop()
+        ray.shutdown()
+
+
+def restore_catalog(address: str | None, settings: Settings, url: str) -> RestoreReport:
+    """Makes a catalog anew from a backup; raises as `actors.rebuild.restore_catalog`. raylog is up afterwards, and gets
+    the shards back; without a Ray cluster everything ends again, and the next `connect` goes on."""
+    connection = connect_ray(address)
+    try:
+        return rebuild.restore_catalog(settings, parse_backup(url))
     finally:
         if connection.is_started:
             with suppress(RaylogError):  # it was never up

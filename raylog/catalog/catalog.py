@@ -33,7 +33,16 @@ from raylog.catalog.state import (
     not_found,
 )
 from raylog.errors import Conflict, DamagedData, NotFound, NotPermitted, UsageError
-from raylog.spec import Reference, ShardStanding, Version, new_id, parse_id, parse_name, parse_reference
+from raylog.spec import (
+    Reference,
+    ShardStanding,
+    StorageStanding,
+    Version,
+    new_id,
+    parse_id,
+    parse_name,
+    parse_reference,
+)
 
 STANDINGS_MAX = 10_000  # shards in one answer of `short_shards` and `unreferenced_shards`; ask again for the rest
 ENTRIES_MAX = 1_000  # records in one answer of `records`
@@ -272,6 +281,11 @@ class Catalog:
         """Shards that would be short of replicas if the node were gone: what it has to be relieved of."""
         with self._database.read() as connection:
             return tables.short_without(connection, node_id, STANDINGS_MAX)
+
+    def storage_standing(self) -> StorageStanding:
+        """How much is not as it was promised."""
+        with self._database.read() as connection:
+            return tables.storage_standing(connection)
 
     def standing(self, shard_id: str) -> ShardStanding | None:
         """Where a shard stands that a version names; None for any other."""

@@ -16,6 +16,7 @@ from raylog.spec import (
     Reference,
     ShardRef,
     ShardStanding,
+    StorageStanding,
     TierKind,
     Version,
     parse_id,
@@ -207,6 +208,20 @@ def short_without(connection: sqlite3.Connection, node_id: str, count_max: int) 
         f" AND standing - EXISTS ({on_it} AND {_COUNTS}) < wanted ORDER BY standing, shard_id",
         count_max,
     )
+
+
+def storage_standing(connection: sqlite3.Connection) -> StorageStanding:
+    """Counted by the partial indexes: as quick as there is little to count."""
+    short, lost = connection.execute(
+        "SELECT count(*), coalesce(sum(NOT EXISTS"
+        " (SELECT 1 FROM replicas WHERE replicas.shard_id = shards.shard_id) AND NOT EXISTS"
+        " (SELECT 1 FROM remotes WHERE remotes.shard_id = shards.shard_id)), 0)"
+        " FROM shards WHERE refs > 0 AND standing < wanted"
+    ).fetchone()
+    ((to_back_up,),) = connection.execute(
+        "SELECT count(*) FROM remotes JOIN shards USING (shard_id) WHERE state != 1 AND refs > 0"
+    )
+    return StorageStanding(short_shards=short, lost_shards=lost, copies_to_back_up=to_back_up)
 
 
 def standing(connection: sqlite3.Connection, shard_id: str) -> ShardStanding | None:

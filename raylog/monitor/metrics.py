@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from raylog.monitor.samples import THROTTLE_REASONS, GpuSample, NodeSample
+from raylog.spec import StorageStanding
 
 NODE_LABELS = ("node_id", "hostname")
 GPU_LABELS = (*NODE_LABELS, "gpu_uuid", "gpu_index", "gpu_name")
@@ -126,11 +127,23 @@ GPU_METRICS = _table(
 GPU_THROTTLED = Metric("raylog_gpu_throttled", "bool", "", "1 while clocks are held down", (*GPU_LABELS, "reason"))
 GPU_XIDS = Metric("raylog_gpu_xid_errors_total", "errors", "", "XID errors of the driver", (*GPU_LABELS, "xid"))
 
+CLUSTER_METRICS = _table(
+    (),
+    ("raylog_short_shards", "shards", "short_shards", "Shards with fewer replicas than were promised"),
+    ("raylog_lost_shards", "shards", "lost_shards", "Shards without a copy on a living node and without a backup"),
+    ("raylog_backup_pending_copies", "copies", "copies_to_back_up", "Copies still to be written to backups"),
+)
+
 METRICS: tuple[Metric, ...] = (
     *(*NODE_METRICS, NODE_LOAD, NODE_GPUS, *CLASS_METRICS, *SCRUB_METRICS),
     *(*NIC_METRICS, *DISK_METRICS, *TIER_METRICS),
     *(*GPU_METRICS, GPU_THROTTLED, GPU_XIDS),
 )
+
+
+def cluster_readings(standing: StorageStanding) -> list[Reading]:
+    """What the catalog says of the cluster as a whole."""
+    return list(_read(CLUSTER_METRICS, standing, {}))
 
 
 def readings(sample: NodeSample) -> list[Reading]:

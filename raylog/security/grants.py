@@ -103,7 +103,7 @@ def request_grant(credentials: Credentials, scope: Scope, now_s: float, lifetime
         raise UsageError(str(error)) from None
     if not 0 < lifetime_s <= LIFETIME_S_MAX:
         raise UsageError(f"expected a lifetime of 1 to {LIFETIME_S_MAX} s, got {lifetime_s}")
-    recipient = Recipient()
+    recipient = Recipient.fresh()
     body = _RequestBody(
         suite=recipient.suite,
         recipient_key=recipient.public_key,

@@ -8,6 +8,8 @@ ML-KEM. Both with HKDF-SHA-256 and AES-256-GCM.
 import enum
 import functools
 import logging
+import secrets
+from typing import Self
 
 from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hpke
@@ -21,6 +23,7 @@ log = logging.getLogger("raylog.grants")
 
 _X25519_BYTES = 32
 _MLKEM768_BYTES = 1184
+_MLKEM768_SEED_BYTES = 64
 
 
 class Suite(enum.IntEnum):
@@ -31,26 +34,41 @@ class Suite(enum.IntEnum):
 
 
 class Recipient(KeyHolder):
-    """A fresh private key, to be used for one grant."""
+    """A private key: a fresh one for each grant, or a recovery key that is kept (RECOVERY.md)."""
 
-    def __init__(self) -> None:
-        self.suite = best_suite()
-        curve = X25519PrivateKey.generate()
+    def __init__(self, suite: Suite, private_bytes: bytes) -> None:
+        """`private_bytes`: 32 of X25519, for suite 1 after 64 of ML-KEM's seed. Raises `NotPermitted` for others."""
+        self.suite = suite
+        seed, curve_bytes = private_bytes[:-_X25519_BYTES], private_bytes[-_X25519_BYTES:]
+        if len(seed) != (_MLKEM768_SEED_BYTES if suite is Suite.MLKEM768_X25519 else 0):
+            raise NotPermitted(f"expected the private key of suite {suite.name}, got {len(private_bytes)} bytes")
+        curve = X25519PrivateKey.from_private_bytes(curve_bytes)
         self.public_key = curve.public_key().public_bytes_raw()
         self._key: X25519PrivateKey | hpke.MLKEM768X25519PrivateKey = curve
-        if self.suite is Suite.MLKEM768_X25519:
-            lattice = MLKEM768PrivateKey.generate()
+        if suite is Suite.MLKEM768_X25519:
+            lattice = MLKEM768PrivateKey.from_seed_bytes(seed)
             self.public_key = lattice.public_key().public_bytes_raw() + self.public_key
             self._key = hpke.MLKEM768X25519PrivateKey(lattice, curve)
 
-    def open(self, sealed: bytes, info: bytes) -> bytes:
+    @classmethod
+    def fresh(cls) -> Self:
+        """Of the strongest suite that this machine has."""
+        return cls(best_suite(), fresh_private_bytes(best_suite()))
+
+    def open(self, sealed: bytes, info: bytes, what: str = "the grant") -> bytes:
         """What was sealed to this recipient with the same `info`; raises `NotPermitted`."""
         try:
             return _hpke(self.suite).decrypt(sealed, self._key, info)
         except (InvalidTag, ValueError):
             raise NotPermitted(
-                "the grant does not open: it was sealed to another recipient or for another scope or time; ask again"
+                f"{what} does not open: it was changed, or sealed to another recipient or for another scope or time"
             ) from None
+
+
+def fresh_private_bytes(suite: Suite) -> bytes:
+    """A new private key, as `Recipient` takes it."""
+    seed_bytes = _MLKEM768_SEED_BYTES if suite is Suite.MLKEM768_X25519 else 0
+    return secrets.token_bytes(seed_bytes) + X25519PrivateKey.generate().private_bytes_raw()
 
 
 def seal_to(suite: Suite, public_key: bytes, secret: bytes, info: bytes) -> bytes:

@@ -279,7 +279,7 @@ def test_another_recipient_opens_nothing(
     granter: Granter, client: Credentials, pending: PendingGrant, now_s: float
 ) -> None:
     grant = granter.handle(pending.request, now_s)
-    pending.recipient = Recipient()
+    pending.recipient = Recipient.fresh()
     with pytest.raises(NotPermitted, match="sealed to another recipient"):
         open_grant(grant, pending, client.cluster_public_key, now_s)
 

@@ -14,7 +14,7 @@ from raylog.actors.node import NodeInfo
 from raylog.actors.requests import SHARDS_MAX, BackUpShard, DeleteShards, ask
 from raylog.catalog.backups import WantedCopy
 from raylog.catalog.catalog import Catalog
-from raylog.catalog.offsite import RECORDS_PER_SEGMENT, OffsiteChain
+from raylog.catalog.offsite import OffsiteChain
 from raylog.errors import NotFound, RaylogError
 from raylog.security.requests import Signer
 from raylog.security.trust import Trust
@@ -98,22 +98,9 @@ class BackupKeeper:
         self._backups.add(calls.wait(reference, limit_s + ANSWER_GRACE_S, what))
 
     def _write_chain(self, url: str) -> None:
-        """Manifests, then records, then deletions of what the records deleted."""
-        done, last = self._backups.chain_reached(url), self._catalog.sequence
-        if done == last:
-            return
-        chain = OffsiteChain(RemoteObjects(url), self._trust)
-        since = done
-        while since < last:
-            entries = self._catalog.records(since)
-            chain.write_manifests(entries)
-            since += len(entries)
-        for first in range(done // RECORDS_PER_SEGMENT * RECORDS_PER_SEGMENT, since, RECORDS_PER_SEGMENT):
-            records = self._backups.signed_records(first, min(RECORDS_PER_SEGMENT, since - first))
-            chain.write_segment(first // RECORDS_PER_SEGMENT + 1, records)
-        chain.delete_manifests(self._backups.deleted_manifests(done))
-        self._backups.note_chain(url, since)
-        log.info("%s has the catalog up to record %d", url, since)
+        if self._backups.chain_reached(url) < self._catalog.sequence:
+            reached = OffsiteChain(RemoteObjects(url), self._trust).follow(self._catalog)
+            log.info("%s has the catalog up to record %d", url, reached)
 
     def _delete_free(self, nodes: Sequence[NodeInfo], urls: Sequence[str]) -> None:
         free: dict[str, list[str]] = {}

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
+from raylog.catalog.catalog import Catalog
 from raylog.catalog.copy import open_entry
 from raylog.catalog.encoding import FORMAT_VERSION, SMALL_DOCUMENT_BYTES_MAX, decode, encode
 from raylog.catalog.journal import Entry
@@ -35,20 +36,24 @@ class OffsiteChain:
         self._objects, self._trust = objects, trust
         self._folder = folder(trust.cluster_id)
 
-    def write_manifests(self, entries: Sequence[Entry]) -> None:
-        """Those of versions that exist. They are there before the records that name them."""
-        committed = [(self._open(entry), entry.manifest) for entry in entries if entry.manifest]
-        with ThreadPoolExecutor(MANIFESTS_AT_ONCE, thread_name_prefix="manifest") as executor:
-            list(executor.map(lambda one: self._write(self._manifest_key(one[0]), one[1]), committed))
-
-    def delete_manifests(self, digests: Sequence[bytes]) -> None:
-        """Of deleted versions; once the record of their deletion is there."""
-        for digest in digests:
+    def follow(self, catalog: Catalog) -> int:
+        """Brings the copy to where the catalog's chain ends now, and notes it there: manifests, then the records that
+        name them, then deletions of the manifests that records have deleted. The last record's sequence."""
+        url, last = self._objects.url, catalog.sequence
+        done = catalog.backups.chain_reached(url)
+        reached = done
+        while reached < last:
+            entries = catalog.records(reached)
+            self._write_manifests(entries)
+            reached += len(entries)
+        for first in range(done // RECORDS_PER_SEGMENT * RECORDS_PER_SEGMENT, reached, RECORDS_PER_SEGMENT):
+            records = catalog.backups.signed_records(first, min(RECORDS_PER_SEGMENT, reached - first))
+            segment = encode(Segment(records=tuple(records)))
+            self._write(self._segment_key(first // RECORDS_PER_SEGMENT + 1), segment)
+        for digest in catalog.backups.deleted_manifests(done):
             self._objects.delete(self._manifest_key(digest), Limit.within(OBJECT_S))
-
-    def write_segment(self, number: int, records: Sequence[bytes]) -> None:
-        """Segment `number`, from 1, as far as it goes now."""
-        self._write(self._segment_key(number), encode(Segment(records=tuple(records))))
+        catalog.backups.note_chain(url, reached)
+        return reached
 
     def entries(self) -> Iterator[Entry]:
         """The chain from its first record on, not yet verified as a chain: see `rebuild`. Raises `NotFound` when there
@@ -61,6 +66,12 @@ class OffsiteChain:
             if len(records) < RECORDS_PER_SEGMENT:
                 return
             number += 1
+
+    def _write_manifests(self, entries: Sequence[Entry]) -> None:
+        """Those of versions that exist."""
+        committed = [(self._digest(entry), entry.manifest) for entry in entries if entry.manifest]
+        with ThreadPoolExecutor(MANIFESTS_AT_ONCE, thread_name_prefix="manifest") as executor:
+            list(executor.map(lambda one: self._write(self._manifest_key(one[0]), one[1]), committed))
 
     def _segment(self, number: int) -> tuple[bytes, ...]:
         key = self._segment_key(number)
@@ -75,7 +86,7 @@ class OffsiteChain:
         return decode(Segment, data, key, SEGMENT_BYTES_MAX).records
 
     def _entry(self, record: bytes) -> Entry:
-        digest = self._open(Entry(record=record))
+        digest = self._digest(Entry(record=record))
         if not digest:
             return Entry(record=record)
         try:
@@ -83,7 +94,7 @@ class OffsiteChain:
         except NotFound:  # of a version that was deleted; else `rebuild` refuses
             return Entry(record=record)
 
-    def _open(self, entry: Entry) -> bytes:
+    def _digest(self, entry: Entry) -> bytes:
         """The manifest's digest of a commit, else nothing."""
         opened = open_entry(entry, self._trust.cluster_id, self._trust.verify)
         return opened.record.manifest_digest if opened.record.kind == RecordKind.COMMIT else b""

@@ -12,7 +12,7 @@ from typing import Any
 
 import raylog
 from raylog.actors import bootstrap, calls
-from raylog.actors.node import NodeInfo
+from raylog.actors.node_info import NodeInfo
 from raylog.actors.requests import DeleteShards, ask
 from raylog.errors import UsageError
 from raylog.settings import Settings

@@ -32,7 +32,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import raylog
 from raylog.actors import bootstrap, calls
-from raylog.actors.node import NodeInfo
+from raylog.actors.node_info import NodeInfo
 from raylog.actors.requests import DeleteShards, ask
 from raylog.settings import Settings
 from raylog.spec import CargoRecords

@@ -21,7 +21,7 @@ from ray.cluster_utils import Cluster
 
 import raylog
 from raylog.actors import bootstrap
-from raylog.actors.node import NodeInfo
+from raylog.actors.node_info import NodeInfo
 from raylog.errors import DamagedData, DeadlineExceeded
 from raylog.monitor.samples import NodeSample
 from raylog.placement.memory import reasons_by_nodes

@@ -42,6 +42,7 @@ class Kind(enum.IntEnum):
     ARROW = 1
     FILES = 2
     TENSORS = 3
+    PIECE = 4  # of an erasure-coded shard: sealed bytes, no content of its own
 
 
 class TierKind(enum.StrEnum):
@@ -206,12 +207,15 @@ class StorageStanding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ShardStanding(msgspec.Struct, frozen=True, kw_only=True):
-    """How a shard stands: `wanted` replicas were promised (0: no version names it any more, or only its copy in a
-    backup was), `nodes` hold one that counts, `other_nodes` hold a copy that does not (in memory where disk was
-    promised), `backups` are URLs where one may be had, the surest first."""
+    """How a shard stands: `wanted` replicas were promised (0: no version names it any more, or nodes are not to keep
+    it), `nodes` hold one that counts, `other_nodes` hold a copy that does not (in memory where disk was promised),
+    `backups` are URLs where one may be had, the surest first. A piece of an erasure-coded shard can be made anew from
+    `pieces_needed` of its `siblings`, each given by the nodes that hold it; those nodes are to hold no second one."""
 
     shard: ShardRef
     wanted: int
     nodes: tuple[str, ...]
     other_nodes: tuple[str, ...] = ()
     backups: tuple[str, ...] = ()
+    siblings: tuple[tuple[str, ...], ...] = ()
+    pieces_needed: int = 0

@@ -3,7 +3,7 @@
 import logging
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from raylog.errors import DamagedData, DeadlineExceeded, NotFound, UsageError
 from raylog.spec import ShardRef, parse_backup
 from raylog.store.objects import Limit, whole
 from raylog.store.remote import RemoteObjects
-from raylog.store.remote_shard import RemoteReader, folder, open_shard, shard_key, write_shard
+from raylog.store.remote_shard import RemoteReader, ShardSource, folder, open_shard, shard_key, write_shard
 from raylog.store.tiered import TieredStore
 
 log = logging.getLogger("raylog.backup")
@@ -39,28 +39,58 @@ class BackupCopies:
         objects.write(key, whole(data), limit)
         objects.delete(key, limit)
 
-    def write(self, ref: ShardRef, url: str, limit: Limit, *, is_anew: bool) -> None:
-        """Makes the shard lie below `url`: it does already, by its frame, or this node's copy is written there. With
-        `is_anew` what is there is written over. Raises `NotFound` when it is neither here nor there, `DamagedData` when
-        the copy here is, and as `probe`."""
+    def write(
+        self,
+        ref: ShardRef,
+        url: str,
+        limit: Limit,
+        *,
+        is_anew: bool,
+        otherwise: Callable[[], ShardSource] | None = None,
+    ) -> None:
+        """Makes the shard lie below `url`: it does already, by its frame, or this node's copy is written there, or
+        where there is none what `otherwise` opens. With `is_anew` what is there is written over. Raises `NotFound` when
+        it is neither here nor there, `DamagedData` when the copy here is, and as `probe`."""
         objects = self._at(url)
         if not is_anew and self._is_there(objects, ref, limit):
             return
-        with self._upload_slot(limit), self._store.open(ref.shard_id) as reader:
-            if reader.frame.digest != ref.frame_digest:
-                raise DamagedData(f"shard {ref.shard_id} here has another frame than the manifest's")
-            write_shard(objects, self._cluster_id, reader, limit)
+        with self._upload_slot(limit):
+            try:
+                self._write_own(objects, ref, limit)
+            except NotFound as error:
+                if otherwise is None or "url" in error.__dict__:
+                    raise
+                source = otherwise()
+                numbers = range(len(source.frame.chunks))
+                write_shard(
+                    objects,
+                    self._cluster_id,
+                    source.frame,
+                    lambda: (sealed for _, sealed in source.chunks(numbers, limit)),
+                    limit,
+                )
         log.info("shard %s was written to %s", ref.shard_id, url)
 
     def open(self, ref: ShardRef, url: str, limit: Limit) -> RemoteReader:
         """Raises `NotFound`, `DamagedData` when it was truncated or replaced, and as `probe`."""
         return open_shard(self._at(url), self._cluster_id, ref, limit)
 
+    def read(self, ref: ShardRef, url: str, start: int, length: int, limit: Limit) -> bytes:
+        """Bytes of a shard's file in a backup, not verified."""
+        return self._at(url).read(shard_key(self._cluster_id, ref.shard_id), start, length, limit)
+
     def delete(self, shard_ids: Sequence[str], url: str, deadline_s: float) -> None:
         """Takes copies away; those that are not there are no error."""
         objects, limit = self._at(url), Limit.within(deadline_s)
         for shard_id in shard_ids:
             objects.delete(shard_key(self._cluster_id, shard_id), limit)
+
+    def _write_own(self, objects: RemoteObjects, ref: ShardRef, limit: Limit) -> None:
+        with self._store.open(ref.shard_id) as reader:
+            if reader.frame.digest != ref.frame_digest:
+                raise DamagedData(f"shard {ref.shard_id} here has another frame than the manifest's")
+            numbers = range(len(reader.frame.chunks))
+            write_shard(objects, self._cluster_id, reader.frame, lambda: map(reader.chunk, numbers), limit)
 
     def _is_there(self, objects: RemoteObjects, ref: ShardRef, limit: Limit) -> bool:
         try:

@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import msgspec
+
 from raylog.actors import calls
-from raylog.actors.node import NodeInfo
+from raylog.actors.node_info import NodeInfo, elsewhere_for
 from raylog.actors.requests import SHARDS_MAX, BackUpShard, DeleteShards, ask
 from raylog.catalog.backups import WantedCopy
 from raylog.catalog.catalog import Catalog
@@ -68,33 +70,37 @@ class BackupKeeper:
         return written == COPIES_PER_ROUND and not self._pauses
 
     def _write_copies(self, nodes: Sequence[NodeInfo], urls: Sequence[str]) -> int:
-        """Each by a node that holds the shard, the least busy; where none does, any may see whether it is there. How
-        many were tried."""
+        """Each by a node that holds the shard, the least busy; where none does, any may see whether it is there, or put
+        it together from its pieces. How many were tried."""
         busy: Counter[str] = Counter()
         under_way = []
         with ThreadPoolExecutor(COPIES_AT_ONCE, thread_name_prefix="backup") as executor:
             for copy in self._backups.wanted(COPIES_PER_ROUND):
                 holding = {*copy.standing.nodes, *copy.standing.other_nodes}
-                able = [info for info in nodes if info.node_id in holding] or ([] if copy.is_damaged else list(nodes))
+                able = [info for info in nodes if info.node_id in holding] or list(nodes)
                 if able and copy.url in urls:
                     info = min(able, key=lambda one: busy[one.node_id])
                     busy[info.node_id] += 1
-                    under_way.append(executor.submit(self._guarded, copy.url, partial(self._write_copy, info, copy)))
+                    action = partial(self._write_copy, info, copy, nodes)
+                    under_way.append(executor.submit(self._guarded, copy.url, action))
         for one in under_way:
             one.result()
         return len(under_way)
 
-    def _write_copy(self, info: NodeInfo, copy: WantedCopy) -> None:
-        limit_s = self._settings.pull_deadline_s
+    def _write_copy(self, info: NodeInfo, copy: WantedCopy, nodes: Sequence[NodeInfo]) -> None:
+        limit_s, shard_id = self._settings.pull_deadline_s, copy.standing.shard.shard_id
+        found = self._catalog.whereabouts([shard_id])[shard_id]
+        others = tuple(url for url in found.backups if url != copy.url)
         about = BackUpShard(
             pull_id=new_id(),
             shard=copy.standing.shard,
             url=copy.url,
             is_anew=copy.is_damaged,
             deadline_s=limit_s,
+            elsewhere=elsewhere_for(info, msgspec.structs.replace(found, backups=others), nodes),
         )
         reference = ask(calls.node(info.ray_node_id), info.node_id, about, self._signer)
-        what = f"backing shard {copy.standing.shard.shard_id} up from node {info.node_id[:12]}"
+        what = f"backing shard {shard_id} up from node {info.node_id[:12]}"
         self._backups.add(calls.wait(reference, limit_s + ANSWER_GRACE_S, what))
 
     def _write_chain(self, url: str) -> None:

@@ -13,7 +13,7 @@ from raylog.actors.catalog import CatalogActor
 from raylog.actors.keys import KeysActor
 from raylog.actors.launch import LaunchActor, detached
 from raylog.actors.monitor import MonitorActor
-from raylog.actors.node import NodeInfo
+from raylog.actors.node_info import NodeInfo
 from raylog.actors.placement import PlacementActor
 from raylog.actors.requests import LAUNCH, StopRaylog, ask
 from raylog.errors import NotPermitted, RaylogError, Unavailable

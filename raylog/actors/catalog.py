@@ -13,6 +13,7 @@ from raylog.actors.upkeep import Upkeep
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.journal import FILE_NAME, Journal
 from raylog.catalog.lineage import Lineage
+from raylog.catalog.pieces import Whereabouts
 from raylog.catalog.requests import CATALOG, BackUpVersions, DeleteVersions
 from raylog.catalog.state import Pending
 from raylog.errors import Conflict, Unavailable
@@ -79,9 +80,9 @@ class CatalogActor(Eventful):
         self._upkeep.copy_to_another_node(self._catalog.sequence)
         return chosen
 
-    def backups(self, shard_ids: Sequence[str]) -> dict[str, list[str]]:
-        """Shard id -> URLs where a copy may be had, the surest first."""
-        return self._catalog.backups.of(shard_ids)
+    def whereabouts(self, shard_ids: Sequence[str]) -> dict[str, Whereabouts]:
+        """By shard id: how a shard may be had that no node holds, or none holds whole."""
+        return self._catalog.whereabouts(shard_ids)
 
     def not_backed_up(self, shard_ids: Sequence[str], url: str) -> list[str]:
         """Those of the shards that are still to be written there."""

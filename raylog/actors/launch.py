@@ -13,7 +13,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylog.actors import calls
 from raylog.actors.eventful import Eventful
-from raylog.actors.node import CONTROL, CONTROL_THREADS, NodeActor, NodeInfo
+from raylog.actors.node import CONTROL, CONTROL_THREADS, NodeActor
+from raylog.actors.node_info import NodeInfo
 from raylog.actors.requests import LAUNCH, CloseNode, StopRaylog, ask
 from raylog.errors import DeadlineExceeded, RaylogError
 from raylog.security.certs import Authority

@@ -16,6 +16,7 @@ import ray
 from raylog import __version__
 from raylog.actors.backup_copies import BackupCopies
 from raylog.actors.membership import Membership
+from raylog.actors.node_info import NodeInfo
 from raylog.actors.pull import Outcome, Puller, PullProgress
 from raylog.actors.requests import (
     BackUpShard,
@@ -51,14 +52,13 @@ from raylog.store.tier import Tier
 from raylog.store.tiered import TieredStore
 from raylog.units import GIB, MIB
 from raylog.wire.classes import Slices
-from raylog.wire.fetcher import Source
 from raylog.wire.local import LocalServer
 from raylog.wire.path import Decision
 from raylog.wire.paths import PathReport
 from raylog.wire.relay import Relay
 from raylog.wire.same_machine import machine_id
 from raylog.wire.server import WireServer
-from raylog.wire.sessions import PeerAddress, Sessions
+from raylog.wire.sessions import Sessions
 
 log = logging.getLogger("raylog.node")
 
@@ -67,43 +67,6 @@ CONTROL_THREADS = 8
 ARENA_SHARE_OF_SHM = 4  # of what /dev/shm leaves, the part that an arena takes by default
 ARENA_BYTES_DEFAULT_MAX = 4 * GIB
 ARENA_BYTES_MIN = 8 * MIB
-
-
-class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """How to reach a node and its store. `host` and `control_port` are the wire's, `more_hosts` its addresses in other
-    networks; `socket_path` is for processes of the same machine, which `machine` names ("": its memory is not shared);
-    `labels` are Ray's, and name the failure domains `rack` and `zone` where they are given."""
-
-    node_id: str
-    ray_node_id: str
-    hostname: str
-    host: str
-    more_hosts: tuple[str, ...] = ()
-    control_port: int
-    machine: str = ""
-    socket_path: str
-    directory: str
-    arena_path: str
-    software: str
-    pid: int
-    labels: dict[str, str]
-
-
-def address_of(info: NodeInfo) -> PeerAddress:
-    """Where a node's wire is reached."""
-    return PeerAddress(
-        node_id=info.node_id,
-        host=info.host,
-        control_port=info.control_port,
-        more_hosts=info.more_hosts,
-        machine=info.machine,
-        socket_path=info.socket_path,
-    )
-
-
-def sources_for(target: NodeInfo, holders: Sequence[NodeInfo]) -> tuple[Source, ...]:
-    """Nodes that hold a shard, as sources for `target`, itself left out."""
-    return tuple(Source(peer=address_of(info)) for info in holders if info.node_id != target.node_id)
 
 
 class ChunkReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,7 +170,7 @@ class NodeActor:
             asked.qos,
             asked.deadline_s,
             pull_id=asked.pull_id,
-            backups=asked.backups,
+            elsewhere=asked.elsewhere,
         )
 
     @ray.method(concurrency_group=CONTROL)
@@ -283,7 +246,7 @@ class NodeActor:
     def repair(self, signed_request: bytes) -> int:
         """Replaces damaged chunks in every copy here (pull.py); how many."""
         asked, _ = self._requests.open(signed_request, RepairShard)
-        replaced = self._puller.repair(asked.shard, asked.numbers, asked.sources, asked.deadline_s, asked.backups)
+        replaced = self._puller.repair(asked.shard, asked.numbers, asked.sources, asked.deadline_s, asked.elsewhere)
         self._scrub.mended(asked.shard.shard_id, asked.numbers)
         return replaced
 
@@ -298,7 +261,8 @@ class NodeActor:
         deadline = time.monotonic() + asked.deadline_s
         with self._puller.cancels.watched(asked.pull_id) as cancel:
             limit = Limit(deadline=deadline, cancel=cancel)
-            self._backups.write(asked.shard, asked.url, limit, is_anew=asked.is_anew)
+            other = next(self._puller.ways(asked.shard, asked.elsewhere, limit), None)
+            self._backups.write(asked.shard, asked.url, limit, is_anew=asked.is_anew, otherwise=other)
         return self._signed_receipt(asked.shard, TierKind.REMOTE, asked.url)
 
     @ray.method(concurrency_group=CONTROL)

@@ -13,7 +13,7 @@ from ray._private.state import state as ray_state
 
 from raylog.actors import calls
 from raylog.actors.eventful import Eventful
-from raylog.actors.node import NodeInfo
+from raylog.actors.node_info import NodeInfo
 from raylog.errors import Unavailable
 from raylog.monitor.samples import NodeSample
 from raylog.placement.capacity import GpuState, NodeState, capacity

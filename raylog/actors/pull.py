@@ -5,13 +5,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 
 import msgspec
 
 from raylog.actors.backup_copies import BackupCopies
+from raylog.actors.elsewhere import NOWHERE, Elsewhere, ways
 from raylog.codec.frame import Frame
 from raylog.errors import (
     Cancelled,
@@ -28,6 +29,7 @@ from raylog.errors import (
 from raylog.monitor.meter import TransferMeter
 from raylog.spec import Durability, QosClass, ShardRef
 from raylog.store.objects import Limit
+from raylog.store.remote_shard import ShardSource
 from raylog.store.tier import ShardWriter
 from raylog.store.tiered import TieredStore
 from raylog.wire.distrust import Distrust
@@ -87,10 +89,10 @@ class Puller:
         deadline_s: float,
         *,
         pull_id: str = "",
-        backups: Sequence[str] = (),
+        elsewhere: Elsewhere = NOWHERE,
     ) -> Outcome:
         """Makes the shard present here as `durability` promises; None: as cache, that may be evicted. Where no source
-        has it, it is had from one of `backups`, in their order.
+        gives it, it is had from `elsewhere`.
 
         What has come is kept when the pull fails. Raises `Unavailable`, `NotFound` or `DamagedData` with what every
         source said, `NoSpace`, `DeadlineExceeded`, `Cancelled` after `cancel(pull_id)`; then nothing of it is kept.
@@ -106,10 +108,10 @@ class Puller:
                     try:
                         return self._fetch(ref, sources, sink, qos, deadline, cancel, is_relayed=True)
                     except ELSEWHERE as error:
-                        if not backups or isinstance(error, (NoSpace, DeadlineExceeded)):
+                        if not elsewhere or isinstance(error, (NoSpace, DeadlineExceeded)):
                             raise
-                        log.info("shard %s is had from a backup: %s", ref.shard_id, error)
-                    return self._fetch_backup(ref, backups, sink, Limit(deadline=deadline, cancel=cancel))
+                        log.info("shard %s is had from pieces or a backup: %s", ref.shard_id, error)
+                    return self._fetch_elsewhere(ref, elsewhere, sink, Limit(deadline=deadline, cancel=cancel))
             except Cancelled:
                 with suppress(NotFound):
                     self._store.delete(ref.shard_id)
@@ -130,15 +132,15 @@ class Puller:
         numbers: Sequence[int],
         sources: Sequence[Source],
         deadline_s: float,
-        backups: Sequence[str] = (),
+        elsewhere: Elsewhere = NOWHERE,
     ) -> int:
         """Replaces damaged chunks in every copy here: by those of a copy here that has them whole, else by other nodes'
-        bytes or a backup's, or the whole shard where it was put aside; how many chunks. Raises as `pull`."""
+        bytes or those had `elsewhere`, or the whole shard where it was put aside; how many chunks. Raises as `pull`."""
         try:
             with self._store.open(ref.shard_id) as reader:
                 frame = reader.frame
         except NotFound:
-            self.pull(ref, sources, Durability.DISK, QosClass.REPAIR, deadline_s, backups=backups)
+            self.pull(ref, sources, Durability.DISK, QosClass.REPAIR, deadline_s, elsewhere=elsewhere)
             self._meter.repaired(len(numbers))
             return len(numbers)
         if frame.digest != ref.frame_digest:
@@ -152,9 +154,9 @@ class Puller:
             try:
                 self._fetch(ref, sources, sink, QosClass.REPAIR, deadline, is_relayed=False)
             except ELSEWHERE:
-                if not backups:
+                if not elsewhere:
                     raise
-                self._fetch_backup(ref, backups, sink, Limit(deadline=deadline))
+                self._fetch_elsewhere(ref, elsewhere, sink, Limit(deadline=deadline))
         replaced = here.replaced + sink.replaced
         self._meter.repaired(replaced)
         return replaced
@@ -201,34 +203,46 @@ class Puller:
         self._meter.pulled(report.bytes, report.seconds)
         return Outcome(moved_bytes=report.bytes, twice_bytes=report.twice_bytes, seconds=report.seconds)
 
-    def _fetch_backup(
-        self,
-        ref: ShardRef,
-        urls: Sequence[str],
-        sink: ShardSink,
-        limit: Limit,
-    ) -> Outcome:
-        """What `sink` lacks, from the first backup that has it. Raises the last one's error."""
-        started_s, moved_bytes = time.monotonic(), 0
-        with self._shown(ref):
-            for url in urls:
-                try:
-                    moved_bytes = self._copy_back(ref, url, sink, limit)
-                    break
-                except ELSEWHERE as error:
-                    log.warning("shard %s was not had from a backup: %s", ref.shard_id, error)
-                    self._meter.pull_failed()
-                    if url == urls[-1] or isinstance(error, (NoSpace, DeadlineExceeded)):
-                        raise
-        self._meter.pulled(moved_bytes, time.monotonic() - started_s)
-        return Outcome(moved_bytes=moved_bytes, twice_bytes=0, seconds=time.monotonic() - started_s)
+    def fetch_chunks(
+        self, ref: ShardRef, numbers: Sequence[int], sources: Sequence[Source], limit: Limit
+    ) -> dict[int, memoryview]:
+        """Some chunks of a shard, verified, into memory. Raises as `pull`."""
+        sink = MemorySink(numbers)
+        self._fetch(ref, sources, sink, QosClass.READ, limit.deadline, limit.cancel, is_relayed=False)
+        return sink.found
 
-    def _copy_back(self, ref: ShardRef, url: str, sink: ShardSink, limit: Limit) -> int:
-        """What `sink` lacks, from one backup; how many sealed bytes."""
+    def ways(self, ref: ShardRef, elsewhere: Elsewhere, limit: Limit) -> Iterator[Callable[[], ShardSource]]:
+        """What to try where no node gives the shard (elsewhere.py)."""
+        return ways(ref, elsewhere, self._store, self._backups, self.fetch_chunks, limit)
+
+    def _fetch_elsewhere(self, ref: ShardRef, elsewhere: Elsewhere, sink: ShardSink, limit: Limit) -> Outcome:
+        """What `sink` lacks, the first way that gives it. Raises the last one's error."""
+        started_s = time.monotonic()
+        last: RaylogError = NotFound(f"shard {ref.shard_id}: there is no other way to have it", shard_id=ref.shard_id)
+        with self._shown(ref):
+            for way in self.ways(ref, elsewhere, limit):
+                try:
+                    moved_bytes = self._copy(ref, way(), sink, limit)
+                except ELSEWHERE as error:
+                    log.warning("shard %s was not had: %s", ref.shard_id, error)
+                    self._meter.pull_failed()
+                    if isinstance(error, (NoSpace, DeadlineExceeded)):
+                        raise
+                    last = error
+                else:
+                    seconds = time.monotonic() - started_s
+                    self._meter.pulled(moved_bytes, seconds)
+                    return Outcome(moved_bytes=moved_bytes, twice_bytes=0, seconds=seconds)
+        raise last
+
+    def _copy(self, ref: ShardRef, source: ShardSource, sink: ShardSink, limit: Limit) -> int:
+        """What `sink` lacks; how many sealed bytes that was."""
         moved_bytes = 0
-        with self._backups.open(ref, url, limit) as reader, closing(sink.create(reader.frame)) as writer:
+        if source.frame.digest != ref.frame_digest:
+            raise DamagedData(f"shard {ref.shard_id}: what was found has another frame than the manifest's")
+        with closing(sink.create(source.frame)) as writer:
             lacking = [number for first, count in writer.missing() for number in range(first, first + count)]
-            for number, sealed in reader.chunks(lacking, limit):
+            for number, sealed in source.chunks(lacking, limit):
                 writer.write_chunk(number, sealed)
                 moved_bytes += len(sealed)
                 self._note(ref.shard_id, moved_bytes, ref.stored_bytes)
@@ -347,6 +361,49 @@ class StoreSink:
         if self._durability is None:
             return self._store.create_cached(frame)
         return self._store.create(frame, self._durability)
+
+
+class MemorySink:
+    """A place for certain chunks of a shard, in memory."""
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self.found: dict[int, memoryview] = {}
+        self._frame: Frame | None = None
+        self._numbers = sorted(set(numbers))
+        self._lock = threading.Lock()
+
+    @property
+    def frame(self) -> Frame:
+        assert self._frame is not None
+        return self._frame
+
+    def create(self, frame: Frame, /) -> "MemorySink":
+        self._frame = frame
+        return self
+
+    def missing(self) -> list[tuple[int, int]]:
+        with self._lock:
+            return [(number, 1) for number in self._numbers if number not in self.found]
+
+    def chunk_buffer(self, number: int, /) -> memoryview | None:
+        return None
+
+    def commit_chunk(self, number: int, /) -> None:
+        raise AssertionError("chunk_buffer gave no place")
+
+    def write_chunk(self, number: int, sealed: memoryview, /) -> None:
+        self.frame.verify_chunk(number, sealed)
+        with self._lock:
+            self.found[number] = memoryview(bytes(sealed))  # what came lies in a buffer that is used again
+
+    def stored_chunk(self, number: int, /) -> memoryview:
+        return self.found[number]
+
+    def commit(self) -> None:
+        """There is nothing to make durable."""
+
+    def close(self) -> None:
+        """What was found is the taker's."""
 
 
 class RepairSink:

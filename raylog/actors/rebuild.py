@@ -9,7 +9,7 @@ import msgspec
 import ray
 
 from raylog.actors import bootstrap, calls
-from raylog.actors.node import NodeInfo
+from raylog.actors.node_info import NodeInfo
 from raylog.catalog.copy import open_entry
 from raylog.catalog.journal import FILE_NAME, Entry
 from raylog.catalog.offsite import OffsiteChain

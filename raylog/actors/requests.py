@@ -3,6 +3,7 @@
 import time
 from typing import Any, ClassVar
 
+from raylog.actors.elsewhere import NOWHERE, Elsewhere
 from raylog.errors import UsageError
 from raylog.security.requests import CLUSTER, Request, Signer, sign_request
 from raylog.spec import Durability, QosClass, ShardRef, parse_backup, parse_id
@@ -14,8 +15,8 @@ CLIENTS_AND_CLUSTER = frozenset({"client", CLUSTER})  # no node asks another one
 
 
 class PullShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """That the node gets a shard from `sources`, or where none of them has it from one of `backups` (URLs), and keeps
-    it as `durability` promises; None: as cache."""
+    """That the node gets a shard from `sources`, or where none of them gives it from `elsewhere`, and keeps it as
+    `durability` promises; None: as cache."""
 
     action: ClassVar[str] = "node.pull"
     askers: ClassVar[frozenset[str]] = CLIENTS_AND_CLUSTER
@@ -26,7 +27,7 @@ class PullShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
     durability: Durability | None
     qos: QosClass
     deadline_s: float
-    backups: tuple[str, ...] = ()
+    elsewhere: Elsewhere = NOWHERE
 
     def __post_init__(self) -> None:
         parse_id(self.pull_id, "pull id")
@@ -46,7 +47,7 @@ class CancelPull(Request, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class RepairShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """That the node replaces the chunks `numbers` of its copies by those of one of `sources`, or of `backups`."""
+    """That the node replaces the chunks `numbers` of its copies by those of one of `sources`, or had `elsewhere`."""
 
     action: ClassVar[str] = "node.repair"
     askers: ClassVar[frozenset[str]] = CLIENTS_AND_CLUSTER
@@ -55,7 +56,7 @@ class RepairShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True
     numbers: tuple[int, ...]
     sources: tuple[Source, ...]
     deadline_s: float
-    backups: tuple[str, ...] = ()
+    elsewhere: Elsewhere = NOWHERE
 
     def __post_init__(self) -> None:
         parse_id(self.shard.shard_id, "shard id")
@@ -85,6 +86,7 @@ class BackUpShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True
     url: str
     is_anew: bool
     deadline_s: float
+    elsewhere: Elsewhere = NOWHERE  # where the node has no copy: the pieces of the shard
 
     def __post_init__(self) -> None:
         parse_id(self.pull_id, "pull id")

@@ -14,7 +14,8 @@ import ray
 from ray._private.state import state as ray_state
 
 from raylog.actors import calls
-from raylog.actors.node import NodeInfo, sources_for
+from raylog.actors.elsewhere import NOWHERE, Elsewhere
+from raylog.actors.node_info import NodeInfo, elsewhere_for, sources_for
 from raylog.actors.requests import SHARDS_MAX, DeleteShards, PullShard, RepairShard, ask
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.leases import Leases, Orphans
@@ -31,7 +32,7 @@ REPAIRS_AT_ONCE = 2
 RECONCILE_PERIOD_S = 600.0
 ANSWER_GRACE_S = 5.0
 MEND_AGAIN_S = 60.0  # after a try that failed: nobody else held it
-BACKUPS_AGAIN_S = 30.0
+ELSEWHERE_AGAIN_S = 30.0
 
 
 class Upkeep:
@@ -50,7 +51,7 @@ class Upkeep:
         self._leases = Leases(settings.orphan_grace_s, time.monotonic())
         self._orphans: dict[str, Orphans] = {}  # node id -> what was seen on it
         self._mend_after_s: dict[tuple[str, str], float] = {}  # node and shard whose mending failed -> not before
-        self._backups_after_s: dict[str, float] = {}  # shard that its backups did not give -> not before
+        self._elsewhere_after_s: dict[str, float] = {}  # shard that pieces and backups did not give -> not before
         self._hopeless: dict[str, str] = {}  # shard that cannot be repaired -> why, as it was told
         self._outdated = ""  # why this catalog must not go on
         threading.Thread(target=self._run, name="upkeep", daemon=True).start()
@@ -223,7 +224,11 @@ class Upkeep:
         limit_s = self._settings.pull_deadline_s
         chunks = tuple(numbers) or tuple(range(standing.shard.chunks))
         repair = RepairShard(
-            shard=standing.shard, numbers=chunks, sources=sources, deadline_s=limit_s, backups=standing.backups
+            shard=standing.shard,
+            numbers=chunks,
+            sources=sources,
+            deadline_s=limit_s,
+            elsewhere=self._elsewhere(info, shard_id, nodes),
         )
         replaced: int = self._ask(info, repair, timeout_s=limit_s + ANSWER_GRACE_S)
         log.warning("Node %s: %d damaged chunks of shard %s were replaced", info.node_id, replaced, shard_id)
@@ -238,7 +243,7 @@ class Upkeep:
         if not short:
             return
         by_id = {info.node_id: info for info in nodes}
-        plan = plan_repair(map(self._without_failed_backups, short.values()), self._repair_nodes(nodes, leaving))
+        plan = plan_repair(map(self._without_failed_ways, short.values()), self._repair_nodes(nodes, leaving))
         hopeless = {one.shard.shard_id: one.reason for one in plan.unrepairable}
         for reason in set(hopeless.values()) - set(self._hopeless.values()):
             log.warning("%s", reason)
@@ -250,13 +255,13 @@ class Upkeep:
                     done.result()
                 except RaylogError as error:
                     log.warning("a repair failed, it is planned again: %s", error)
-                    if step.backups:
-                        self._backups_after_s[step.shard.shard_id] = time.monotonic() + BACKUPS_AGAIN_S
+                    if step.elsewhere:
+                        self._elsewhere_after_s[step.shard.shard_id] = time.monotonic() + ELSEWHERE_AGAIN_S
 
-    def _without_failed_backups(self, standing: ShardStanding) -> ShardStanding:
+    def _without_failed_ways(self, standing: ShardStanding) -> ShardStanding:
         """For a while after they failed: they are asked over and over by nobody."""
-        if time.monotonic() < self._backups_after_s.get(standing.shard.shard_id, 0.0):
-            return msgspec.structs.replace(standing, backups=())
+        if time.monotonic() < self._elsewhere_after_s.get(standing.shard.shard_id, 0.0):
+            return msgspec.structs.replace(standing, backups=(), pieces_needed=0)
         return standing
 
     def _repair_nodes(self, nodes: Sequence[NodeInfo], leaving: Collection[str]) -> list[RepairNode]:
@@ -288,11 +293,14 @@ class Upkeep:
             durability=Durability.DISK,
             qos=QosClass.REPAIR,
             deadline_s=limit_s,
-            backups=step.backups,
+            elsewhere=self._elsewhere(target, step.shard.shard_id, list(by_id.values())) if step.elsewhere else NOWHERE,
         )
         self._ask(target, pull, timeout_s=limit_s + ANSWER_GRACE_S)
         for receipt in self._on(target, "receipts", [step.shard]):
             self._catalog.add_replica(receipt)
+
+    def _elsewhere(self, target: NodeInfo, shard_id: str, nodes: Sequence[NodeInfo]) -> Elsewhere:
+        return elsewhere_for(target, self._catalog.whereabouts([shard_id])[shard_id], nodes)
 
     def _on(self, info: NodeInfo, method: str, *arguments: Any, timeout_s: float | None = None) -> Any:
         reference = getattr(calls.node(info.ray_node_id), method).remote(*arguments)

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Self
 
-from raylog.actors.node import NodeInfo, address_of, sources_for
+from raylog.actors.node_info import NodeInfo, address_of, sources_for
 from raylog.api.session import Session
 from raylog.spec import ShardRef
 from raylog.wire.fetcher import Source

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from raylog.actors.node import NodeInfo
+from raylog.actors.node_info import NodeInfo
 from raylog.api import export
 from raylog.api.backup import BackupReport, back_up
 from raylog.api.drain import DrainReport, drain_node

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from raylog.actors import calls
 from raylog.actors.bootstrap import HEAD_ACTORS
-from raylog.actors.node import NodeInfo
+from raylog.actors.node_info import NodeInfo
 from raylog.errors import RaylogError
 from raylog.monitor.events import Event
 

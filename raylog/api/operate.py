@@ -8,7 +8,7 @@ import ray
 
 from raylog.actors import bootstrap, calls, rebuild
 from raylog.actors.monitor import ClusterStatus
-from raylog.actors.node import NodeInfo
+from raylog.actors.node_info import NodeInfo
 from raylog.actors.rebuild import RebuildReport, RestoreReport
 from raylog.api import ray_access
 from raylog.api.events import ask_events

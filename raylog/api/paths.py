@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from raylog.actors import calls
-from raylog.actors.node import NodeInfo
+from raylog.actors.node_info import NodeInfo
 from raylog.errors import RaylogError
 from raylog.wire.path import Decision
 from raylog.wire.paths import PathReport

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Self
 
 from raylog.actors import calls
-from raylog.actors.node import NodeInfo
+from raylog.actors.node_info import NodeInfo
 from raylog.api.broadcast import Broadcast
 from raylog.api.lease import Lease
 from raylog.api.older import OlderShards

@@ -16,8 +16,9 @@ import ray
 
 from raylog.actors import bootstrap, calls
 from raylog.actors.backup_copies import PROBE_S
+from raylog.actors.elsewhere import Elsewhere
 from raylog.actors.membership import Membership
-from raylog.actors.node import NodeInfo, sources_for
+from raylog.actors.node_info import NodeInfo, elsewhere_for, sources_for
 from raylog.actors.pull import ELSEWHERE, Outcome
 from raylog.actors.requests import (
     SHARDS_MAX,
@@ -31,8 +32,18 @@ from raylog.actors.requests import (
 )
 from raylog.api import ray_access
 from raylog.catalog.manifest import Manifest, open_manifest
+from raylog.catalog.pieces import Whereabouts
 from raylog.catalog.requests import CATALOG, BackUpVersions, DeleteVersions
-from raylog.errors import DeadlineExceeded, NoSpace, NotFound, NotPermitted, Unavailable, Unsatisfiable, UsageError
+from raylog.errors import (
+    DeadlineExceeded,
+    NoSpace,
+    NotFound,
+    NotPermitted,
+    RaylogError,
+    Unavailable,
+    Unsatisfiable,
+    UsageError,
+)
 from raylog.monitor.samples import NodeSample
 from raylog.placement.replicas import ReplicaPlan
 from raylog.security.credentials import Credentials
@@ -249,7 +260,7 @@ class Session:
         timeout_s: float | None = None,
     ) -> Outcome:
         """Has `target` pull a shard from `sources`, by default from all that hold a replica; where none of them gives
-        it, from a backup. By `pull_id` `cancel_pull` ends it."""
+        it, from its pieces or a backup. By `pull_id` `cancel_pull` ends it."""
         limit_s = timeout_s or self.settings.pull_deadline_s
         pull = PullShard(
             pull_id=pull_id,
@@ -259,22 +270,30 @@ class Session:
             qos=qos,
             deadline_s=limit_s,
         )
-        outcome: Outcome = self._ask_with_backups(target, pull, limit_s)
+        outcome: Outcome = self._ask_around(target, pull, limit_s)
         return outcome
 
-    def _ask_with_backups(self, target: NodeInfo, about: PullShard | RepairShard, limit_s: float) -> Any:
-        """Asks without backups first: most shards are on nodes, and where they have backups is not known here."""
+    def _ask_around(self, target: NodeInfo, about: PullShard | RepairShard, limit_s: float) -> Any:
+        """Asks for the nodes that hold the shard first: most are on nodes, and where else one may be had, the catalog
+        has to be asked."""
         try:
-            return self.ask_node(target, about, limit_s + ANSWER_GRACE_S)
+            if about.sources:
+                return self.ask_node(target, about, limit_s + ANSWER_GRACE_S)
+            reason: RaylogError | None = None
         except ELSEWHERE as error:
             if isinstance(error, (NoSpace, DeadlineExceeded)):
                 raise
-            shard_id = about.shard.shard_id
-            backups: dict[str, list[str]] = self.retried("catalog", "backups", [shard_id])
-            if not backups[shard_id]:
-                raise
-            again = msgspec.structs.replace(about, sources=(), backups=tuple(backups[shard_id]))
-            return self.ask_node(target, again, limit_s + ANSWER_GRACE_S)
+            reason = error
+        elsewhere = self.elsewhere(target, about.shard.shard_id)
+        if reason is not None and not elsewhere:
+            raise reason
+        again = msgspec.structs.replace(about, sources=(), elsewhere=elsewhere)
+        return self.ask_node(target, again, limit_s + ANSWER_GRACE_S)
+
+    def elsewhere(self, target: NodeInfo, shard_id: str) -> Elsewhere:
+        """How `target` may have a shard that no node gives whole."""
+        found: dict[str, Whereabouts] = self.retried("catalog", "whereabouts", [shard_id])
+        return elsewhere_for(target, found[shard_id], self.nodes())
 
     def probe_backup(self, url: str) -> None:
         """Tries whether this machine's node can write below `url`. Raises `UsageError`, `NotFound`, `NotPermitted`,
@@ -297,7 +316,7 @@ class Session:
         limit_s = self.settings.pull_deadline_s
         peers = sources_for(target, self.holders(ref.shard_id))
         repair = RepairShard(shard=ref, numbers=tuple(numbers), sources=peers, deadline_s=limit_s)
-        replaced: int = self._ask_with_backups(target, repair, limit_s)
+        replaced: int = self._ask_around(target, repair, limit_s)
         return replaced
 
     def replica_targets(self, ref: ShardRef, replicas: int, durability: Durability) -> list[NodeInfo]:

@@ -10,7 +10,7 @@ from contextlib import suppress
 import msgspec
 
 from raylog.actors import calls
-from raylog.actors.node import NodeInfo
+from raylog.actors.node_info import NodeInfo
 from raylog.api.broadcast import Broadcast
 from raylog.api.pace import Pace, ShipForecast, forecast
 from raylog.api.progress import OnProgress, Reporter

@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from raylog.actors.node import ChunkReport, NodeInfo
+from raylog.actors.node import ChunkReport
+from raylog.actors.node_info import NodeInfo
 from raylog.api.progress import OnProgress, Reporter
 from raylog.api.session import Session
 from raylog.errors import RaylogError

@@ -33,11 +33,6 @@ class Backups:
         with self._database.read() as connection:
             return remotes.urls(connection)
 
-    def of(self, shard_ids: Sequence[str]) -> dict[str, list[str]]:
-        """Shard id -> URLs where a copy may be had, the surest first."""
-        with self._database.read() as connection:
-            return {shard_id: remotes.perhaps(connection, shard_id) for shard_id in shard_ids}
-
     def wanted(self, count_max: int) -> list[WantedCopy]:
         """Copies that are to be written, or looked for."""
         with self._database.read() as connection:

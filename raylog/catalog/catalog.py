@@ -14,12 +14,13 @@ import sqlite3
 import threading
 from collections.abc import Mapping, Sequence
 
-from raylog.catalog import remotes, tables
+from raylog.catalog import pieces, remotes, tables
 from raylog.catalog.backups import Backups
 from raylog.catalog.encoding import digest_of
 from raylog.catalog.journal import Change, Entry, Journal
 from raylog.catalog.lineage import Lineage, trace
 from raylog.catalog.manifest import Manifest, SignedManifest, countersign, decode_signed, open_manifest, verify_writer
+from raylog.catalog.pieces import Whereabouts
 from raylog.catalog.receipt import Receipt, verify_receipt
 from raylog.catalog.record import Record, RecordKind, Tail
 from raylog.catalog.replay import Versions, replay
@@ -282,6 +283,11 @@ class Catalog:
         with self._database.read() as connection:
             return tables.short_without(connection, node_id, STANDINGS_MAX)
 
+    def whereabouts(self, shard_ids: Sequence[str]) -> dict[str, Whereabouts]:
+        """By shard id: how a shard may be had that no node holds, or none holds whole."""
+        with self._database.read() as connection:
+            return {shard_id: pieces.whereabouts(connection, shard_id) for shard_id in shard_ids}
+
     def storage_standing(self) -> StorageStanding:
         """How much is not as it was promised."""
         with self._database.read() as connection:
@@ -370,7 +376,7 @@ class Catalog:
             raise NotPermitted(f"{manifest.name} uses the id of another artifact or of a deleted one: put it again")
         for parent in manifest.parents:
             _check_parent(connection, parse_reference(parent))
-        known = tables.known_shards(connection, manifest.distinct_shards())
+        known = tables.known_shards(connection, manifest.kept_shards())
         fresh = check_shards(manifest, known, receipts, tables.gone_nodes(connection))
         version = manifest.version(number, digest_of(signed.manifest))
         record = change.append(

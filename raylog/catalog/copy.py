@@ -163,7 +163,7 @@ class RecordCopy:
                 tail = follow(tail, one.record, one.digest)
                 row = (one.record.sequence, entry.record, entry.manifest)
                 connection.execute("INSERT INTO entries VALUES (?, ?, ?)", row)
-                shard_ids = one.manifest.distinct_shards() if one.manifest else ()
+                shard_ids = one.manifest.kept_shards() if one.manifest else ()
                 ids = [(bytes.fromhex(shard_id),) for shard_id in shard_ids]
                 connection.executemany("INSERT OR IGNORE INTO named VALUES (?)", ids)
         return tail

@@ -13,6 +13,8 @@ shards     every shard that a version names, or whose copies are still to be rem
 replicas   which node holds a copy of a shard, on which kind of tier, by the node's receipt
 lineage    which versions a version was made from, deleted ones among both
 remotes    where shards are to have remote copies, and whether they have: `state` 0 not that is known, 1 yes, 2 damaged
+erasures   erasure-coded shards, which nobody holds whole (`wanted` = 0), and what their pieces follow from
+pieces     their pieces, each a shard of its own, and how many of them it takes (`needed`)
 offsite    up to which record a backup has the chain
 gone_nodes nodes that were given up; their receipts do not count until they are admitted again
 revoked_puts  version ids under which nothing may be committed any more: their shards were deleted as leftovers
@@ -64,6 +66,11 @@ _SCHEMA = (
     " PRIMARY KEY (shard_id, url)) WITHOUT ROWID",
     "CREATE INDEX remotes_wanted ON remotes (shard_id) WHERE state != 1",
     "CREATE INDEX remotes_by_url ON remotes (url)",
+    "CREATE TABLE erasures (shard_id BLOB PRIMARY KEY REFERENCES shards ON DELETE CASCADE, erasure BLOB NOT NULL)"
+    " WITHOUT ROWID",
+    "CREATE TABLE pieces (piece_id BLOB PRIMARY KEY REFERENCES shards ON DELETE CASCADE, shard_id BLOB NOT NULL,"
+    " number INTEGER NOT NULL, needed INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE INDEX pieces_by_shard ON pieces (shard_id)",
     "CREATE TABLE offsite (url TEXT PRIMARY KEY, sequence INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE TABLE gone_nodes (node_id BLOB PRIMARY KEY) WITHOUT ROWID",
     "CREATE TABLE lineage (name TEXT NOT NULL, number INTEGER NOT NULL, parent TEXT NOT NULL,"

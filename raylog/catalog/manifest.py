@@ -1,7 +1,7 @@
 """Manifests: what a version is made of, signed by its writer and countersigned by the catalog (MANIFEST.md)."""
 
 from collections.abc import Mapping
-from typing import Self
+from typing import NamedTuple, Self
 
 import msgspec
 
@@ -18,6 +18,7 @@ from raylog.catalog.encoding import (
     encode,
     signing_input,
 )
+from raylog.codec.pieces import Erasure, Parity
 from raylog.errors import DamagedData, NotPermitted, UsageError
 from raylog.security.trust import Identify, Sign, Trust, Verify
 from raylog.spec import (
@@ -40,7 +41,6 @@ PARENTS_MAX = 64
 LABELS_MAX = 64
 LABEL_KEY_CHARACTERS_MAX = 64
 LABEL_VALUE_CHARACTERS_MAX = 1024
-PIECES_MAX = 64
 CHUNKS_MAX = 65_536  # FORMAT.md
 ROWS_MAX = 1 << 44  # of a shard, so that a version's sum stays far below 63 bits
 
@@ -56,24 +56,6 @@ class Extent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     count: int
     rows: int
     content_bytes: int
-
-
-class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a shard's file is erasure coded. `digests`: 32 bytes for each piece, stripe after stripe."""
-
-    data_pieces: int
-    parity_pieces: int
-    stripe_bytes: int
-    digests: bytes
-
-    def check(self, stored_bytes: int) -> None:
-        """Raises `UsageError` when it cannot describe a file of `stored_bytes`."""
-        check_range(self.data_pieces, 1, PIECES_MAX - 1, "data pieces")
-        check_range(self.parity_pieces, 1, PIECES_MAX - self.data_pieces, "parity pieces")
-        check_range(self.stripe_bytes, 1, stored_bytes, "stripe bytes")
-        stripes = -(-stored_bytes // self.stripe_bytes)
-        pieces = stripes * (self.data_pieces + self.parity_pieces)
-        check_bytes(self.digests, pieces * DIGEST_BYTES, "piece digests")
 
 
 class ShardEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -132,6 +114,13 @@ class ShardEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             )
 
 
+class KeptShard(NamedTuple):
+    """A shard file that nodes keep, and how many of them are to; 0: any copy is only cache."""
+
+    shard: ShardRef
+    wanted: int
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one version is made of. Checked when made and when decoded; raises `UsageError`.
 
@@ -163,6 +152,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         parse_id(self.version_id, "version id")
         parse_id(self.tag_dek_id, "key id")
         parse_name(self.name)
+        if self.kind is Kind.PIECE:
+            raise UsageError("a version's content is a table, files or tensors, not pieces")
         self._check_promise()
         check_range(self.created_us, 0, 1 << 62, "created_us")
         check_range(len(self.shards), 1, SHARDS_MAX, "shards")
@@ -186,6 +177,32 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             if entry is not first and msgspec.structs.replace(entry, extents=first.extents) != first:
                 raise UsageError(f"two entries of {self.name} disagree about shard {entry.shard.shard_id}")
         return {shard_id: entry.shard for shard_id, entry in found.items()}
+
+    def erasures(self) -> dict[str, Erasure]:
+        """The erasure-coded shards among them, by id, with what their pieces follow from."""
+        return {
+            entry.shard.shard_id: Erasure(
+                shard=entry.shard,
+                tenant=self.tenant,
+                artifact_id=self.artifact_id,
+                dek_id=entry.dek_ids[0],
+                parity=entry.parity,
+            )
+            for entry in self.shards
+            if entry.parity
+        }
+
+    def kept_shards(self) -> dict[str, KeptShard]:
+        """What nodes keep of it, by id: shards with as many replicas as were promised, of the erasure-coded ones their
+        pieces with one each."""
+        erasures = self.erasures()
+        kept = {
+            shard_id: KeptShard(shard, 0 if shard_id in erasures else self.replicas)
+            for shard_id, shard in self.distinct_shards().items()
+        }
+        for erasure in erasures.values():
+            kept |= {ref.shard_id: KeptShard(ref, 1) for ref in erasure.refs()}
+        return kept
 
     def version(self, number: int, digest: bytes) -> Version:
         """What the client sees of it under `number`."""

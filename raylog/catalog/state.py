@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from raylog.catalog.manifest import Manifest
+from raylog.catalog.manifest import KeptShard, Manifest
 from raylog.catalog.receipt import Receipt, kept_on
 from raylog.errors import Conflict, NotFound, NotPermitted, Unavailable, UsageError
 from raylog.spec import Durability, ShardRef, TierKind
@@ -99,23 +99,23 @@ def check_shards(
     Receipts of nodes that were given up do not count, nor do two of one node. Raises `UsageError` when the manifest
     names a shard that it may not, or a receipt is for another, `Unavailable` naming the first shard short of replicas.
     """
-    shards = manifest.distinct_shards()
+    kept = manifest.kept_shards()
     for one in known.values():
-        _check_older(manifest, shards[one.shard.shard_id], one)
+        _check_older(manifest, kept[one.shard.shard_id].shard, one)
     fresh: dict[str, dict[str, TierKind]] = {}
     for receipt in receipts:
-        _check_receipt(manifest, shards, receipt)
+        _check_receipt(manifest, kept, receipt)
         if receipt.node_id not in gone_nodes and receipt.tier is not TierKind.REMOTE:
             nodes = fresh.setdefault(receipt.shard_id, {})
             nodes[receipt.node_id] = _better(nodes.get(receipt.node_id), receipt.tier)
-    for shard_id in shards:
+    for shard_id, (_, wanted) in kept.items():
         standing = dict(known[shard_id].replicas) if shard_id in known else {}
         standing.update(fresh.get(shard_id, {}))
-        _check_standing(manifest, shard_id, standing)
+        _check_standing(manifest, shard_id, wanted, standing)
     if manifest.durability is Durability.REMOTE:
         backed_up = {shard_id for shard_id, one in known.items() if manifest.backup in one.remotes}
         backed_up |= {one.shard_id for one in receipts if one.url == manifest.backup}
-        _check_backed_up(manifest, [shard_id for shard_id in shards if shard_id not in backed_up])
+        _check_backed_up(manifest, [one for one in manifest.distinct_shards() if one not in backed_up])
     return fresh
 
 
@@ -147,10 +147,10 @@ def _check_older(manifest: Manifest, shard: ShardRef, known: KnownShard) -> None
         raise UsageError(f"{what}, which was deleted; seal it anew")
 
 
-def _check_receipt(manifest: Manifest, shards: Mapping[str, ShardRef], receipt: Receipt) -> None:
-    shard = shards.get(receipt.shard_id)
-    if shard is None:
+def _check_receipt(manifest: Manifest, kept: Mapping[str, KeptShard], receipt: Receipt) -> None:
+    if receipt.shard_id not in kept:
         raise UsageError(f"a receipt is for shard {receipt.shard_id}, which {manifest.name} does not name")
+    shard = kept[receipt.shard_id].shard
     if shard.frame_digest != receipt.frame_digest:
         raise UsageError(
             f"node {receipt.node_id} holds shard {receipt.shard_id} with frame digest {receipt.frame_digest.hex()}, "
@@ -158,15 +158,15 @@ def _check_receipt(manifest: Manifest, shards: Mapping[str, ShardRef], receipt: 
         )
 
 
-def _check_standing(manifest: Manifest, shard_id: str, standing: Mapping[str, TierKind]) -> None:
+def _check_standing(manifest: Manifest, shard_id: str, wanted: int, standing: Mapping[str, TierKind]) -> None:
     counted = sorted(node_id for node_id, tier in standing.items() if tier in kept_on(manifest.durability))
-    if len(counted) < manifest.replicas:
+    if len(counted) < wanted:
         where = f"on {', '.join(counted)}" if counted else "on no node"
         raise Unavailable(
-            f"shard {shard_id} of {manifest.name} has {len(counted)} of {manifest.replicas} replicas of durability "
+            f"shard {shard_id} of {manifest.name} has {len(counted)} of {wanted} replicas of durability "
             f"{manifest.durability} ({where}); bring it to more nodes and commit again",
             shard_id=shard_id,
-            missing=manifest.replicas - len(counted),
+            missing=wanted - len(counted),
         )
 
 

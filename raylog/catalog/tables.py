@@ -5,7 +5,7 @@
 import sqlite3
 from collections.abc import Iterable, Mapping
 
-from raylog.catalog import remotes
+from raylog.catalog import pieces, remotes
 from raylog.catalog.lineage import Origin
 from raylog.catalog.manifest import Manifest
 from raylog.catalog.receipt import Receipt, kept_on
@@ -212,12 +212,12 @@ def short_without(connection: sqlite3.Connection, node_id: str, count_max: int) 
 
 def storage_standing(connection: sqlite3.Connection) -> StorageStanding:
     """Counted by the partial indexes: as quick as there is little to count."""
-    short, lost = connection.execute(
-        "SELECT count(*), coalesce(sum(NOT EXISTS"
-        " (SELECT 1 FROM replicas WHERE replicas.shard_id = shards.shard_id) AND NOT EXISTS"
-        " (SELECT 1 FROM remotes WHERE remotes.shard_id = shards.shard_id)), 0)"
-        " FROM shards WHERE refs > 0 AND standing < wanted"
-    ).fetchone()
+    ((short,),) = connection.execute("SELECT count(*) FROM shards WHERE refs > 0 AND standing < wanted")
+    nowhere = connection.execute(
+        "SELECT shard_id FROM shards WHERE refs > 0 AND standing < wanted AND NOT EXISTS"
+        " (SELECT 1 FROM replicas WHERE replicas.shard_id = shards.shard_id)"
+    )
+    lost = sum(not pieces.can_be_had(connection, shard_id.hex()) for (shard_id,) in nowhere.fetchall())
     ((to_back_up,),) = connection.execute(
         "SELECT count(*) FROM remotes JOIN shards USING (shard_id) WHERE state != 1 AND refs > 0"
     )
@@ -304,29 +304,30 @@ def reference_shards(
     shard holds for all."""
     on_disk = manifest.durability is not Durability.MEMORY
     artifact_id = bytes.fromhex(manifest.artifact_id)
-    shards = manifest.distinct_shards().values()
+    kept = manifest.kept_shards()
     connection.executemany(
         "INSERT INTO shards VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?, ?, 0) ON CONFLICT (shard_id) DO UPDATE SET"
         " refs = refs + 1, wanted = max(wanted, excluded.wanted), on_disk = max(on_disk, excluded.on_disk)",
         (
             (
                 *(bytes.fromhex(one.shard_id), artifact_id, one.frame_digest, one.stored_bytes, one.content_bytes),
-                *(one.rows, one.chunks, manifest.replicas, on_disk),
+                *(one.rows, one.chunks, wanted, on_disk),
             )
-            for one in shards
+            for one, wanted in kept.values()
         ),
     )
     for shard_id, nodes in fresh.items():
         for node_id, tier in nodes.items():
             put_replica(connection, shard_id, node_id, tier)
-    count_standing(connection, (one.shard_id for one in shards))
+    count_standing(connection, kept)
+    pieces.note(connection, manifest.erasures().values())
     if manifest.backup:
-        remotes.want(connection, (one.shard_id for one in shards), manifest.backup)
+        remotes.want(connection, manifest.distinct_shards(), manifest.backup)
 
 
 def release_shards(connection: sqlite3.Connection, manifest: Manifest) -> None:
     """Takes a deleted version's references away; a shard without any and without copies is forgotten."""
-    ids = [(bytes.fromhex(shard_id),) for shard_id in manifest.distinct_shards()]
+    ids = [(bytes.fromhex(shard_id),) for shard_id in manifest.kept_shards()]
     connection.executemany("UPDATE shards SET refs = refs - 1 WHERE shard_id = ?", ids)
     connection.executemany(_DROP_IF_FREE, ids)
 
@@ -387,13 +388,17 @@ def _standings(connection: sqlite3.Connection, condition: str, count_max: int) -
     for row in rows:
         kinds = kept_on(Durability.DISK if row[8] else Durability.MEMORY)
         copies = _replicas(connection, row[0].hex())
+        needed, siblings = pieces.siblings(connection, row[0].hex())
+        whole_id = pieces.whole_shard(connection, row[0].hex()) if needed else row[0].hex()
         found.append(
             ShardStanding(
                 shard=_shard(row),
                 wanted=row[6] if row[7] else 0,
                 nodes=tuple(node_id for node_id, tier in copies if tier in kinds),
                 other_nodes=tuple(node_id for node_id, tier in copies if tier not in kinds),
-                backups=tuple(remotes.perhaps(connection, row[0].hex())),
+                backups=tuple(remotes.perhaps(connection, whole_id)),
+                siblings=siblings,
+                pieces_needed=needed,
             )
         )
     return found

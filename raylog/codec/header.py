@@ -91,7 +91,7 @@ class Header:
                 "lengths", f"expected a chunk size of 1 to {CHUNK_CONTENT_BYTES_MAX}, got {chunk_bytes}", shard_id=shard
             )
         if kind not in set(Kind):
-            raise damaged("lengths", f"expected kind 1, 2 or 3, got {kind}", shard_id=shard)
+            raise damaged("lengths", f"expected kind 1 to 4, got {kind}", shard_id=shard)
         if groups * HEADER_BYTES_PER_GROUP + HEADER_FIXED_BYTES != expected_bytes:
             raise damaged("lengths", f"{groups} key groups do not make {expected_bytes} header bytes", shard_id=shard)
         if kind != Kind.ARROW and groups != 1:

@@ -1,20 +1,29 @@
 """Sealed shards among remote objects: written from a verified copy, read and checked as off the wire (REMOTE.md)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from raylog.codec.frame import Frame
 from raylog.errors import DamagedData
 from raylog.spec import ShardRef, parse_id
 from raylog.store.objects import Blob, Limit, Objects
-from raylog.store.tier import ShardReader
 from raylog.units import MIB
 
 RANGE_BYTES = 8 * MIB  # asked for at once: fewer requests than chunks, and little lost with one that fails
 RANGES_AT_ONCE = 4
 SHARD_CALL_S = 60.0  # of one chunk by itself
+
+
+class ShardSource(Protocol):
+    """A shard that can be copied from: `chunks` gives some of its sealed chunks, each verified by its frame."""
+
+    @property
+    def frame(self) -> Frame: ...
+
+    def chunks(self, numbers: Sequence[int], limit: Limit) -> Iterator[tuple[int, memoryview]]: ...
 
 
 def folder(cluster_id: str) -> str:
@@ -27,11 +36,13 @@ def shard_key(cluster_id: str, shard_id: str) -> str:
     return f"{folder(cluster_id)}/shards/{shard_id[:2]}/{shard_id}"
 
 
-def write_shard(objects: Objects, cluster_id: str, reader: ShardReader, limit: Limit) -> None:
-    """Writes a whole copy; each chunk is verified as it is read. Raises as `Objects.write`, `DamagedData`."""
-    frame = reader.frame
+def write_shard(
+    objects: Objects, cluster_id: str, frame: Frame, chunks: Callable[[], Iterator[memoryview]], limit: Limit
+) -> None:
+    """Writes a whole copy; `chunks()` gives its sealed chunks in order, verified, once more after each failure. Raises
+    as `Objects.write` and `chunks` do."""
     key = shard_key(cluster_id, frame.header.shard_id)
-    objects.write(key, Blob(size=frame.stored_bytes, parts=lambda n: _parts(reader, n)), limit)
+    objects.write(key, Blob(size=frame.stored_bytes, parts=lambda n: _parts(frame, chunks, n)), limit)
 
 
 def open_shard(objects: Objects, cluster_id: str, ref: ShardRef, limit: Limit) -> "RemoteReader":
@@ -97,22 +108,16 @@ class RemoteReader:
         self.close()
 
 
-def _parts(reader: ShardReader, part_bytes: int) -> Iterator[bytes]:
+def _parts(frame: Frame, chunks: Callable[[], Iterator[memoryview]], part_bytes: int) -> Iterator[bytes]:
     gathered = bytearray()
-    for piece in _pieces(reader):
+    pieces: Iterator[bytes | memoryview] = chain([frame.header_bytes], chunks(), [frame.tail_bytes])
+    for piece in pieces:
         gathered += piece
         while len(gathered) >= part_bytes:
             yield bytes(memoryview(gathered)[:part_bytes])
             del gathered[:part_bytes]
     if gathered:
         yield bytes(gathered)
-
-
-def _pieces(reader: ShardReader) -> Iterator[bytes | memoryview]:
-    yield reader.frame.header_bytes
-    for number in range(len(reader.frame.chunks)):
-        yield reader.chunk(number)
-    yield reader.frame.tail_bytes
 
 
 def _runs(frame: Frame, numbers: Sequence[int]) -> Iterator[list[int]]:

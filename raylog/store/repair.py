@@ -29,14 +29,15 @@ class RepairNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairStep:
-    """One copy to make: `target` pulls the shard from `sources`, the least busy first, or where none of them gives it
-    from `backups`. Where the target is the only source, it makes its own copy (in memory) one that counts (on disk)."""
+    """One copy to make: `target` pulls the shard from `sources`, the least busy first, or `elsewhere`: from a backup,
+    or made anew from other pieces of the shard that it is a piece of. Where the target is the only source, it makes its
+    own copy (in memory) one that counts (on disk)."""
 
     shard: ShardRef
     sources: tuple[str, ...]
     target: str
     reason: str
-    backups: tuple[str, ...] = ()
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,8 @@ def plan_repair(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Need:
-    """A shard, who has it for good, who can send it, who has it and leaves, who gone had it, and its backups."""
+    """A shard, who has it for good, who can send it, who has it and leaves, who gone had it, its backups, who holds
+    other pieces of what it is a piece of, and whether these are enough to make it anew."""
 
     shard: ShardRef
     wanted: int
@@ -89,6 +91,9 @@ class _Need:
     leaving: tuple[str, ...]
     gone: tuple[str, ...]
     backups: tuple[str, ...]
+    apart: frozenset[str]
+    siblings: int
+    siblings_needed: int
 
     @classmethod
     def of(cls, standing: ShardStanding, nodes: Mapping[str, RepairNode]) -> "_Need":
@@ -97,6 +102,7 @@ class _Need:
         living = tuple(node_id for node_id in present if not nodes[node_id].is_draining)
         leaving = tuple(node_id for node_id in present if nodes[node_id].is_draining)
         others = tuple(node_id for node_id in sorted(set(standing.other_nodes)) if node_id in nodes)
+        siblings = [{node_id for node_id in held if node_id in nodes} for held in standing.siblings]
         return cls(
             shard=standing.shard,
             wanted=standing.wanted,
@@ -105,11 +111,21 @@ class _Need:
             leaving=leaving,
             gone=tuple(node_id for node_id in holders if node_id not in nodes),
             backups=standing.backups,
+            apart=frozenset().union(*siblings),
+            siblings=sum(bool(held) for held in siblings),
+            siblings_needed=standing.pieces_needed,
         )
 
     @property
     def missing(self) -> int:
         return self.wanted - len(self.living)
+
+    @property
+    def origin(self) -> str:
+        """Where it may be had besides from nodes that hold it; "" where nowhere."""
+        if 0 < self.siblings_needed <= self.siblings:
+            return f"anew from {self.siblings_needed} of {self.siblings} other pieces"
+        return f"from {self.backups[0]}" if self.backups else ""
 
     def why(self) -> str:
         since = f" since {_named(self.gone)} gone" if self.gone else ""
@@ -118,8 +134,9 @@ class _Need:
 
 
 def _urgency(need: _Need) -> tuple[int, int, str]:
-    """Nearest to loss first: fewest living copies, then most missing."""
-    return len(need.sources), -need.missing, need.shard.shard_id
+    """Nearest to loss first: fewest living copies (of a piece: pieces that may still be lost), then most missing."""
+    spare = need.siblings - need.siblings_needed if need.siblings_needed else 0
+    return len(need.sources) + max(spare, 0), -need.missing, need.shard.shard_id
 
 
 class _Planner:
@@ -141,14 +158,16 @@ class _Planner:
 
     def restore(self, need: _Need) -> None:
         """Plans the copies that a shard lacks."""
-        if not need.sources and need.backups:
-            self._restore_from_backup(need)
+        if not need.sources and need.origin:
+            self._restore_from_elsewhere(need)
             return
         if not need.sources:
+            pieces = f" and {need.siblings} of {need.siblings_needed} other pieces" if need.siblings_needed else ""
             self.unrepairable.append(
                 Unrepairable(
                     shard=need.shard,
-                    reason=f"{need.why()}: no living node holds a copy; bring one back, or restore it from a backup",
+                    reason=f"{need.why()}: no living node holds a copy{pieces}; bring one back, or restore it from a "
+                    "backup",
                     lost=True,
                 )
             )
@@ -166,7 +185,7 @@ class _Planner:
             self._add(need, sources, target, holders)
             holders.add(target.node_id)
 
-    def _restore_from_backup(self, need: _Need) -> None:
+    def _restore_from_elsewhere(self, need: _Need) -> None:
         """One copy; the others are made from it by the next plan."""
         target = self._target(need, set())
         if target is None:
@@ -182,7 +201,7 @@ class _Planner:
 
     def _target(self, need: _Need, holders: set[str]) -> RepairNode | None:
         """The best node to receive the shard, out of the queue; it goes back by `_add`."""
-        held = {self.nodes[node_id].domain for node_id in holders}
+        held = {self.nodes[node_id].domain for node_id in holders | need.apart}
         fresh_domain_exists = bool(self._domains - held)
         passed: list[tuple[int, int, str]] = []
         best: tuple[int, int, str] | None = None
@@ -205,21 +224,21 @@ class _Planner:
 
     def _can_take(self, need: _Need, node: RepairNode, holders: set[str]) -> bool:
         has_room = self._free[node.node_id] >= need.shard.stored_bytes
-        return has_room and node.node_id not in holders
+        return has_room and node.node_id not in holders and node.node_id not in need.apart
 
     def _has_hands(self, node_id: str) -> bool:
         return self._receives[node_id] < self._steps_max
 
     def _add(self, need: _Need, sources: tuple[str, ...], target: RepairNode, holders: set[str]) -> None:
         others = tuple(node_id for node_id in sources if node_id != target.node_id) or sources
-        origin = "" if others else f" from {need.backups[0]}"
+        origin = "" if others else f" {need.origin}"
         self.steps.append(
             RepairStep(
                 shard=need.shard,
                 sources=others,
                 target=target.node_id,
                 reason=f"{need.why()};{origin} to node {target.node_id} because {self._because(target, holders)}",
-                backups=need.backups,
+                elsewhere=bool(need.origin),
             )
         )
         if others:
@@ -240,7 +259,9 @@ class _Planner:
     def _give_up(self, need: _Need, holders: set[str], missing: int) -> None:
         """Nobody can take a copy now: for good, or only until the plan's own copies are done?"""
         candidates = [
-            node for node_id, node in sorted(self.nodes.items()) if node_id not in holders and not node.is_draining
+            node
+            for node_id, node in sorted(self.nodes.items())
+            if node_id not in holders | need.apart and not node.is_draining
         ]
         if any(self._free[node.node_id] >= need.shard.stored_bytes for node in candidates):
             self.deferred += missing
@@ -248,7 +269,8 @@ class _Planner:
         planned = len(holders) - len(need.living)
         if not candidates:
             staying = sum(1 for node in self.nodes.values() if not node.is_draining)
-            why = f"{staying} living nodes cannot hold {need.wanted} copies; add {missing} more"
+            what = f"{need.siblings + 1} pieces" if need.apart else f"{need.wanted} copies"
+            why = f"{staying} living nodes cannot hold {what}; add {missing} more"
         else:
             why = (
                 f"none of the {len(candidates)} other living nodes has {format_bytes(need.shard.stored_bytes)} free; "

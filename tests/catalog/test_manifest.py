@@ -14,7 +14,6 @@ from raylog.catalog.manifest import (
     CommittedManifest,
     Extent,
     Manifest,
-    Parity,
     SignedManifest,
     Statement,
     countersign,
@@ -25,6 +24,7 @@ from raylog.catalog.manifest import (
 )
 from raylog.catalog.receipt import Receipt, verify_receipt
 from raylog.catalog.record import Record, SignedRecord, Tail, follow, open_record, sign_record
+from raylog.codec.pieces import Parity
 from raylog.errors import DamagedData, NotPermitted, RaylogError, UsageError
 from raylog.security.trust import identify_by
 from raylog.spec import Durability, TierKind, new_id
@@ -231,9 +231,12 @@ def test_extents_have_no_more_than_their_shard() -> None:
 
 def test_parity_has_a_digest_per_piece() -> None:
     entry = CLUSTER.entry()  # 5,000 bytes: two stripes of 4,096
-    good = Parity(data_pieces=4, parity_pieces=2, stripe_bytes=4096, digests=bytes(32 * 12))
+    good = Parity(data_pieces=4, parity_pieces=2, stripe_bytes=4096, origin="0" * 32, digests=bytes(32 * 12))
     assert msgspec.structs.replace(entry, parity=good).parity == good
-    for changes in ({"digests": bytes(32 * 11)}, {"parity_pieces": 0}, {"data_pieces": 64}, {"stripe_bytes": 0}):
+    for changes in (
+        *({"digests": bytes(32 * 11)}, {"parity_pieces": 0}, {"data_pieces": 64}, {"stripe_bytes": 0}),
+        *({"stripe_bytes": 4096 + 4}, {"stripe_bytes": 4 * 2**20 + 256}, {"origin": "../.."}),
+    ):
         with pytest.raises(UsageError):
             msgspec.structs.replace(entry, parity=msgspec.structs.replace(good, **changes))
 

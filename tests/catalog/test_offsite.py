@@ -116,7 +116,7 @@ def test_which_copies_are_wanted(cluster: Cluster, catalog: Catalog) -> None:
     assert (wanted.standing.shard, wanted.url, wanted.is_damaged) == (shards[1], URL, False)
     catalog.backups.doubt(shards[0].shard_id, URL)
     assert [one.is_damaged for one in catalog.backups.wanted(10) if one.standing.shard == shards[0]] == [True]
-    assert catalog.backups.of([shards[0].shard_id]) == {shards[0].shard_id: [URL]}
+    assert catalog.whereabouts([shards[0].shard_id])[shards[0].shard_id].backups == (URL,)
     with pytest.raises(NotFound, match="no version wants"):
         catalog.backups.add(cluster.receipt(shards[0], cluster.nodes[0], TierKind.REMOTE, url="file:///other"))
     catalog.delete(Reference("a"), BY)

@@ -18,7 +18,7 @@ from three_nodes import Machine, ask_node, lying, signer_of, wait_until
 
 import raylog
 from raylog.actors import calls
-from raylog.actors.node import NodeInfo
+from raylog.actors.node_info import NodeInfo
 from raylog.actors.requests import EvictShard
 from raylog.errors import NoSpace, NotPermitted, PeerFault, Unsatisfiable
 from raylog.security.certs import Authority

@@ -23,7 +23,7 @@ from three_nodes import Machine, wait_until, wait_until_settled
 
 import raylog
 from raylog.actors import bootstrap, calls
-from raylog.actors.node import NodeInfo
+from raylog.actors.node_info import NodeInfo
 from raylog.errors import NotFound, RaylogError
 from raylog.units import MIB
 

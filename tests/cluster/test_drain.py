@@ -8,7 +8,7 @@ import pytest
 from three_nodes import Machine, wait_until
 
 import raylog
-from raylog.actors.node import NodeInfo
+from raylog.actors.node_info import NodeInfo
 from raylog.errors import DeadlineExceeded, NotFound, UsageError
 from raylog.units import MIB
 

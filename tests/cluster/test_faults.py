@@ -17,7 +17,7 @@ from three_nodes import Machine, ask_node, signer_of, wait_until
 
 import raylog
 from raylog.actors import calls
-from raylog.actors.node import NodeInfo
+from raylog.actors.node_info import NodeInfo
 from raylog.actors.requests import EvictShard
 from raylog.api.put import Put
 from raylog.errors import Conflict, DamagedData, RaylogError

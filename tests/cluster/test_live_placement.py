@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from three_nodes import Machine, wait_until
 
 import raylog
-from raylog.actors.node import NodeInfo
+from raylog.actors.node_info import NodeInfo
 from raylog.errors import Unsatisfiable
 from raylog.units import MIB
 

@@ -9,7 +9,7 @@ from three_nodes import Machine, ask_node, signer_of, wait_until, wait_until_set
 
 import raylog
 from raylog.actors import bootstrap, calls
-from raylog.actors.node import NodeInfo, sources_for
+from raylog.actors.node_info import NodeInfo, sources_for
 from raylog.actors.requests import (
     LAUNCH,
     CancelPull,

@@ -10,7 +10,7 @@ from ray.cluster_utils import Cluster
 
 import raylog
 from raylog.actors import calls
-from raylog.actors.node import NodeInfo
+from raylog.actors.node_info import NodeInfo
 from raylog.actors.requests import ask
 from raylog.security.requests import Request, Signer
 from raylog.settings import Settings

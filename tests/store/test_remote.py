@@ -15,7 +15,7 @@ from raylog.store.objects import PAUSE_FIRST_S, PAUSE_MAX_S, Limit, persistently
 from raylog.store.remote import RemoteObjects
 from raylog.store.remote_shard import open_shard, shard_key, write_shard
 from raylog.testing.faulty_proxy import FaultyProxy
-from raylog.testing.shards import SampleShard, sample_shard
+from raylog.testing.shards import sample_shard
 from raylog.testing.tier_contract import read_all
 from raylog.units import MIB
 
@@ -29,23 +29,6 @@ def soon(seconds: float = 30.0) -> Limit:
 
 def pattern(count: int) -> bytes:
     return bytes(range(251)) * (count // 251 + 1)
-
-
-class ShardInHand:
-    """A `ShardReader` of a sample."""
-
-    def __init__(self, shard: SampleShard) -> None:
-        self.frame, self._shard = shard.frame, shard
-
-    def chunk(self, number: int) -> memoryview:
-        return self._shard.sealed(number)
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> "ShardInHand":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 class ObjectsContract:
@@ -102,7 +85,7 @@ class ObjectsContract:
 
     def test_a_shard_goes_there_and_comes_back(self, objects: RemoteObjects) -> None:
         shard = sample_shard(7, chunk_sizes=(5000,) * 40)
-        write_shard(objects, CLUSTER, ShardInHand(shard), soon())
+        write_shard(objects, CLUSTER, shard.frame, lambda: map(memoryview, shard.chunks), soon())
         with open_shard(objects, CLUSTER, shard.frame.ref(), soon()) as reader:
             assert read_all(reader) == shard.chunks
             some = dict(reader.chunks([3, 4, 9, 39], soon()))

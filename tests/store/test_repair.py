@@ -86,7 +86,7 @@ def test_what_no_node_holds_comes_from_its_backup_once() -> None:
     need = standing("s", ("gone",), wanted=3, backups=("s3://b",))
     plan = plan_repair([need], [node("a"), node("b"), node("c")])
     (step,) = plan.steps
-    assert (step.sources, step.backups, plan.unrepairable, plan.deferred) == ((), ("s3://b",), (), 2)
+    assert (step.sources, step.elsewhere, plan.unrepairable, plan.deferred) == ((), True, (), 2)
     assert "since node gone is gone; from s3://b to node a because" in step.reason
     (full,) = plan_repair([need], [node("a", free_bytes=0)]).unrepairable
     assert not full.lost and "make room" in full.reason
@@ -94,7 +94,7 @@ def test_what_no_node_holds_comes_from_its_backup_once() -> None:
 
 def test_a_node_that_holds_it_is_asked_before_the_backup() -> None:
     (step,) = plan_repair([standing("s", ("a",), backups=("s3://b",))], [node("a"), node("b")]).steps
-    assert (step.sources, step.target, step.backups) == (("a",), "b", ("s3://b",))
+    assert (step.sources, step.target, step.elsewhere) == (("a",), "b", True)
 
 
 def test_a_copy_that_does_not_count_is_a_source_and_may_become_one_that_counts() -> None:

@@ -1,0 +1,187 @@
+"""A shard that no node gives whole: had from the pieces of an erasure-coded one, or from a backup; and a piece made
+anew."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import msgspec
+
+from raylog.actors.backup_copies import BackupCopies
+from raylog.codec.frame import Frame
+from raylog.codec.pieces import Erasure, Pieces, ShardOfPieces, encode_stripe
+from raylog.errors import DamagedData, NotFound, RaylogError, Unavailable
+from raylog.spec import ShardRef
+from raylog.store.objects import Limit
+from raylog.store.remote_shard import ShardSource
+from raylog.store.tiered import TieredStore
+from raylog.wire.fetcher import Source
+
+STRIPES_AT_ONCE = 16  # whose pieces are in memory together
+
+
+class Elsewhere(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a shard may be had besides from nodes that hold it (catalog/pieces.py, `Whereabouts`); `sources`: nodes that
+    hold each piece, piece by piece."""
+
+    backups: tuple[str, ...] = ()
+    erasure: Erasure | None = None
+    number: int | None = None
+    sources: tuple[tuple[Source, ...], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.backups or self.erasure)
+
+
+NOWHERE = Elsewhere()
+FetchChunks = Callable[[ShardRef, Sequence[int], Sequence[Source], Limit], dict[int, memoryview]]
+"""Some chunks of a shard, verified, from nodes that hold it."""
+
+
+def ways(
+    ref: ShardRef, elsewhere: Elsewhere, store: TieredStore, backups: BackupCopies, fetch: FetchChunks, limit: Limit
+) -> Iterator[Callable[[], ShardSource]]:
+    """What to try in turn: pieces on nodes before backups. Opening one, and reading from it, raises what its nodes or
+    its backup say."""
+    erasure, number = elsewhere.erasure, elsewhere.number
+    if erasure is not None:
+        gathering = _Gathering(erasure, elsewhere.sources, store, fetch, limit)
+        yield partial(_of_pieces, ref, erasure, number, ShardOfPieces(erasure, gathering.stripe))
+    for url in elsewhere.backups:
+        if erasure is None or number is None:
+            yield partial(backups.open, ref, url, limit)
+        else:
+            yield partial(_PieceOfBackup, erasure, number, backups, url, limit)
+
+
+def _of_pieces(ref: ShardRef, erasure: Erasure, number: int | None, shard: ShardOfPieces) -> ShardSource:
+    if number is not None:
+        return _PieceAnew(erasure.frames()[number], lambda stripe: shard.piece(number, stripe))
+    return _Whole(Frame.read(shard.read, erasure.shard.stored_bytes, ref.frame_digest), shard)
+
+
+class _Whole:
+    """The shard itself, put together of pieces."""
+
+    def __init__(self, frame: Frame, shard: ShardOfPieces) -> None:
+        self.frame, self._shard = frame, shard
+
+    def chunks(self, numbers: Sequence[int], limit: Limit) -> Iterator[tuple[int, memoryview]]:
+        for number in sorted(numbers):
+            limit.check()
+            entry = self.frame.chunks[number]
+            sealed = memoryview(self._shard.read(entry.offset, entry.sealed_bytes))
+            self.frame.verify_chunk(number, sealed)
+            yield number, sealed
+
+
+class _PieceAnew:
+    """A piece, computed stripe by stripe."""
+
+    def __init__(self, frame: Frame, piece: Callable[[int], memoryview]) -> None:
+        self.frame, self._piece = frame, piece
+
+    def chunks(self, numbers: Sequence[int], limit: Limit) -> Iterator[tuple[int, memoryview]]:
+        for stripe in sorted(numbers):
+            limit.check()
+            made = self._piece(stripe)
+            self.frame.verify_chunk(stripe, made)
+            yield stripe, made
+
+
+class _PieceOfBackup:
+    """A piece of a shard that lies whole in a backup."""
+
+    def __init__(self, erasure: Erasure, number: int, backups: BackupCopies, url: str, limit: Limit) -> None:
+        self.frame = erasure.frames()[number]
+        self._erasure, self._number = erasure, number
+        self._read = partial(backups.read, erasure.shard, url)
+        backups.open(erasure.shard, url, limit)  # what is there is the manifest's, by its frame
+
+    def chunks(self, numbers: Sequence[int], limit: Limit) -> Iterator[tuple[int, memoryview]]:
+        erasure = self._erasure
+        for stripe in sorted(numbers):
+            size, start = erasure.piece_bytes(stripe), stripe * erasure.parity.stripe_bytes
+            length = min(erasure.parity.stripe_bytes, erasure.shard.stored_bytes - start)
+            whole = bytearray(size * erasure.parity.data_pieces)
+            whole[:length] = self._read(start, length, limit)
+            parity = memoryview(bytearray(size * erasure.parity.parity_pieces))
+            made = encode_stripe(erasure, stripe, memoryview(whole), parity)[self._number]
+            self.frame.verify_chunk(stripe, made)
+            yield stripe, made
+
+
+class _Gathering:
+    """Any k pieces of each stripe: those here, else from nodes, a few stripes at a time. A piece that fails once is not
+    asked for again. For one thread."""
+
+    def __init__(
+        self,
+        erasure: Erasure,
+        sources: Sequence[Sequence[Source]],
+        store: TieredStore,
+        fetch: FetchChunks,
+        limit: Limit,
+    ) -> None:
+        self._erasure, self._sources, self._store, self._fetch, self._limit = erasure, sources, store, fetch, limit
+        self._failures: dict[int, str] = {}
+        self._stripes: dict[int, dict[int, memoryview]] = {}
+        self._lock = threading.Lock()
+
+    def stripe(self, stripe: int) -> Pieces:
+        """Raises `Unavailable` that says which pieces could not be had, and why."""
+        if stripe not in self._stripes:
+            self._stripes = self._load(range(stripe, min(stripe + STRIPES_AT_ONCE, self._erasure.stripes)))
+        return self._stripes[stripe]
+
+    def _load(self, stripes: range) -> dict[int, dict[int, memoryview]]:
+        needed = self._erasure.parity.data_pieces
+        had: dict[int, Mapping[int, memoryview]] = {}
+        with ThreadPoolExecutor(needed, thread_name_prefix="pieces") as executor:
+            while len(had) < needed:
+                left = [n for n in self._in_order() if n not in had and n not in self._failures][: needed - len(had)]
+                if not left:
+                    raise self._too_few(len(had))
+                for number, pieces in zip(left, executor.map(lambda n: self._try(n, stripes), left), strict=True):
+                    if pieces is not None:
+                        had[number] = pieces
+        return {stripe: {number: pieces[stripe] for number, pieces in had.items()} for stripe in stripes}
+
+    def _in_order(self) -> list[int]:
+        """Pieces here, then data pieces, which need no arithmetic, then parity."""
+        refs = self._erasure.refs()
+        return sorted(range(len(refs)), key=lambda n: (not self._store.tiers_of(refs[n].shard_id), n))
+
+    def _try(self, number: int, stripes: range) -> Mapping[int, memoryview] | None:
+        ref = self._erasure.refs()[number]
+        self._limit.check()
+        try:
+            here = self._read_here(ref, stripes)
+            if here is not None:
+                return here
+            sources = self._sources[number] if number < len(self._sources) else ()
+            return self._fetch(ref, list(stripes), sources, self._limit)
+        except RaylogError as error:
+            with self._lock:
+                self._failures[number] = str(error)
+            return None
+
+    def _read_here(self, ref: ShardRef, stripes: range) -> Mapping[int, memoryview] | None:
+        try:
+            with self._store.open(ref.shard_id) as reader:
+                if reader.frame.digest == ref.frame_digest:
+                    return {stripe: reader.chunk(stripe) for stripe in stripes}
+        except (NotFound, DamagedData):
+            pass  # another node may have it
+        return None
+
+    def _too_few(self, had: int) -> RaylogError:
+        self._limit.check()
+        parity = self._erasure.parity
+        why = "; ".join(f"piece {number}: {reason}" for number, reason in sorted(self._failures.items()))
+        return Unavailable(
+            f"shard {self._erasure.shard.shard_id}: {had} of its {self._erasure.pieces} pieces can be had, "
+            f"{parity.data_pieces} are needed ({why})",
+            shard_id=self._erasure.shard.shard_id,
+        )

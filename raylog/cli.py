@@ -79,6 +79,9 @@ def put(
     name: Annotated[str, typer.Argument(help="artifact name, such as corpora/wiki", callback=parse_name)],
     source: Annotated[str, typer.Argument(help="path or URL: Parquet, Arrow, CSV, JSONL, any file or folder")],
     replicas: Annotated[int, typer.Option(help="copies on distinct nodes")] = 1,
+    erasure: Annotated[
+        str | None, typer.Option(help="pieces instead of replicas, such as 4+2: any 2 of 6 nodes may be lost")
+    ] = None,
     durability: Annotated[str, typer.Option(help="what an acknowledgement promises: memory, disk or remote")] = "disk",
     backup: Annotated[str | None, typer.Option(help="URL for a remote copy, such as s3://bucket/path")] = None,
     codec: Annotated[str, typer.Option(help="auto, none, lz4 or zstd")] = "auto",
@@ -94,6 +97,7 @@ def put(
             name,
             source,
             replicas=replicas,
+            erasure=erasure,
             durability=durability,
             backup=backup,
             codec=codec,
@@ -106,7 +110,7 @@ def put(
         return
     screen.out.print(
         f"{version}: {version.shards} shards, {version.rows} rows, {format_bytes(version.content_bytes)} stored as "
-        f"{format_bytes(version.stored_bytes)}, {replicas} replica(s)"
+        f"{format_bytes(version.stored_bytes)}, {f'pieces {erasure}' if erasure else f'{replicas} replica(s)'}"
     )
 
 

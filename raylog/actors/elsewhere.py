@@ -9,6 +9,7 @@ from functools import partial
 import msgspec
 
 from raylog.actors.backup_copies import BackupCopies
+from raylog.buffers import BufferPool
 from raylog.codec.frame import Frame
 from raylog.codec.pieces import Erasure, Pieces, ShardOfPieces, encode_stripe
 from raylog.errors import DamagedData, NotFound, RaylogError, Unavailable
@@ -65,13 +66,14 @@ class _Whole:
     """The shard itself, put together of pieces."""
 
     def __init__(self, frame: Frame, shard: ShardOfPieces) -> None:
-        self.frame, self._shard = frame, shard
+        self.frame, self._shard, self._buffers = frame, shard, BufferPool()
 
     def chunks(self, numbers: Sequence[int], limit: Limit) -> Iterator[tuple[int, memoryview]]:
         for number in sorted(numbers):
             limit.check()
             entry = self.frame.chunks[number]
-            sealed = memoryview(self._shard.read(entry.offset, entry.sealed_bytes))
+            sealed = self._buffers.take(entry.sealed_bytes)
+            self._shard.read_into(sealed, entry.offset)
             self.frame.verify_chunk(number, sealed)
             yield number, sealed
 

@@ -70,6 +70,7 @@ class Client:
         source: Any,
         *,
         replicas: int = 1,
+        erasure: str | None = None,
         backup: str | None = None,
         durability: str = "disk",
         codec: str = "auto",
@@ -81,7 +82,8 @@ class Client:
         """Seals `source` and commits it as the next version of `name`; returns when `replicas` nodes hold every shard
         with the promise of `durability`: "memory", "disk", or "remote", which waits for the copies in `backup` as well
         and may have no replicas at all (0): the cold copy. Otherwise what is to lie in `backup` (a URL such as
-        s3://bucket/path or file:///mnt/backup) is written there after the commit.
+        s3://bucket/path or file:///mnt/backup) is written there after the commit. `erasure="4+2"` keeps each shard in 4
+        pieces and 2 of parity on 6 nodes instead of replicas: any two may be lost, at one and a half times the bytes.
 
         `source`: a pa.Table, reader or dataset, a ray.data.Dataset, a DataFrame, a path or URL (Parquet, Arrow, CSV,
         JSONL, any file or folder), bytes, or a mapping of names to arrays or tensors. `on_progress(done, total)` gets
@@ -93,7 +95,13 @@ class Client:
         """
         checked = parse_name(name)
         options = PutOptions.parse(
-            replicas=replicas, durability=durability, codec=codec, labels=labels, parents=parents, backup=backup
+            replicas=replicas,
+            durability=durability,
+            codec=codec,
+            labels=labels,
+            parents=parents,
+            backup=backup,
+            erasure=erasure,
         )
         content = open_source(source, as_files=as_files)
         return Put(self._session, checked, options, on_progress).run(content)
@@ -247,9 +255,10 @@ class Client:
         return ask_events(self.nodes(), since)
 
     def replicas(self, name: str) -> dict[str, list[str]]:
-        """Shard id -> ids of the nodes that hold an acknowledged replica of it."""
+        """Shard id (of an erasure-coded version, id of a piece) -> ids of the nodes that hold an acknowledged
+        replica."""
         manifest = self._session.manifest(parse_reference(name))
-        ids = [entry.shard.shard_id for entry in manifest.shards]
+        ids = sorted(manifest.kept_shards().keys() - manifest.erasures().keys())
         found: dict[str, list[str]] = self._session.retried("catalog", "replicas", ids)
         return found
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
+from raylog.actors.elsewhere import NOWHERE, Elsewhere
 from raylog.actors.node_info import NodeInfo
 from raylog.actors.pull import Outcome
 from raylog.api.session import Session
@@ -46,10 +47,10 @@ class Pulls:
             except NoSpace as error:
                 raise on_node(error, target) from error
 
-    def back_up(self, holder: NodeInfo, ref: ShardRef, url: str) -> bytes:
+    def back_up(self, holder: NodeInfo, ref: ShardRef, url: str, elsewhere: Elsewhere = NOWHERE) -> bytes:
         """As `Session.back_up`. Raises `Cancelled` as `pull`."""
         with self._registered(holder, ref) as pull_id:
-            return self._session.back_up(holder, ref, url, pull_id=pull_id)
+            return self._session.back_up(holder, ref, url, elsewhere, pull_id=pull_id)
 
     @contextmanager
     def _registered(self, target: NodeInfo, ref: ShardRef) -> Iterator[str]:

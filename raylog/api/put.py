@@ -5,7 +5,7 @@ import logging
 import statistics
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,10 +13,12 @@ from functools import partial
 from typing import Self
 
 from raylog.actors import calls
-from raylog.actors.node_info import NodeInfo
+from raylog.actors.elsewhere import Elsewhere
+from raylog.actors.node_info import NodeInfo, sources_for
 from raylog.api.broadcast import Broadcast
 from raylog.api.lease import Lease
 from raylog.api.older import OlderShards
+from raylog.api.pieces import cut_into_pieces
 from raylog.api.progress import OnProgress, Reporter
 from raylog.api.pulls import Pulls, on_node, whole
 from raylog.api.seal_content import Sealed, SealPlan, seal_content
@@ -25,6 +27,7 @@ from raylog.api.sources.content import Content
 from raylog.catalog.encoding import digest_of, encode
 from raylog.catalog.manifest import Manifest, ShardEntry, sign_manifest
 from raylog.codec.keys import GroupKey
+from raylog.codec.pieces import Erasure, parse_erasure, piece_id
 from raylog.errors import Cancelled, NoSpace, NotFound, RaylogError, Unavailable, UsageError
 from raylog.spec import (
     Codec,
@@ -55,6 +58,7 @@ class PutOptions:
     labels: Mapping[str, str]
     parents: tuple[Reference, ...] = ()
     backup: str = ""
+    erasure: tuple[int, int] | None = None  # data and parity pieces
 
     @property
     def kept_as(self) -> Durability:
@@ -75,8 +79,13 @@ class PutOptions:
         labels: Mapping[str, str] | None,
         parents: Sequence[str] = (),
         backup: str | None = None,
+        erasure: str | None = None,
     ) -> Self:
         """Raises `UsageError`."""
+        if erasure and replicas != 1:
+            raise UsageError(f"expected replicas or erasure, got {replicas} replicas and erasure {erasure!r}")
+        if erasure and durability == Durability.MEMORY:
+            raise UsageError("pieces of an erasure-coded version are kept on disks: expected durability disk or remote")
         if isinstance(parents, str):
             raise UsageError(
                 f"expected a sequence of versions as parents, got the text {parents!r}: put it into a list"
@@ -98,6 +107,7 @@ class PutOptions:
             labels=dict(labels or {}),
             parents=tuple(parse_reference(parent) for parent in parents),
             backup=parse_backup(backup) if backup else "",
+            erasure=parse_erasure(erasure) if erasure else None,
         )
 
 
@@ -132,7 +142,8 @@ class Put:
         self._rates = self._known_rates()
         key = GroupKey(dek_id, dek)
         before = Reference(self._name, order.base) if order.base else None
-        older = OlderShards.of(self._session, before, key, self._options.replicas, self._options.kept_as)
+        is_compared = before if self._options.erasure is None else None  # no node holds a whole shard to compare with
+        older = OlderShards.of(self._session, is_compared, key, self._options.replicas, self._options.kept_as)
         plan = SealPlan(
             tenant=order.tenant,
             artifact_id=order.artifact_id,
@@ -185,15 +196,25 @@ class Put:
             for sealed in seal_content(content, plan, lambda: self._stage(expected_bytes)):
                 with sealed.place:
                     kept = older.find(sealed.content_tag)
-                    entry = kept.entry if kept else whole(partial(self._adopt, sealed, plan.key))
+                    erasure = self._cut(sealed) if self._options.erasure else None
+                    if kept:
+                        entry = kept.entry
+                    elif erasure:
+                        entry = ShardEntry.whole(
+                            erasure.shard, (plan.key.dek_id,), sealed.content_tag, parity=erasure.parity
+                        )
+                    else:
+                        entry = whole(partial(self._adopt, sealed, plan.key))
                 self._entries.append(entry)
                 self._content_bytes += entry.shard.content_bytes
                 if kept:
                     self._receipts += kept.receipts
                     if self._options.waits_for_backup:
                         under_way.append(executor.submit(self._back_up, entry.shard, self._session.local))
+                elif erasure:
+                    under_way.append(executor.submit(self._surely, partial(self._spread, erasure)))
                 else:
-                    under_way.append(executor.submit(self._replicate_surely, entry.shard))
+                    under_way.append(executor.submit(self._surely, partial(self._replicate, entry.shard)))
                 if len(under_way) > REPLICATIONS_AT_ONCE:  # bounds what is sealed ahead of its replicas
                     self._receipts += under_way.popleft().result()
             for future in under_way:
@@ -221,15 +242,50 @@ class Put:
             raise on_node(error, self._session.local) from error
         return ShardEntry.whole(ref, (key.dek_id,), sealed.content_tag)
 
-    def _replicate_surely(self, ref: ShardRef) -> list[bytes]:
+    def _cut(self, sealed: Sealed[LocalStaging]) -> Erasure:
+        """The shard in pieces, which this machine's node has all of at first."""
+        assert self._options.erasure is not None
+        shard_id, (data, parity) = sealed.frame.header.shard_id, self._options.erasure
+        self._shard_ids += [piece_id(shard_id, number) for number in range(data + parity)]
+        try:
+            return cut_into_pieces(sealed, data, parity, self._stage)
+        except NoSpace as error:
+            raise on_node(error, self._session.local) from error
+
+    def _surely(self, action: Callable[[], list[bytes]]) -> list[bytes]:
         """A target that fails or leaves in between is made up for: the placement actor is asked again."""
 
         def attempt(left_s: float) -> list[bytes]:
             if self._pulls.is_cancelled:
-                raise Cancelled(f"{self._name}: the put ended before shard {ref.shard_id} was replicated")
-            return self._replicate(ref)
+                raise Cancelled(f"{self._name}: the put ended before a shard of it was replicated")
+            return action()
 
         return calls.retried(attempt, self._session.settings.call_deadline_s)
+
+    def _spread(self, erasure: Erasure) -> list[bytes]:
+        """Brings each piece to a node of its own; their receipts."""
+        session, refs = self._session, erasure.refs()
+        targets = session.piece_targets(erasure)
+        with ThreadPoolExecutor(len(refs), thread_name_prefix="piece") as executor:
+            pulling = [
+                executor.submit(self._pulls.pull, info, ref, QosClass.CHECKPOINT, self._options.kept_as,
+                                sources=sources_for(info, [session.local]))
+                for info, ref in zip(targets, refs, strict=True)
+            ]  # fmt: skip
+            for one in pulling:
+                one.result()
+        receipts = [
+            receipt for info, ref in zip(targets, refs, strict=True) for receipt in session.receipts(info, [ref])
+        ]
+        if self._options.waits_for_backup:
+            held = tuple(sources_for(session.local, [info]) for info in targets)
+            elsewhere = Elsewhere(erasure=erasure, sources=held)
+            receipts.append(self._pulls.back_up(session.local, erasure.shard, self._options.backup, elsewhere))
+        here = session.local.node_id
+        session.delete_shards(
+            session.local, [ref.shard_id for info, ref in zip(targets, refs, strict=True) if info.node_id != here]
+        )
+        return receipts
 
     def _replicate(self, ref: ShardRef) -> list[bytes]:
         """Brings a shard to the nodes that the placement actor chooses, and to the backup where that is waited for;

@@ -34,6 +34,7 @@ from raylog.api import ray_access
 from raylog.catalog.manifest import Manifest, open_manifest
 from raylog.catalog.pieces import Whereabouts
 from raylog.catalog.requests import CATALOG, BackUpVersions, DeleteVersions
+from raylog.codec.pieces import Erasure
 from raylog.errors import (
     DeadlineExceeded,
     NoSpace,
@@ -46,6 +47,7 @@ from raylog.errors import (
 )
 from raylog.monitor.samples import NodeSample
 from raylog.placement.replicas import ReplicaPlan
+from raylog.placement.spread import spread_problem
 from raylog.security.credentials import Credentials
 from raylog.security.grants import DEKS_MAX, ReadScope, WriteScope, open_grant, request_grant
 from raylog.security.requests import Request, Signer, sign_request
@@ -300,10 +302,11 @@ class Session:
         `Unavailable`."""
         self.ask_node(self.local, ProbeBackup(url=url), PROBE_S + ANSWER_GRACE_S)
 
-    def back_up(self, holder: NodeInfo, ref: ShardRef, url: str, *, pull_id: str, is_anew: bool = False) -> bytes:
-        """Has a node that holds a shard write it below `url` if it is not there; its receipt for that copy."""
+    def back_up(self, holder: NodeInfo, ref: ShardRef, url: str, elsewhere: Elsewhere, *, pull_id: str) -> bytes:
+        """Has a node that holds a shard, or may have it `elsewhere`, write it below `url` if it is not there; its
+        receipt for that copy."""
         limit_s = self.settings.pull_deadline_s
-        about = BackUpShard(pull_id=pull_id, shard=ref, url=url, is_anew=is_anew, deadline_s=limit_s)
+        about = BackUpShard(pull_id=pull_id, shard=ref, url=url, is_anew=False, deadline_s=limit_s, elsewhere=elsewhere)
         receipt: bytes = self.ask_node(holder, about, limit_s + ANSWER_GRACE_S)
         return receipt
 
@@ -335,6 +338,25 @@ class Session:
         if not by_id.keys() >= set(chosen):
             raise Unavailable(f"a node that was chosen for shard {ref.shard_id} has left since: put again")
         return [by_id[node_id] for node_id in chosen]
+
+    def piece_targets(self, erasure: Erasure) -> list[NodeInfo]:
+        """A node for each piece of a shard that this process sealed. Raises `Unsatisfiable` that says which nodes or
+        which failure domain are missing."""
+        parity = erasure.parity
+        largest = max(erasure.refs(), key=lambda ref: ref.stored_bytes)
+        try:
+            found = self.replica_targets(largest, erasure.pieces, Durability.DISK)
+        except Unsatisfiable as error:
+            raise Unsatisfiable(
+                f"erasure {parity.data_pieces}+{parity.parity_pieces} keeps the {erasure.pieces} pieces of a shard on "
+                f"as many nodes: {error}"
+            ) from error
+        labels = {info.node_id: info.labels for info in self.nodes()}
+        problem = spread_problem([info.node_id for info in found], labels, parity.data_pieces, parity.parity_pieces)
+        if problem:
+            raise Unsatisfiable(problem)
+        turn = int(erasure.shard.shard_id[:8], 16) % len(found)  # so that all nodes get data pieces
+        return found[turn:] + found[:turn]
 
     def delete_shards(self, info: NodeInfo, shard_ids: Sequence[str], backup: str = "") -> None:
         """Takes shards that no version ever named away from a node, or by its hands from a backup."""

@@ -30,8 +30,8 @@ def verify_version(session: Session, reference: Reference, on_progress: OnProgre
     """Reads every chunk of every living copy of a version, copies that are only cache included. `on_progress` gets the
     places (a shard on a node) that were looked at, and how many there are."""
     manifest = session.manifest(reference)
-    refs = manifest.distinct_shards()
-    work = [(info, ref) for ref in refs.values() for info in session.nodes()]
+    kept = manifest.kept_shards()
+    work = [(info, ref) for ref, _ in kept.values() for info in session.nodes()]
     reporter = Reporter(on_progress, len(work))
     with ThreadPoolExecutor(COPIES_AT_ONCE, thread_name_prefix="verify") as executor:
         found = []
@@ -41,9 +41,9 @@ def verify_version(session: Session, reference: Reference, on_progress: OnProgre
     reports = [report for _, report in found if report]
     whole = Counter(ref.shard_id for (_, ref), report in found if report and not report.problems)
     short = [
-        f"shard {shard_id} has {whole[shard_id]} whole copies on living nodes, {manifest.replicas} were promised"
-        for shard_id in refs
-        if whole[shard_id] < manifest.replicas
+        f"shard {shard_id} has {whole[shard_id]} whole copies on living nodes, {wanted} were promised"
+        for shard_id, (_, wanted) in kept.items()
+        if whole[shard_id] < wanted
     ]
     return ScrubReport(
         replicas=len(reports),

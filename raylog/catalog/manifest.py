@@ -69,10 +69,10 @@ class ShardEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     parity: Parity | None = None
 
     @classmethod
-    def whole(cls, shard: ShardRef, dek_ids: tuple[str, ...], content_tag: bytes) -> Self:
+    def whole(cls, shard: ShardRef, dek_ids: tuple[str, ...], content_tag: bytes, parity: Parity | None = None) -> Self:
         """All of a shard."""
         everything = Extent(first=0, count=shard.chunks, rows=shard.rows, content_bytes=shard.content_bytes)
-        return cls(shard=shard, dek_ids=dek_ids, content_tag=content_tag, extents=(everything,))
+        return cls(shard=shard, dek_ids=dek_ids, content_tag=content_tag, extents=(everything,), parity=parity)
 
     @property
     def is_whole(self) -> bool:

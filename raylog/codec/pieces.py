@@ -147,35 +147,41 @@ class ShardOfPieces:
 
     def __init__(self, erasure: Erasure, pieces: Callable[[int], Pieces], stripes_kept: int = 4) -> None:
         self._erasure, self._pieces = erasure, pieces
-        self._stripe = functools.lru_cache(maxsize=stripes_kept)(self._read_stripe)
+        self._data = functools.lru_cache(maxsize=stripes_kept)(self._data_pieces)
 
     def read(self, start: int, length: int) -> bytes:
         """Bytes of the shard's file."""
-        found = bytearray()
-        while len(found) < length:
-            stripe, offset = divmod(start + len(found), self._erasure.parity.stripe_bytes)
-            found += self._stripe(stripe)[offset : offset + length - len(found)]
+        found = bytearray(length)
+        self.read_into(memoryview(found), start)
         return bytes(found)
+
+    def read_into(self, buffer: memoryview, start: int) -> None:
+        """Fills `buffer` with bytes of the shard's file from `start` on."""
+        done = 0
+        while done < len(buffer):
+            stripe, offset = divmod(start + done, self._erasure.parity.stripe_bytes)
+            number, within = divmod(offset, self._erasure.piece_bytes(stripe))
+            part = self._data(stripe)[number][within : within + len(buffer) - done]
+            buffer[done : done + len(part)] = part
+            done += len(part)
 
     def piece(self, number: int, stripe: int) -> memoryview:
         """One piece of a stripe, computed where it is not among those that are there."""
         pieces = self._pieces(stripe)
         if number in pieces:
             return pieces[number]
-        out = memoryview(bytearray(self._erasure.piece_bytes(stripe)))
-        self._erasure.coder.rebuild(pieces, {number: out})
-        return out.toreadonly()
+        return self._rebuilt(stripe, pieces, [number])[number]
 
-    def _read_stripe(self, stripe: int) -> memoryview:
-        size, k = self._erasure.piece_bytes(stripe), self._erasure.parity.data_pieces
-        whole = memoryview(bytearray(size * k))
-        pieces = self._pieces(stripe)
-        for number, piece in pieces.items():
-            if number < k:
-                whole[number * size : (number + 1) * size] = piece
-        lacking = {number: whole[number * size : (number + 1) * size] for number in range(k) if number not in pieces}
-        self._erasure.coder.rebuild(pieces, lacking)
-        return whole.toreadonly()
+    def _data_pieces(self, stripe: int) -> list[memoryview]:
+        pieces, k = self._pieces(stripe), self._erasure.parity.data_pieces
+        made = self._rebuilt(stripe, pieces, [number for number in range(k) if number not in pieces])
+        return [pieces[number] if number in pieces else made[number] for number in range(k)]
+
+    def _rebuilt(self, stripe: int, pieces: Pieces, numbers: Sequence[int]) -> dict[int, memoryview]:
+        size = self._erasure.piece_bytes(stripe)
+        made = {number: memoryview(bytearray(size)) for number in numbers}
+        self._erasure.coder.rebuild(pieces, made)
+        return made
 
 
 @functools.lru_cache(maxsize=32)

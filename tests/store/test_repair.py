@@ -97,6 +97,30 @@ def test_a_node_that_holds_it_is_asked_before_the_backup() -> None:
     assert (step.sources, step.target, step.elsewhere) == (("a",), "b", True)
 
 
+def piece(nodes: tuple[str, ...], *siblings: tuple[str, ...], needed: int = 2, **more: object) -> ShardStanding:
+    return standing("p", nodes, wanted=1, siblings=siblings, pieces_needed=needed, **more)
+
+
+def test_a_lost_piece_is_made_anew_on_a_node_without_another_one() -> None:
+    nodes = [node("a"), node("b"), node("c")]
+    (step,) = plan_repair([piece(("gone",), ("a",), ("b",))], nodes).steps
+    assert (step.sources, step.target, step.elsewhere) == ((), "c", True)
+    assert "since node gone is gone; anew from 2 of 2 other pieces to node c" in step.reason
+
+
+def test_too_few_pieces_are_lost_unless_there_is_a_backup() -> None:
+    nodes = [node("a"), node("b"), node("c")]
+    (lost,) = plan_repair([piece(("gone",), ("a",), ())], nodes).unrepairable
+    assert lost.lost and "no living node holds a copy and 1 of 2 other pieces" in lost.reason
+    (step,) = plan_repair([piece(("gone",), ("a",), (), backups=("s3://b",))], nodes).steps
+    assert "from s3://b to node" in step.reason and step.target in "bc"
+
+
+def test_a_piece_waits_for_a_node_rather_than_joining_another() -> None:
+    (left,) = plan_repair([piece(("gone",), ("a",), ("b",))], [node("a"), node("b")]).unrepairable
+    assert not left.lost and "2 living nodes cannot hold 3 pieces; add 1 more" in left.reason
+
+
 def test_a_copy_that_does_not_count_is_a_source_and_may_become_one_that_counts() -> None:
     (step,) = plan_repair([standing("s", (), wanted=1, other_nodes=("a",))], [node("a"), node("b", free_bytes=0)]).steps
     assert (step.sources, step.target) == (("a",), "a")

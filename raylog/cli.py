@@ -346,6 +346,8 @@ def restore_keys(
 @app.command()
 def status(
     paths: Annotated[bool, typer.Option("--paths", help="the ways between nodes, and what was decided why")] = False,
+    tiers: Annotated[bool, typer.Option("--tiers", help="every tier of every node, and how its device does")] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="with --tiers: try what the devices can do now")] = False,
     events: Annotated[bool, typer.Option("--events", help="what happened and was decided on all nodes")] = False,
     since: Annotated[str | None, typer.Option(help="how far back --events goes, such as 90s or 2h; default 1h")] = None,
     as_json: Json = False,
@@ -353,12 +355,22 @@ def status(
     """Show nodes, tiers, GPUs, transfers and what is wrong."""
     from raylog.api import operate
 
-    if paths and events:
-        raise UsageError("expected one of --paths and --events, got both")
+    if paths + events + tiers > 1:
+        raise UsageError("expected one of --paths, --tiers and --events, got several")
+    if measure and not tiers:
+        raise UsageError("--measure is for --tiers: give both")
     if since and not events:
         raise UsageError("--since says how far back --events goes: give both")
     since_s = time.time() - parse_seconds(since or "1h")
     screen.claim_standard_output()
+    if tiers:
+        with Options.connect(quiet=as_json) as client:
+            samples = client.measure_disks() if measure else client.telemetry()
+        if as_json:
+            screen.print_json({sample.node_id: sample.tiers for sample in samples})
+        else:
+            screen.show_tiers(samples)
+        return
     if paths:
         ways = operate.paths(Options.address)
         show = screen.print_json if as_json else screen.show_paths

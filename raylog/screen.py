@@ -30,6 +30,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from raylog.monitor.samples import NodeSample, TierSample
 from raylog.spec import TierKind
 from raylog.units import format_bytes, format_rate, format_seconds
 
@@ -194,6 +195,34 @@ def show_status(status: Status) -> None:
         )
 
 
+def show_tiers(samples: Sequence[NodeSample]) -> None:
+    """One line per tier of every node: room, what its device was measured at and does now, and what is wrong with
+    it."""
+    columns = ["host", "tier", "path", "size", "free", "full in", "shards", "read", "write", "fsync", "errors", "state"]
+    rows = [[sample.hostname, *_tier_cells(tier)] for sample in samples for tier in sample.tiers]
+    print_table(columns, rows, right=set(columns[3:11]))
+
+
+def _tier_cells(tier: TierSample) -> list[object]:
+    days = "" if tier.days_to_full is None else f"{tier.days_to_full:.0f} days"
+    room = [tier.kind, tier.path, format_bytes(tier.capacity_bytes), format_bytes(tier.free_bytes), days, tier.shards]
+    device = tier.device
+    if device is None:
+        return [*room, "", "", "", "", "ok"]
+    return [
+        *room,
+        _now_and_measured(device.read_bytes_per_s, device.measured_read_bytes_per_s),
+        _now_and_measured(device.write_bytes_per_s, device.measured_write_bytes_per_s),
+        f"{device.sync_s * 1e3:.1f} ms",
+        device.errors,
+        device.problem or "ok",
+    ]
+
+
+def _now_and_measured(now: float, measured: float | None) -> str:
+    return format_rate(now) if measured is None else f"{format_rate(now)} of {format_rate(measured)}"
+
+
 def show_paths(nodes: Sequence[NodePaths]) -> None:
     """One line per node and peer, with the last decision; what nodes did not answer."""
     rows = [[node.hostname, *_path_cells(path)] for node in nodes for path in node.paths]
@@ -232,7 +261,7 @@ def _path_cells(path: PathReport) -> list[object]:
 
 def _node_cells(row: NodeRow) -> list[object]:
     free = {tier.kind: tier.free_bytes for tier in row.tiers}
-    disk_bytes = sum(count for kind, count in free.items() if kind is not TierKind.MEMORY)
+    disk_bytes = sum(tier.free_bytes for tier in row.tiers if tier.kind is not TierKind.MEMORY)
     gpus = (
         f"{row.gpus.count} at {row.gpus.utilisation:.0%}" if row.gpus.utilisation is not None else str(row.gpus.count)
     )

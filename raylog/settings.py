@@ -36,6 +36,8 @@ class Settings:
     # node
     arena_bytes: int = 0  # memory tier; 0: a quarter of what /dev/shm leaves, at most 4 GiB
     disk_reserve_bytes: int = GIB  # never filled
+    disks: str = ""  # folders on further devices of every node that has them, by commas: their kinds are found out
+    checkpoint_reserve_bytes: int = 0  # of every disk, kept free for what has the label use = checkpoint
     # An address, or what each node finds its own by: a network such as "10.0.0.0/16", an interface such as "eth1".
     bind: str = ""  # "": the address that Ray knows the node by
     advertise: str = ""  # "": the bind address; several networks, by commas, carry shards side by side
@@ -79,6 +81,7 @@ class Settings:
             "port_last": (self.port_first, 65535),
             "arena_bytes": (0, 1 << 50),
             "disk_reserve_bytes": (0, 1 << 60),
+            "checkpoint_reserve_bytes": (0, 1 << 60),
             "pull_deadline_s": (1, 86400),
             "call_deadline_s": (1, 3600),
             "reconcile_period_s": (0.1, 3600),
@@ -93,7 +96,7 @@ class Settings:
                 for of in ("node", "peer", *QosClass)
             },
         }
-        _ = self.backup_urls  # checked here, and not by the first that needs one
+        _ = self.backup_urls, self.disk_paths  # checked here, and not by the first that needs one
         for choice in (self.bind, *self.advertised):
             check_choice(choice)
         for name, (least, most) in checks.items():
@@ -104,6 +107,15 @@ class Settings:
     @property
     def advertised(self) -> tuple[str, ...]:
         return tuple(choice.strip() for choice in self.advertise.split(",") if choice.strip())
+
+    @property
+    def disk_paths(self) -> tuple[Path, ...]:
+        """Those of `disks` that are on this machine; a node without one does without."""
+        paths = [Path(path.strip()) for path in self.disks.split(",") if path.strip()]
+        for path in paths:
+            if not path.is_absolute():
+                raise UsageError(f"expected absolute paths of folders in disks, got {str(path)!r}")
+        return tuple(path for path in paths if path.is_dir())
 
     @property
     def backup_urls(self) -> tuple[str, ...]:
@@ -174,8 +186,8 @@ def _parse(key: str, value: Any, where: str) -> Any:
         expected, parsed = "a path", Path(value) if isinstance(value, (str, Path)) and str(value) else None
     elif key == "shared_memory":
         expected, parsed = "true or false", value if isinstance(value, bool) else None
-    elif key in ("bind", "advertise", "backups"):
-        expected = "URLs" if key == "backups" else "an address, a network or an interface"
+    elif key in ("bind", "advertise", "backups", "disks"):
+        expected = {"backups": "URLs", "disks": "paths of folders"}.get(key, "an address, a network or an interface")
         parsed = value if isinstance(value, str) else None
     elif key.endswith("_bytes_per_s"):
         expected = "a number of bytes per second such as 100000000, '100MB' or '1gbit'"

@@ -61,6 +61,14 @@ class Durability(enum.StrEnum):
     REMOTE = "remote"
 
 
+class Use(enum.StrEnum):
+    """What a version is for, which decides on what device its shards lie."""
+
+    DATASET = "dataset"
+    CHECKPOINT = "checkpoint"
+    ARCHIVE = "archive"
+
+
 class QosClass(enum.StrEnum):
     """Traffic classes, most urgent first."""
 

@@ -24,12 +24,14 @@ from raylog.actors.requests import (
     CloseNode,
     DeleteShards,
     EvictShard,
+    MeasureDisks,
     ProbeBackup,
     PullShard,
     RepairShard,
 )
 from raylog.actors.scrub import BackgroundScrub
 from raylog.actors.slot import claim_slot
+from raylog.actors.tiering import Tiering, open_disks
 from raylog.addresses import everywhere, is_everywhere, machine_addresses, own_address, own_bind_address
 from raylog.catalog.copy import RecordCopy
 from raylog.catalog.journal import Entry
@@ -39,16 +41,13 @@ from raylog.errors import DamagedData, NoSpace, NotFound, NotPermitted
 from raylog.monitor.events import Event, EventLog
 from raylog.monitor.meter import TransferMeter
 from raylog.monitor.sampler import NodeSampler
-from raylog.monitor.samples import NodeSample, TierSample
+from raylog.monitor.samples import NodeSample
 from raylog.security.requests import CLUSTER
 from raylog.settings import Settings
 from raylog.spec import ShardRef, TierKind
-from raylog.store.device import device_kind
-from raylog.store.disk import DiskTier
 from raylog.store.memory import MemoryTier
 from raylog.store.objects import Limit
 from raylog.store.scrub import check_shard
-from raylog.store.tier import Tier
 from raylog.store.tiered import TieredStore
 from raylog.units import GIB, MIB
 from raylog.wire.classes import Slices
@@ -120,6 +119,7 @@ class NodeActor:
         self._backups = BackupCopies(self._store, cluster_id, self._slot.node_id(), settings.backup_urls)
         self._puller = Puller(self._store, sessions, self._meter, relay, self._backups)
         self._scrub = BackgroundScrub(self._store, self._meter, settings.scrub_bytes_per_s, settings.scrub_period_s)
+        self._tiering = Tiering(self._store)
         self._records = RecordCopy(
             self._slot.path / "records", self._membership.cluster_id, self._membership.verify_cluster
         )
@@ -148,7 +148,12 @@ class NodeActor:
 
     @ray.method(concurrency_group=CONTROL)
     def sample(self) -> NodeSample:
-        return self._sampler.sample([self._tier_sample(tier) for tier in self._store.tiers], self._scrub.sample())
+        return self._sampler.sample(self._tiering.samples(), self._scrub.sample())
+
+    def measure(self, signed_request: bytes) -> None:
+        """Measures the disks anew; `sample` tells what came of it."""
+        self._requests.open(signed_request, MeasureDisks)
+        self._tiering.measure()
 
     @ray.method(concurrency_group=CONTROL)
     def paths(self) -> tuple[list[PathReport], list[Decision]]:
@@ -169,6 +174,7 @@ class NodeActor:
             asked.durability,
             asked.qos,
             asked.deadline_s,
+            use=asked.use,
             pull_id=asked.pull_id,
             elsewhere=asked.elsewhere,
         )
@@ -331,6 +337,7 @@ class NodeActor:
         """Lets go of everything on this machine but what is stored."""
         self._requests.open(signed_request, CloseNode)
         self._scrub.close()
+        self._tiering.close()
         self._membership.close()
         self._local.close()
         self._puller.close()
@@ -341,9 +348,7 @@ class NodeActor:
         self._slot.release()
 
     def _open_store(self) -> TieredStore:
-        cluster_id = self._membership.credentials().identity.cluster_id
-        disk = DiskTier(self._slot.path / "tier", cluster_id=cluster_id, kind=device_kind(self._slot.path),
-                        reserve_bytes=self._settings.disk_reserve_bytes)  # fmt: skip
+        disk = open_disks(self._slot, self._membership.cluster_id, self._settings)
         path = self._slot.arena_path
         capacity_bytes = self._settings.arena_bytes or default_arena_bytes(path.parent)
         if capacity_bytes < ARENA_BYTES_MIN:
@@ -356,16 +361,6 @@ class NodeActor:
         except NoSpace as error:  # what is put with durability memory goes to disk, which promises more
             log.warning("no memory tier: %s; or set a smaller arena_bytes", error)
             return TieredStore(None, disk)
-
-    def _tier_sample(self, tier: Tier) -> TierSample:
-        path = self._slot.arena_path if tier.kind is TierKind.MEMORY else self._slot.path
-        return TierSample(
-            kind=tier.kind,
-            path=str(path),
-            capacity_bytes=tier.capacity_bytes,
-            free_bytes=tier.free_bytes,
-            shards=len(tier.shards()),
-        )
 
 
 def listening_addresses(settings: Settings, host: str) -> tuple[str, tuple[str, ...]]:

@@ -23,7 +23,7 @@ from raylog.placement.plan import Plan
 from raylog.placement.replicas import FailureDomain, ReplicaPlan, replica_targets
 from raylog.placement.solve import load_solver, solve
 from raylog.settings import Settings
-from raylog.spec import Durability, ShardRef
+from raylog.spec import Durability, ShardRef, TierKind
 
 log = logging.getLogger("raylog.placement")
 FAILURE_DOMAINS: tuple[FailureDomain, ...] = ("zone", "rack", "node")  # the largest that the nodes are labelled with
@@ -101,6 +101,13 @@ class PlacementActor(Eventful):
         ]
 
 
+def _free_by_kind(sample: NodeSample) -> dict[TierKind, int]:
+    free: dict[TierKind, int] = {}
+    for tier in sample.tiers:
+        free[tier.kind] = free.get(tier.kind, 0) + tier.free_bytes
+    return free
+
+
 def node_state(
     info: NodeInfo,
     sample: NodeSample,
@@ -130,7 +137,7 @@ def node_state(
             if gpu.problem is None
         ),
         load=host.load[0],
-        free_bytes={tier.kind: tier.free_bytes for tier in sample.tiers},
+        free_bytes=_free_by_kind(sample),
         labels=info.labels,
         is_draining=is_draining,
         last_seen_s=max(time.time() - sample.time_s, 0.0),

@@ -27,7 +27,7 @@ from raylog.errors import (
     UsageError,
 )
 from raylog.monitor.meter import TransferMeter
-from raylog.spec import Durability, QosClass, ShardRef
+from raylog.spec import Durability, QosClass, ShardRef, Use
 from raylog.store.objects import Limit
 from raylog.store.remote_shard import ShardSource
 from raylog.store.tier import ShardWriter
@@ -88,6 +88,7 @@ class Puller:
         qos: QosClass,
         deadline_s: float,
         *,
+        use: Use = Use.DATASET,
         pull_id: str = "",
         elsewhere: Elsewhere = NOWHERE,
     ) -> Outcome:
@@ -102,7 +103,7 @@ class Puller:
         with self.cancels.watched(pull_id) as cancel, self._alone(ref.shard_id, deadline, cancel):
             if self._is_here(ref, durability):
                 return Outcome(moved_bytes=0, twice_bytes=0, seconds=time.monotonic() - started_s)
-            sink = StoreSink(self._store, durability)
+            sink = StoreSink(self._store, durability, use)
             try:
                 with self._slot(deadline, cancel):
                     try:
@@ -352,15 +353,15 @@ class Cancels:
 
 
 class StoreSink:
-    """Where a pulled shard goes: as `durability` promises, or into the cache for None."""
+    """Where a pulled shard goes: as `durability` promises on a disk for its `use`, or into the cache for None."""
 
-    def __init__(self, store: TieredStore, durability: Durability | None) -> None:
-        self._store, self._durability = store, durability
+    def __init__(self, store: TieredStore, durability: Durability | None, use: Use) -> None:
+        self._store, self._durability, self._use = store, durability, use
 
     def create(self, frame: Frame, /) -> ShardWriter:
         if self._durability is None:
             return self._store.create_cached(frame)
-        return self._store.create(frame, self._durability)
+        return self._store.create(frame, self._durability, self._use)
 
 
 class MemorySink:

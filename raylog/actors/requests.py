@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from raylog.actors.elsewhere import NOWHERE, Elsewhere
 from raylog.errors import UsageError
 from raylog.security.requests import CLUSTER, Request, Signer, sign_request
-from raylog.spec import Durability, QosClass, ShardRef, parse_backup, parse_id
+from raylog.spec import Durability, QosClass, ShardRef, Use, parse_backup, parse_id
 from raylog.wire.fetcher import Source
 
 LAUNCH = "launch"  # to whom `StopRaylog` is; the others are to a node's id
@@ -27,6 +27,7 @@ class PullShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
     durability: Durability | None
     qos: QosClass
     deadline_s: float
+    use: Use = Use.DATASET
     elsewhere: Elsewhere = NOWHERE
 
     def __post_init__(self) -> None:
@@ -92,6 +93,13 @@ class BackUpShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True
         parse_id(self.pull_id, "pull id")
         parse_id(self.shard.shard_id, "shard id")
         parse_backup(self.url)
+
+
+class MeasureDisks(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That the node tries what its disks can do."""
+
+    action: ClassVar[str] = "node.measure"
+    askers: ClassVar[frozenset[str]] = CLIENTS_AND_CLUSTER
 
 
 class EvictShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,6 +1,7 @@
 """The Python API: what a training script, a job and the command line call."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -243,6 +244,13 @@ class Client:
         """The last sample of every node that is not silent."""
         samples: list[NodeSample] = self._session.call("monitor", "samples")
         return samples
+
+    def measure_disks(self) -> list[NodeSample]:
+        """Has every node try what its disks can do (seconds on a hard disk), and returns their samples then."""
+        nodes = self._session.nodes()
+        with ThreadPoolExecutor(max(len(nodes), 1), thread_name_prefix="measure") as executor:
+            list(executor.map(self._session.measure_disks, nodes))
+        return [self._session.on_node(info, "sample") for info in nodes]
 
     def paths(self) -> list[NodePaths]:
         """By node: the ways to its peers (round trip, loss, rate, congestion control), and what was decided and why."""

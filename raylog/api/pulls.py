@@ -11,7 +11,7 @@ from raylog.actors.node_info import NodeInfo
 from raylog.actors.pull import Outcome
 from raylog.api.session import Session
 from raylog.errors import Cancelled, NoSpace, RaylogError
-from raylog.spec import Durability, QosClass, ShardRef, new_id
+from raylog.spec import Durability, QosClass, ShardRef, Use, new_id
 from raylog.wire.fetcher import Source
 
 CANCEL_TIMEOUT_S = 5.0
@@ -34,6 +34,7 @@ class Pulls:
         qos: QosClass,
         durability: Durability | None,
         *,
+        use: Use = Use.DATASET,
         sources: Sequence[Source] | None = None,
         timeout_s: float | None = None,
     ) -> Outcome:
@@ -42,7 +43,7 @@ class Pulls:
         with self._registered(target, ref) as pull_id:
             try:
                 return self._session.pull(
-                    target, ref, qos, durability, sources=sources, timeout_s=timeout_s, pull_id=pull_id
+                    target, ref, qos, durability, use=use, sources=sources, timeout_s=timeout_s, pull_id=pull_id
                 )
             except NoSpace as error:
                 raise on_node(error, target) from error

@@ -35,6 +35,7 @@ from raylog.spec import (
     QosClass,
     Reference,
     ShardRef,
+    Use,
     Version,
     new_id,
     parse_backup,
@@ -66,6 +67,11 @@ class PutOptions:
         return Durability.DISK if self.durability is Durability.REMOTE else self.durability
 
     @property
+    def use(self) -> Use:
+        """What the version is for, by its label."""
+        return Use(self.labels.get("use", Use.DATASET))
+
+    @property
     def waits_for_backup(self) -> bool:
         return self.durability is Durability.REMOTE
 
@@ -82,6 +88,9 @@ class PutOptions:
         erasure: str | None = None,
     ) -> Self:
         """Raises `UsageError`."""
+        use = (labels or {}).get("use", Use.DATASET)
+        if use not in list(Use):
+            raise UsageError(f"expected the label use to be one of {', '.join(Use)}, got {use!r}")
         if erasure and replicas != 1:
             raise UsageError(f"expected replicas or erasure, got {replicas} replicas and erasure {erasure!r}")
         if erasure and durability == Durability.MEMORY:
@@ -226,7 +235,7 @@ class Put:
     def _stage(self, expected_bytes: int) -> LocalStaging:
         store = self._session.store
         try:
-            return store.stage(expected_bytes)
+            return store.stage(expected_bytes, self._options.use)
         except NoSpace as error:
             raise on_node(error, self._session.local) from error
         except Unavailable:
@@ -269,6 +278,7 @@ class Put:
         with ThreadPoolExecutor(len(refs), thread_name_prefix="piece") as executor:
             pulling = [
                 executor.submit(self._pulls.pull, info, ref, QosClass.CHECKPOINT, self._options.kept_as,
+                use=self._options.use,
                                 sources=sources_for(info, [session.local]))
                 for info, ref in zip(targets, refs, strict=True)
             ]  # fmt: skip
@@ -302,6 +312,7 @@ class Put:
                     ref,
                     QosClass.CHECKPOINT,
                     options.kept_as,
+                    use=options.use,
                     sources=plan.sources(info, ref),
                 )
                 for info in others

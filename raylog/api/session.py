@@ -25,6 +25,7 @@ from raylog.actors.requests import (
     BackUpShard,
     CancelPull,
     DeleteShards,
+    MeasureDisks,
     ProbeBackup,
     PullShard,
     RepairShard,
@@ -52,7 +53,7 @@ from raylog.security.credentials import Credentials
 from raylog.security.grants import DEKS_MAX, ReadScope, WriteScope, open_grant, request_grant
 from raylog.security.requests import Request, Signer, sign_request
 from raylog.settings import Settings
-from raylog.spec import Durability, QosClass, Reference, ShardRef, Version
+from raylog.spec import Durability, QosClass, Reference, ShardRef, Use, Version
 from raylog.units import MIB
 from raylog.wire.fetcher import Source
 from raylog.wire.local_client import LocalClient
@@ -258,6 +259,7 @@ class Session:
         durability: Durability | None,
         *,
         pull_id: str,
+        use: Use = Use.DATASET,
         sources: Sequence[Source] | None = None,
         timeout_s: float | None = None,
     ) -> Outcome:
@@ -271,6 +273,7 @@ class Session:
             durability=durability,
             qos=qos,
             deadline_s=limit_s,
+            use=use,
         )
         outcome: Outcome = self._ask_around(target, pull, limit_s)
         return outcome
@@ -296,6 +299,10 @@ class Session:
         """How `target` may have a shard that no node gives whole."""
         found: dict[str, Whereabouts] = self.retried("catalog", "whereabouts", [shard_id])
         return elsewhere_for(target, found[shard_id], self.nodes())
+
+    def measure_disks(self, info: NodeInfo) -> None:
+        """Has a node try what its disks can do."""
+        self.ask_node(info, MeasureDisks(), self.settings.pull_deadline_s)
 
     def probe_backup(self, url: str) -> None:
         """Tries whether this machine's node can write below `url`. Raises `UsageError`, `NotFound`, `NotPermitted`,

@@ -106,6 +106,23 @@ TIER_METRICS = _table(
     ("raylog_tier_capacity_bytes", "bytes", "capacity_bytes", "Bytes that the tier may hold"),
     ("raylog_tier_free_bytes", "bytes", "free_bytes", "Bytes that the tier can still take"),
     ("raylog_tier_shards", "shards", "shards", "Shards on the tier"),
+    ("raylog_tier_days_to_full", "days", "days_to_full", "Days until the tier is full at the last day's rate"),
+)
+DEVICE_METRICS = _table(
+    TIER_LABELS,
+    ("raylog_device_read_bytes_per_second", "bytes/s", "read_bytes_per_s", "Rate of reading lately"),
+    ("raylog_device_write_bytes_per_second", "bytes/s", "write_bytes_per_s", "Rate of writing and syncing lately"),
+    ("raylog_device_sync_seconds", "seconds", "sync_s", "Time of one fsync lately"),
+    ("raylog_device_reads_total", "reads", "reads", "Chunks read"),
+    ("raylog_device_read_bytes_total", "bytes", "read_bytes", "Bytes read"),
+    ("raylog_device_read_seconds_total", "seconds", "read_s", "Time waited for reads"),
+    ("raylog_device_writes_total", "writes", "writes", "Shards written"),
+    ("raylog_device_written_bytes_total", "bytes", "written_bytes", "Bytes written"),
+    ("raylog_device_write_seconds_total", "seconds", "write_s", "Time waited for writes, fsync included"),
+    ("raylog_device_syncs_total", "syncs", "syncs", "Commits synced"),
+    ("raylog_device_sync_seconds_total", "seconds", "synced_s", "Time waited for fsync"),
+    ("raylog_device_errors_total", "errors", "errors", "Reads and writes that the device refused"),
+    ("raylog_device_has_problem", "bool", "has_problem", "1 while the device is slower than it was, or fails"),
 )
 GPU_METRICS = _table(
     GPU_LABELS,
@@ -136,7 +153,7 @@ CLUSTER_METRICS = _table(
 
 METRICS: tuple[Metric, ...] = (
     *(*NODE_METRICS, NODE_LOAD, NODE_GPUS, *CLASS_METRICS, *SCRUB_METRICS),
-    *(*NIC_METRICS, *DISK_METRICS, *TIER_METRICS),
+    *(*NIC_METRICS, *DISK_METRICS, *TIER_METRICS, *DEVICE_METRICS),
     *(*GPU_METRICS, GPU_THROTTLED, GPU_XIDS),
 )
 
@@ -160,7 +177,10 @@ def readings(sample: NodeSample) -> list[Reading]:
     for path, disk in sample.host.disks.items():
         found += _read(DISK_METRICS, disk, {**node, "path": path})
     for tier in sample.tiers:
-        found += _read(TIER_METRICS, tier, {**node, "tier": tier.kind.value, "path": tier.path})
+        labels = {**node, "tier": tier.kind.value, "path": tier.path}
+        found += _read(TIER_METRICS, tier, labels)
+        if tier.device is not None:
+            found += _read(DEVICE_METRICS, tier.device, labels)
     for gpu in sample.gpus:
         found += _gpu_readings(gpu, node)
     return found

@@ -118,14 +118,44 @@ class TransferCounters(msgspec.Struct, frozen=True, kw_only=True):
     by_class: dict[QosClass, ClassCounters] = {}
 
 
+class DeviceSample(msgspec.Struct, frozen=True, kw_only=True):
+    """The device under a disk tier: as it was measured when nothing else was asked of it (None: not yet), as it is now,
+    and totals since the node actor started; seconds are those that were waited. `problem`: "" while it is as fast as it
+    was and refuses nothing."""
+
+    measured_read_bytes_per_s: float | None
+    measured_write_bytes_per_s: float | None
+    measured_sync_s: float | None
+    read_bytes_per_s: float
+    write_bytes_per_s: float
+    sync_s: float
+    reads: int
+    read_bytes: int
+    read_s: float
+    writes: int
+    written_bytes: int
+    write_s: float
+    syncs: int
+    synced_s: float
+    errors: int
+    problem: str
+
+    @property
+    def has_problem(self) -> bool:
+        return bool(self.problem)
+
+
 class TierSample(msgspec.Struct, frozen=True, kw_only=True):
-    """One tier of one node. `path` is the arena's file or the tier's directory."""
+    """One tier of one node. `path` is the arena's file or the tier's directory; `days_to_full` at the last day's rate,
+    None while it does not fill."""
 
     kind: TierKind
     path: str
     capacity_bytes: int
     free_bytes: int
     shards: int
+    days_to_full: float | None = None
+    device: DeviceSample | None = None
 
 
 class ScrubSample(msgspec.Struct, frozen=True, kw_only=True):

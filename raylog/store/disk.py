@@ -8,6 +8,7 @@ an error of one read, not the end of the process.
 import logging
 import os
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from raylog.buffers import BufferPool
 from raylog.codec.frame import Frame
 from raylog.errors import Conflict, DamagedData, NotFound
 from raylog.spec import ShardRef, TierKind, new_id
+from raylog.store.device_meter import DeviceMeter
 from raylog.store.files import (
     Descriptor,
     fsync_directory,
@@ -25,6 +27,7 @@ from raylog.store.files import (
     write_exactly,
 )
 from raylog.store.layout import Layout
+from raylog.store.measure import PROBE_BYTES, measure
 from raylog.store.pin import Pin
 from raylog.store.shard_file import DiskReader, DiskWriter
 
@@ -51,6 +54,7 @@ class DiskTier:
     ) -> None:
         self.kind = kind
         self.directory = directory
+        self.meter = DeviceMeter()
         self._name = f"disk tier {directory}"
         self.reserve_bytes = reserve_bytes
         with storage_errors(self._name, "open the directory"):
@@ -82,7 +86,8 @@ class DiskTier:
             self._writing.add(shard_id)
         try:
             path = self._layout.partial_path(shard_id)
-            with storage_errors(self._name, f"write shard {shard_id}", frame.stored_bytes, self.free_bytes):
+            action = f"write shard {shard_id}"
+            with storage_errors(self._name, action, frame.stored_bytes, self.free_bytes, meter=self.meter):
                 resumed = self._resume(path, frame)
                 descriptor = self._begin(path, frame) if resumed is None else resumed
             writer = DiskWriter(
@@ -91,6 +96,7 @@ class DiskTier:
                 path,
                 Descriptor(descriptor),
                 self._buffers,
+                self.meter,
                 publish=partial(self._publish, frame, path),
                 ended=partial(self._end_writing, shard_id),
             )
@@ -104,7 +110,7 @@ class DiskTier:
     def open(self, shard_id: str) -> "DiskReader":
         path = self._layout.shard_path(shard_id)
         file = self._open_file(shard_id, path, os.O_RDONLY)
-        return DiskReader(self._name, self._read_shard_frame(file, shard_id), file, self._buffers)
+        return DiskReader(self._name, self._read_shard_frame(file, shard_id), file, self._buffers, self.meter)
 
     def pin(self, shard_id: str) -> Pin:
         """Holds the shard's file open for another process of this machine. Raises as `open`."""
@@ -148,6 +154,19 @@ class DiskTier:
             if path.exists():
                 path.unlink(missing_ok=True)
                 fsync_directory(path.parent)
+
+    def measure(self) -> None:
+        """Tries what the device can do (measure.py). Raises `NoSpace`, `Unavailable`."""
+        self._make_room(2 * PROBE_BYTES)
+        self.meter.measured = measure(self.directory)
+
+    def holds_partial(self, shard_id: str) -> bool:
+        """Whether an earlier writer left some of the shard."""
+        return self._layout.partial_path(shard_id).exists()
+
+    def is_cached(self, shard_id: str) -> bool:
+        """Whether the shard is noted to be promised to nobody."""
+        return self._layout.cached_path(shard_id).exists()
 
     def cached(self) -> list[str]:
         """Shards that are promised to nobody, the oldest first."""
@@ -216,7 +235,7 @@ class DiskTier:
         """An empty file for a putting process. Raises `NoSpace` when `expected_bytes` do not fit now."""
         stage_id = new_id()
         path = self._layout.staging_path(stage_id)
-        with storage_errors(self._name, "stage a shard", expected_bytes, self.free_bytes):
+        with storage_errors(self._name, "stage a shard", expected_bytes, self.free_bytes, meter=self.meter):
             self._make_room(expected_bytes)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         staging = Staging(stage_id, descriptor, path)
@@ -230,7 +249,9 @@ class DiskTier:
         staging = self._staging(stage_id)
         with storage_errors(self._name, "read a staged shard"):
             file = Descriptor(os.dup(staging.descriptor))
-        return DiskReader(self._name, self._read_frame(file, staging.path, frame_digest), file, self._buffers)
+        return DiskReader(
+            self._name, self._read_frame(file, staging.path, frame_digest), file, self._buffers, self.meter
+        )
 
     def adopt(self, stage_id: str, frame: Frame) -> None:
         """Makes a staged file, whose chunks the caller has verified, a durable shard of this tier; the staging ends.
@@ -240,13 +261,16 @@ class DiskTier:
         """
         shard_id = frame.header.shard_id
         staging = self._staging(stage_id)
-        with storage_errors(self._name, f"adopt shard {shard_id}", frame.stored_bytes):
+        with storage_errors(self._name, f"adopt shard {shard_id}", frame.stored_bytes, meter=self.meter):
+            began_s = time.perf_counter()
             try:
                 os.fsync(staging.descriptor)
             except OSError:
                 self.discard(stage_id)  # see DiskWriter.commit: what was written cannot be trusted any more
                 raise
             self._publish(frame, staging.path)
+            sync_s = time.perf_counter() - began_s
+            self.meter.wrote(frame.stored_bytes, sync_s, sync_s)
         self.discard(stage_id)
 
     def discard(self, stage_id: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from raylog.errors import DamagedData, NoSpace, Unavailable
+from raylog.store.device_meter import DeviceMeter
 from raylog.units import format_bytes
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -88,15 +89,23 @@ def publish(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def storage_errors(
-    tier: str, action: str, needed_bytes: int = 0, free_bytes: int = 0, **details: object
+    tier: str,
+    action: str,
+    needed_bytes: int = 0,
+    free_bytes: int = 0,
+    meter: DeviceMeter | None = None,
+    **details: object,
 ) -> Iterator[None]:
     """Turns an `OSError` of the body into the store's words: a full device to `NoSpace`, a failed read of a bad sector
-    to `DamagedData` (with `details`), anything else (read-only device, permissions) to `Unavailable`."""
+    to `DamagedData` (with `details`), anything else (read-only device, permissions) to `Unavailable`. `meter` counts
+    all but full devices."""
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
             raise no_space(tier, action, needed_bytes, free_bytes) from error
+        if meter is not None and not isinstance(error, FileNotFoundError):
+            meter.failed()
         if error.errno == errno.EIO and action.startswith("read"):
             raise DamagedData(
                 f"{tier}: cannot {action}: {error.strerror}; repair it from another replica", **details

@@ -10,6 +10,7 @@ import logging
 import mmap
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -69,6 +70,9 @@ class MemoryTier:
         self._ended: deque[int] = deque()  # generations of views that are gone; filled from any thread, without a lock
         self._generations = itertools.count(1)
         self._uses = itertools.count(1)
+        self.rank: Callable[[str], float] = lambda shard_id: (
+            0.0
+        )  # what goes last when room is needed; equals by last use
         self._lock = threading.RLock()
 
     @property
@@ -154,6 +158,16 @@ class MemoryTier:
         with self._lock:
             return self._committed(shard_id).evictable
 
+    def victims(self, stored_bytes: int) -> list[tuple[str, int]] | None:
+        """Which shards (id and bytes) would give way to one of `stored_bytes`; None when there is no place for it."""
+        with self._lock:
+            self._collect()
+            candidates = self._candidates()
+            plan = plan_eviction(self._free, [held.extent for held in candidates], stored_bytes)
+            if plan is None:
+                return None
+            return [(candidates[index].frame.header.shard_id, candidates[index].frame.stored_bytes) for index in plan]
+
     def replace_chunk(self, shard_id: str, number: int, sealed: memoryview) -> None:
         held, view = self._look(shard_id)
         held.frame.verify_chunk(number, sealed)
@@ -218,13 +232,18 @@ class MemoryTier:
         return held
 
     def _evict(self, length: int) -> None:
-        candidates = sorted((held for held in self._shards.values() if held.may_go), key=lambda held: held.used)
+        candidates = self._candidates()
         plan = plan_eviction(self._free, [held.extent for held in candidates], length)
         if plan is None:
             room = self._free.free_bytes + sum(held.extent.length for held in candidates)
             raise no_space(f"memory tier {self.path}", "hold the shard (the rest is pinned or kept)", length, room)
         for index in plan:
             self._drop(candidates[index])
+
+    def _candidates(self) -> list[_Held]:
+        """Whatever may go, worth least first."""
+        may_go = [held for held in self._shards.values() if held.may_go]
+        return sorted(may_go, key=lambda held: (self.rank(held.frame.header.shard_id), held.used))
 
     def _drop(self, held: _Held) -> None:
         if self._shards.get(held.frame.header.shard_id) is held:

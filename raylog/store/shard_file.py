@@ -1,6 +1,7 @@
 """One shard as a file of a disk tier: read chunk by chunk, written chunk by chunk in any order."""
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -9,6 +10,7 @@ from typing import Self
 from raylog.buffers import BufferPool
 from raylog.codec.frame import Frame
 from raylog.errors import DamagedData, UsageError
+from raylog.store.device_meter import DeviceMeter
 from raylog.store.files import Descriptor, read_exactly, storage_errors, write_exactly
 from raylog.store.progress import Progress
 
@@ -18,9 +20,9 @@ _PEEK_BYTES = 16  # the shortest sealed chunk; ciphertext is all zeros there onc
 class DiskReader:
     """A committed file, open; see `ShardReader`. Each `chunk` reads into a pooled buffer of its own and verifies it."""
 
-    def __init__(self, tier: str, frame: Frame, file: Descriptor, buffers: BufferPool) -> None:
+    def __init__(self, tier: str, frame: Frame, file: Descriptor, buffers: BufferPool, meter: DeviceMeter) -> None:
         self.frame = frame
-        self._tier, self._buffers = tier, buffers
+        self._tier, self._buffers, self._meter = tier, buffers, meter
         self._file: Descriptor | None = file
 
     @property
@@ -42,9 +44,10 @@ class DiskReader:
         """The chunk as it lies on the disk, not verified: for a buffer that is verified in its own place."""
         file, shard_id = self._open_file(), self.frame.header.shard_id
         where = f"read chunk {number} of shard {shard_id}"
-        with storage_errors(self._tier, where, shard_id=shard_id, chunk=number):
-            offset = self.frame.chunks[number].offset
+        with storage_errors(self._tier, where, meter=self._meter, shard_id=shard_id, chunk=number):
+            offset, began_s = self.frame.chunks[number].offset, time.perf_counter()
             read_exactly(file.number, buffer, offset, f"{self._tier}: {where}", shard_id=shard_id, chunk=number)
+            self._meter.read(len(buffer), time.perf_counter() - began_s)
 
     def _open_file(self) -> Descriptor:
         file = self._file
@@ -77,13 +80,15 @@ class DiskWriter:
         path: Path,
         file: Descriptor,
         buffers: BufferPool,
+        meter: DeviceMeter,
         *,
         publish: Callable[[], None],
         ended: Callable[[], None],
     ) -> None:
         self.frame = frame
         self._tier, self._path, self._publish, self._ended = tier, path, publish, ended
-        self._buffers = buffers
+        self._buffers, self._meter = buffers, meter
+        self._written_bytes, self._write_s = 0, 0.0
         self._file: Descriptor | None = file
         self._progress = Progress(len(frame.chunks))
 
@@ -113,12 +118,14 @@ class DiskWriter:
     def write_verified(self, number: int, sealed: memoryview) -> None:
         """As `write_chunk`, for bytes that the caller has just verified."""
         file, shard_id = self._open_file(), self.frame.header.shard_id
-        with storage_errors(self._tier, f"write chunk {number} of shard {shard_id}", len(sealed)):
-            offset = self.frame.chunks[number].offset
+        with storage_errors(self._tier, f"write chunk {number} of shard {shard_id}", len(sealed), meter=self._meter):
+            offset, began_s = self.frame.chunks[number].offset, time.perf_counter()
             write_exactly(file.number, sealed, offset)
             # On Linux this begins to write the range out, so that the disk works while the next chunks come and little
             # is left to the commit's fsync.
             os.posix_fadvise(file.number, offset, len(sealed), os.POSIX_FADV_DONTNEED)
+            self._write_s += time.perf_counter() - began_s
+            self._written_bytes += len(sealed)
         self._progress.found(number)
 
     def chunk_buffer(self, number: int) -> memoryview | None:
@@ -141,7 +148,9 @@ class DiskWriter:
                 f"shard {self.frame.header.shard_id}: chunks {self.missing()} are missing; write them first"
             )
         file, frame = self._open_file(), self.frame
-        with storage_errors(self._tier, f"commit shard {frame.header.shard_id}", frame.stored_bytes):
+        action = f"commit shard {frame.header.shard_id}"
+        with storage_errors(self._tier, action, frame.stored_bytes, meter=self._meter):
+            began_s = time.perf_counter()
             try:
                 trailer = frame.tail_bytes[len(frame.index_bytes) :]
                 write_exactly(file.number, trailer, frame.stored_bytes - len(trailer))
@@ -151,6 +160,8 @@ class DiskWriter:
                 self.abort()
                 raise
             self._publish()
+            sync_s = time.perf_counter() - began_s
+            self._meter.wrote(self._written_bytes, self._write_s + sync_s, sync_s)
         self._end()
 
     def abort(self) -> None:

@@ -9,12 +9,14 @@ from typing import TypeVar
 
 from raylog.codec.frame import Frame
 from raylog.errors import Conflict, DamagedData, NoSpace, NotFound
-from raylog.spec import Durability, ShardRef, TierKind
+from raylog.spec import Durability, ShardRef, TierKind, Use
+from raylog.store.arena_policy import ArenaPolicy
 from raylog.store.disk import DiskTier, Staging
+from raylog.store.disks import Disks
 from raylog.store.hot import HotWriter, PromotingReader
 from raylog.store.memory import MemoryTier, MemoryWriter
 from raylog.store.pin import Pin
-from raylog.store.policy import belongs_in_arena, promote_on_read
+from raylog.store.policy import belongs_in_arena
 from raylog.store.shard_file import DiskReader
 from raylog.store.tier import ShardReader, ShardWriter, Tier
 
@@ -41,16 +43,19 @@ class TieredStore:
     /dev/shm. Owns both tiers: `close` closes them. Thread-safe.
     """
 
-    def __init__(self, memory: MemoryTier | None, disk: DiskTier) -> None:
+    def __init__(self, memory: MemoryTier | None, disk: DiskTier | Disks, arena: ArenaPolicy | None = None) -> None:
         self.memory = memory
-        self.disk = disk
-        self._cached_on_disk = dict.fromkeys(disk.cached())  # promised to nobody, oldest first
+        self.disk = disk if isinstance(disk, Disks) else Disks([disk])
+        self.arena = arena or ArenaPolicy()
+        if memory is not None:
+            memory.rank = self.arena.worth
+        self._cached_on_disk = dict.fromkeys(self.disk.cached())  # promised to nobody, oldest first
         self._lock = threading.Lock()  # of the dict: what is promised at this moment does not give way
 
     @property
     def tiers(self) -> tuple[Tier, ...]:
         """Fastest first. A copy on one tier is read, repaired or dropped by itself through its tier."""
-        return (self.disk,) if self.memory is None else (self.memory, self.disk)
+        return self.disk.tiers if self.memory is None else (self.memory, *self.disk.tiers)
 
     def tiers_of(self, shard_id: str) -> list[TierKind]:
         """Where copies of the shard lie here, fastest first."""
@@ -59,6 +64,7 @@ class TieredStore:
     def open(self, shard_id: str) -> ShardReader:
         """A reader of the fastest copy; a shard on disk is kept in the arena as it is read, if there is free room.
         Raises `NotFound`, `DamagedData`."""
+        self.arena.read(shard_id)
         if self.memory is not None:
             with suppress(NotFound):
                 return self.memory.open(shard_id)
@@ -66,7 +72,7 @@ class TieredStore:
         hot = self._promotion(reader)
         return reader if hot is None else PromotingReader(reader, hot, self._keep_hot)
 
-    def create(self, frame: Frame, durability: Durability) -> ShardWriter:
+    def create(self, frame: Frame, durability: Durability, use: Use = Use.DATASET) -> ShardWriter:
         """A writer whose commit keeps the promise of `durability`. Raises `NoSpace`, `Conflict` as `Tier.create`."""
         self._refuse_present(frame)
         self._promise(frame.header.shard_id)
@@ -75,7 +81,7 @@ class TieredStore:
             if kept is not None:
                 return kept
             _log_detour(frame)
-        writer = self._with_room(lambda: self.disk.create(frame))
+        writer = self._with_room(lambda: self.disk.create(frame, use))
         if writer.missing() != [(0, len(frame.chunks))]:
             return writer  # resumed: the arena lacks what the disk has
         hot = self._arena_writer(frame, evictable=True)
@@ -89,7 +95,7 @@ class TieredStore:
         if cached is not None:
             return cached
         shard_id = frame.header.shard_id
-        self.disk.mark_cached(shard_id)
+        self.disk.mark_cached(frame)
         try:
             writer = self.disk.create(frame)
         except BaseException:
@@ -131,7 +137,7 @@ class TieredStore:
         may be evicted."""
         with self._lock:
             if self.disk.holds(shard_id) and shard_id not in self._cached_on_disk:
-                return self.disk.kind
+                return self.disk.kind_of(shard_id)
         if self.memory is None or not self.memory.holds(shard_id) or self.memory.is_evictable(shard_id):
             raise NotFound(f"store {self.disk.directory}: shard {shard_id} is not kept here", shard_id=shard_id)
         return TierKind.MEMORY
@@ -173,10 +179,10 @@ class TieredStore:
         found = {ref.shard_id: ref for tier in self.tiers for ref in tier.shards()}
         return list(found.values())
 
-    def stage(self, expected_bytes: int = 0) -> Staging:
+    def stage(self, expected_bytes: int = 0, use: Use = Use.DATASET) -> Staging:
         """A file on the disk tier for a putting process of this machine to write one sealed shard into; ended by
         `adopt` or `discard`. Raises `NoSpace` when `expected_bytes` do not fit."""
-        return self._with_room(lambda: self.disk.stage(expected_bytes))
+        return self._with_room(lambda: self.disk.stage(expected_bytes, use))
 
     def adopt(self, stage_id: str, frame_digest: bytes, durability: Durability) -> ShardRef:
         """Makes what was put into a staging file a shard of this store, with the promise of `durability`.
@@ -211,6 +217,7 @@ class TieredStore:
 
     def pin(self, shard_id: str) -> Pin:
         """Holds the fastest copy in its place for a local process. Raises `NotFound`, `DamagedData`."""
+        self.arena.read(shard_id)
         if self.memory is not None:
             with suppress(NotFound):
                 return self.memory.pin(shard_id)
@@ -257,7 +264,12 @@ class TieredStore:
 
     def _promotion(self, reader: DiskReader) -> MemoryWriter | None:
         memory, frame = self.memory, reader.frame
-        if memory is None or not promote_on_read(frame.stored_bytes, memory.capacity_bytes, memory.free_bytes):
+        shard_id = frame.header.shard_id
+        disk = self.disk.holder(shard_id)
+        if memory is None or disk is None or not belongs_in_arena(frame.stored_bytes, memory.capacity_bytes):
+            return None
+        self.arena.lies_on(shard_id, frame.stored_bytes, disk.kind, disk.meter.rates)
+        if not self.arena.admits(shard_id, frame.stored_bytes, memory.victims(frame.stored_bytes)):
             return None
         return self._arena_writer(frame, evictable=True)
 
@@ -293,6 +305,7 @@ class TieredStore:
                 getattr(tier, action)(shard_id)
                 found += 1
         self._promise(shard_id)  # of the next copy of this name nothing is known
+        self.arena.forget(shard_id)
         if not found:
             raise self._not_found(shard_id)
 

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from raylog.codec.frame import Frame
 from raylog.errors import Conflict, NotFound, NotPermitted, RaylogError, Unavailable, UsageError
-from raylog.spec import Durability, ShardRef, TierKind
+from raylog.spec import Durability, ShardRef, TierKind, Use
 from raylog.wire.local_messages import (
     Adopt,
     Adopted,
@@ -82,7 +82,7 @@ class Staging(Protocol):
 class LocalHandler(Protocol):
     """What the service needs of a node's store. Called from many threads."""
 
-    def stage(self, expected_bytes: int) -> Staging: ...
+    def stage(self, expected_bytes: int, use: Use) -> Staging: ...
     def adopt(self, stage_id: str, frame_digest: bytes, durability: Durability) -> ShardRef: ...
     def discard(self, stage_id: str) -> None: ...
     def pin(self, shard_id: str) -> Pinned: ...
@@ -216,7 +216,7 @@ class _Session:
     def _stage(self, request: Stage) -> tuple[Reply, int]:
         if len(self._stagings) >= STAGINGS_PER_CONNECTION_MAX:
             raise Unavailable(f"this connection has {STAGINGS_PER_CONNECTION_MAX} stagings: adopt or discard one first")
-        staging = self._handler.stage(request.expected_bytes)
+        staging = self._handler.stage(request.expected_bytes, request.use)
         self._stagings.add(staging.stage_id)
         return Staged(stage_id=staging.stage_id), staging.descriptor
 

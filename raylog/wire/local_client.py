@@ -19,7 +19,7 @@ import numpy as np
 from raylog.buffers import BufferPool
 from raylog.codec.frame import Frame
 from raylog.errors import DamagedData, DeadlineExceeded, NoSpace, PeerFault, Unavailable, UsageError
-from raylog.spec import Durability, ShardRef, TierKind
+from raylog.spec import Durability, ShardRef, TierKind, Use
 from raylog.wire.local import check_path
 from raylog.wire.local_messages import (
     Adopt,
@@ -81,9 +81,10 @@ class LocalClient:
         except (OSError, ValueError):
             return False  # closed by another thread just now
 
-    def stage(self, expected_bytes: int = 0) -> "LocalStaging":
-        """A file to write one sealed shard into. Raises `NoSpace` when `expected_bytes` do not fit."""
-        reply, descriptors = self._call(Stage(expected_bytes=expected_bytes), Staged, self._timeout_s)
+    def stage(self, expected_bytes: int = 0, use: Use = Use.DATASET) -> "LocalStaging":
+        """A file to write one sealed shard into, on a disk for its `use`. Raises `NoSpace` when `expected_bytes` do not
+        fit."""
+        reply, descriptors = self._call(Stage(expected_bytes=expected_bytes, use=use), Staged, self._timeout_s)
         return LocalStaging(self, reply.stage_id, _one(descriptors))
 
     def open(self, shard_id: str) -> "LocalShard":

@@ -14,7 +14,7 @@ import msgspec
 
 from raylog import errors
 from raylog.errors import DeadlineExceeded, NotPermitted, PeerFault, RaylogError, Unavailable
-from raylog.spec import Durability, ShardRef, TierKind
+from raylog.spec import Durability, ShardRef, TierKind, Use
 
 MESSAGE_BYTES_MAX = 1 << 20
 
@@ -31,6 +31,7 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forb
 
 class Stage(_Message, frozen=True, tag=True):
     expected_bytes: Count
+    use: Use = Use.DATASET
 
 
 class Adopt(_Message, frozen=True, tag=True):

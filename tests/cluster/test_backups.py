@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from three_nodes import wait_until
+from three_nodes import wait_until, wait_until_settled
 
 import raylog
 from raylog.actors.requests import EvictShard
@@ -15,6 +15,13 @@ from raylog.errors import DamagedData, NotFound, RaylogError, UsageError
 from raylog.units import MIB
 
 WITHIN_S = 30.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settled(client: raylog.Client) -> Iterator[None]:
+    """The tests after these count what lies on nodes."""
+    yield
+    wait_until_settled(client, WITHIN_S)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from raylog.monitor.metrics import METRICS, Reading, readings
 from raylog.monitor.samples import (
     THROTTLE_REASONS,
+    DeviceSample,
     DiskSample,
     GpuSample,
     NicCounters,
@@ -19,6 +20,11 @@ from raylog.wire.classes import ClassCounters
 
 Make = Callable[..., NodeSample]
 
+DEVICE = DeviceSample(
+    measured_read_bytes_per_s=2e8, measured_write_bytes_per_s=1e8, measured_sync_s=0.01, read_bytes_per_s=1e8,
+    write_bytes_per_s=5e7, sync_s=0.02, reads=3, read_bytes=300, read_s=0.1, writes=2, written_bytes=200, write_s=0.2,
+    syncs=2, synced_s=0.05, errors=1, problem="writes 5 MB/s",
+)  # fmt: skip
 UNIT_ENDINGS = {
     "bytes": "bytes",
     "ratio": "ratio",
@@ -59,7 +65,18 @@ def test_every_metric_has_a_reading_of_a_complete_sample(make_sample: Make) -> N
             "nics": {"eth0": NicCounters(sent_bytes=11, received_bytes=12)},
         },
         gpus=(gpu,),
-        tiers=(TierSample(kind=TierKind.MEMORY, path="/arena", capacity_bytes=100, free_bytes=60, shards=3),),
+        tiers=(
+            TierSample(kind=TierKind.MEMORY, path="/arena", capacity_bytes=100, free_bytes=60, shards=3),
+            TierSample(
+                kind=TierKind.HDD,
+                path="/hdd",
+                capacity_bytes=100,
+                free_bytes=6,
+                shards=3,
+                days_to_full=2.5,
+                device=DEVICE,
+            ),
+        ),
         transfer=TransferCounters(
             sent_bytes=70,
             damaged_chunks=1,
@@ -80,7 +97,10 @@ def test_every_metric_has_a_reading_of_a_complete_sample(make_sample: Make) -> N
     assert values(found, "raylog_class_waited_seconds_total") == {("ship",): 0.5}
     assert values(found, "raylog_nic_received_bytes_total") == {("eth0",): 12.0}
     assert values(found, "raylog_disk_free_bytes") == {("/tier",): 3.0}
-    assert values(found, "raylog_tier_shards") == {("memory", "/arena"): 3.0}
+    assert values(found, "raylog_tier_shards") == {("memory", "/arena"): 3.0, ("hdd", "/hdd"): 3.0}
+    assert values(found, "raylog_tier_days_to_full") == {("hdd", "/hdd"): 2.5}
+    assert values(found, "raylog_device_errors_total") == values(found, "raylog_device_has_problem")
+    assert values(found, "raylog_device_has_problem") == {("hdd", "/hdd"): 1.0}
     assert values(found, "raylog_gpu_power_watts") == {("GPU-1", "0", "H200"): 100.0}
     assert values(found, "raylog_gpu_lost") == {("GPU-1", "0", "H200"): 0.0}
     assert values(found, "raylog_gpu_xid_errors_total") == {("GPU-1", "0", "H200", "79"): 2.0}

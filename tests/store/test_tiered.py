@@ -13,7 +13,6 @@ from raylog.errors import Conflict, DamagedData, NoSpace, NotFound
 from raylog.spec import Durability, TierKind, new_id
 from raylog.store.disk import DiskTier
 from raylog.store.memory import MemoryTier
-from raylog.store.policy import belongs_in_arena, promote_on_read
 from raylog.store.tiered import Mending, TieredStore
 from raylog.testing.shards import SampleShard, sample_shard
 from raylog.testing.tier_contract import fill, read_all
@@ -333,7 +332,7 @@ def test_pins_show_the_file_on_either_tier(store: TieredStore) -> None:
 
 
 def test_staging_without_room_is_refused_at_the_start(store: TieredStore) -> None:
-    store.disk.reserve_bytes = store.disk.free_bytes + (1 << 50)
+    store.disk.tiers[0].reserve_bytes = store.disk.tiers[0].free_bytes + (1 << 50)
     with pytest.raises(NoSpace):
         store.stage(1)
 
@@ -399,13 +398,6 @@ def test_the_process_needs_a_few_chunks_of_memory_of_its_own(tmp_path: Path, mod
     assert int(result.stdout) < 12 * MIB
 
 
-def test_policy() -> None:
-    assert belongs_in_arena(50, 100) and not belongs_in_arena(51, 100)
-    assert promote_on_read(50, 100, 50)
-    assert not promote_on_read(50, 100, 49), "a read pushes nothing out"
-    assert not promote_on_read(60, 100, 100)
-
-
 def test_a_cached_copy_on_disk_gives_way_and_is_not_promised(plain: TieredStore) -> None:
     cached, promised = sample_shard(1), sample_shard(2)
     for shard in (cached, promised):
@@ -416,7 +408,7 @@ def test_a_cached_copy_on_disk_gives_way_and_is_not_promised(plain: TieredStore)
         plain.kept_on(cached.shard_id)
     plain.keep(promised.shard_id, Durability.DISK)
     assert plain.kept_on(promised.shard_id) is TierKind.SSD
-    plain.disk.reserve_bytes = 1 << 60  # as if others had filled the file system
+    plain.disk.tiers[0].reserve_bytes = 1 << 60  # as if others had filled the file system
     with pytest.raises(NoSpace):
         plain.stage(MIB)
     assert [ref.shard_id for ref in plain.shards()] == [promised.shard_id]

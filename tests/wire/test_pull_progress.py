@@ -5,9 +5,10 @@ from pathlib import Path
 
 from wire_parts import Cluster, MemorySource, wait_until
 
+from raylog.actors.backup_copies import BackupCopies
 from raylog.actors.pull import Puller, PullProgress
 from raylog.monitor.meter import TransferMeter
-from raylog.spec import QosClass
+from raylog.spec import QosClass, new_id
 from raylog.store.disk import DiskTier
 from raylog.store.tiered import TieredStore
 from raylog.testing.shards import sample_shard
@@ -32,7 +33,9 @@ def test_a_running_pull_shows_the_bytes_that_are_verified_here(tmp_path: Path) -
 
     disk = DiskTier(tmp_path / "tier", cluster_id=cluster.id)
     store, ref = TieredStore(None, disk), SHARD.frame.ref()
-    puller = Puller(store, Sessions(lambda: ours), TransferMeter(), Relay(store.open))
+    puller = Puller(
+        store, Sessions(lambda: ours), TransferMeter(), Relay(store.open), BackupCopies(store, cluster.id, new_id(), ())
+    )
     with WireServer(lambda: theirs, MemorySource(SHARD, slow), bind_host="127.0.0.1") as server:
         source = Source(
             peer=PeerAddress(node_id=theirs.identity.id, host=server.host, control_port=server.control_port)

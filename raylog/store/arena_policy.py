@@ -1,0 +1,70 @@
+"""Which shards the arena keeps: those whose reads from memory save most time per byte (policy.py), by their reads so
+far."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from raylog.spec import TierKind
+from raylog.store.access import AccessHistory
+from raylog.store.device_meter import DeviceRates
+from raylog.store.policy import Disk, admits, worth
+
+
+class ArenaPolicy:
+    """Counts reads and judges by them. Thread-safe."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._history = AccessHistory()
+        self._lies: dict[str, tuple[int, Disk]] = {}  # bytes and disk of shards that were read from disk
+        self._lock = threading.Lock()
+
+    def read(self, shard_id: str) -> None:
+        """Somebody reads the shard, wherever it lies."""
+        with self._lock:
+            self._history.touch(shard_id, self._clock())
+
+    def lies_on(self, shard_id: str, stored_bytes: int, kind: TierKind, rates: DeviceRates) -> None:
+        """What reading it costs where it is not in memory."""
+        with self._lock:
+            disk = Disk(kind=kind, capacity_bytes=0, free_bytes=0, rates=rates)
+            self._lies[shard_id] = stored_bytes, disk
+
+    def reads(self, shard_id: str) -> float:
+        """How often it was read lately, faded."""
+        with self._lock:
+            return self._history.count(shard_id, self._clock())
+
+    def worth(self, shard_id: str) -> float:
+        """Seconds saved per byte by keeping it in memory. Of a shard that never came from a disk here, as of a slow
+        one's: it may have to come over the network."""
+        with self._lock:
+            stored_bytes, disk = self._lies.get(shard_id, _ELSEWHERE)
+            return worth(self._history.count(shard_id, self._clock()), stored_bytes, disk)
+
+    def admits(self, shard_id: str, stored_bytes: int, victims: Sequence[tuple[str, int]] | None) -> bool:
+        """Whether a shard that is read from disk now takes the place of `victims` (id and bytes; None: there is no
+        place)."""
+        if victims is None:
+            return False
+        return not victims or admits(
+            self.worth(shard_id), stored_bytes, [(self.worth(one), size) for one, size in victims]
+        )
+
+    def forget(self, shard_id: str) -> None:
+        """It was deleted."""
+        with self._lock:
+            self._history.forget(shard_id)
+            self._lies.pop(shard_id, None)
+
+
+_ELSEWHERE = (
+    1 << 20,
+    Disk(
+        kind=TierKind.SSD,
+        capacity_bytes=0,
+        free_bytes=0,
+        rates=DeviceRates(read_bytes_per_s=100e6, write_bytes_per_s=100e6, sync_s=0.0),
+    ),
+)

@@ -12,6 +12,7 @@ import typer
 
 import raylog
 from raylog import screen
+from raylog.catalog.retention import Retention
 from raylog.errors import DamagedData, RaylogError, UsageError
 from raylog.settings import Settings, load_settings
 from raylog.spec import parse_backup, parse_name, parse_reference
@@ -134,12 +135,13 @@ def get(
 @app.command("ls")
 def list_artifacts(
     prefix: Annotated[str, typer.Argument(help="only names that begin so")] = "",
+    label: Annotated[list[str] | None, typer.Option(help="only with this label, KEY=VALUE; repeatable")] = None,
     versions: Annotated[bool, typer.Option("--versions", help="every version, not only the latest")] = False,
     as_json: Json = False,
 ) -> None:
     """List artifacts and their latest versions."""
     with Options.connect(quiet=as_json) as client:
-        found = client.ls(prefix)
+        found = client.ls(prefix, labels=_labels(label))
         if versions:
             found = [version for latest in found for version in client.versions(latest.name)]
     if as_json:
@@ -152,6 +154,78 @@ def list_artifacts(
     screen.print_table(
         ["version", "shards", "rows", "content", "stored"], rows, right={"shards", "rows", "content", "stored"}
     )
+
+
+def _labels(words: list[str] | None) -> dict[str, str]:
+    for word in words or ():
+        if "=" not in word:
+            raise UsageError(f"expected a label as KEY=VALUE, got {word!r}")
+    return dict(word.split("=", 1) for word in words or ())
+
+
+@app.command()
+def hold(
+    name: Name,
+    reason: Annotated[str, typer.Option(help="why, for whoever wants to delete it")],
+    as_json: Json = False,
+) -> None:
+    """Hold a version, or with NAME alone all that it has or will have: nobody can delete it until 'raylog release'."""
+    with Options.connect(quiet=as_json) as client:
+        _show_retention(name, client.hold(name, reason), as_json)
+
+
+@app.command()
+def release(name: Name, as_json: Json = False) -> None:
+    """End the hold of a version, or of NAME as a whole."""
+    with Options.connect(quiet=as_json) as client:
+        _show_retention(name, client.release(name), as_json)
+
+
+@app.command()
+def retain(
+    name: Name,
+    keep: Annotated[str | None, typer.Option(help="how many versions of NAME to keep, or 'all'")] = None,
+    expires: Annotated[str | None, typer.Option(help="when NAME@NUMBER is deleted, such as 30d, or 'never'")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say how long versions are kept; without options, show what is set."""
+    if keep not in (None, "all") and not str(keep).isdigit():
+        raise UsageError(f"expected a number of versions or 'all', got {keep!r}")
+    with Options.connect(quiet=as_json) as client:
+        plain = parse_reference(name).name
+        if keep is not None:
+            client.keep(plain, None if keep == "all" else int(keep))
+        if expires is not None:
+            client.expire(name, None if expires == "never" else parse_seconds(expires))
+        _show_retention(name, client.retention(plain), as_json)
+
+
+def _show_retention(name: str, found: Retention, as_json: bool) -> None:
+    if as_json:
+        screen.print_json(found)
+        return
+    kept = f"{found.keep} versions are kept" if found.keep else "all versions are kept"
+    lines = [f"{parse_reference(name).name}: {kept}"]
+    lines += [f"  held {f'@{number}' if number else 'as a whole'}: {why}" for number, why in found.holds.items()]
+    for number, at_us in found.expires_us.items():
+        lines.append(f"  @{number} expires {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at_us / 1e6))}")
+    screen.out.print("\n".join(lines), markup=False)
+
+
+@app.command()
+def usage(as_json: Json = False) -> None:
+    """Show what each tenant has stored."""
+    with Options.connect(quiet=as_json) as client:
+        found = client.usage()
+    if as_json:
+        screen.print_json(found)
+        return
+    rows: list[list[object]] = [
+        [one.tenant, one.versions, *map(format_bytes, (one.content_bytes, one.stored_bytes, one.kept_bytes))]
+        for one in found
+    ]
+    columns = ["tenant", "versions", "content", "sealed", "on nodes"]
+    screen.print_table(columns, rows, right=set(columns[1:]))
 
 
 @app.command()

@@ -205,6 +205,17 @@ def parse_qos(text: str) -> QosClass:
     return QosClass(text)
 
 
+class TenantUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tenant has stored: versions that exist and their content, the sealed shards they name (each once), and all
+    copies of these that count, on nodes."""
+
+    tenant: str
+    versions: int
+    content_bytes: int
+    stored_bytes: int
+    kept_bytes: int
+
+
 class StorageStanding(msgspec.Struct, frozen=True, kw_only=True):
     """What of all that is stored is not as it was promised: shards with fewer replicas, those among them of which no
     node holds a copy and that have no backup, and copies that are still to be written to backups."""

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ray.experimental import internal_kv
 
@@ -14,7 +14,9 @@ from raylog.catalog.catalog import Catalog
 from raylog.catalog.journal import FILE_NAME, Journal
 from raylog.catalog.lineage import Lineage
 from raylog.catalog.pieces import Whereabouts
-from raylog.catalog.requests import CATALOG, BackUpVersions, DeleteVersions
+from raylog.catalog.record import RecordKind
+from raylog.catalog.requests import CATALOG, BackUpVersions, DeleteVersions, GovernVersions
+from raylog.catalog.retention import Retention
 from raylog.catalog.state import Pending
 from raylog.errors import Conflict, Unavailable
 from raylog.security.certs import Authority
@@ -22,7 +24,7 @@ from raylog.security.providers.file import FileKeyring
 from raylog.security.requests import Receiver, Signer
 from raylog.security.trust import trust_of
 from raylog.settings import Settings
-from raylog.spec import Reference, StorageStanding, Version, parse_id, parse_reference
+from raylog.spec import Reference, StorageStanding, TenantUsage, Version, parse_id, parse_reference
 
 log = logging.getLogger("raylog.catalog")
 TENANT_DEFAULT = "0" * 32
@@ -80,6 +82,21 @@ class CatalogActor(Eventful):
         self._upkeep.copy_to_another_node(self._catalog.sequence)
         return chosen
 
+    def govern(self, signed_request: bytes) -> Retention:
+        """`signed_request` is for `GovernVersions`."""
+        self._upkeep.check_not_outdated()
+        request, asker = self._requests.open(signed_request, GovernVersions)
+        reference = parse_reference(request.reference)
+        found = self._catalog.govern(RecordKind(request.kind), reference, request.details, asker.identity)
+        self._upkeep.copy_to_another_node(self._catalog.sequence)
+        return found
+
+    def retention(self, name: str) -> Retention:
+        return self._catalog.retention(name)
+
+    def usage(self) -> list[TenantUsage]:
+        return self._catalog.usage()
+
     def whereabouts(self, shard_ids: Sequence[str]) -> dict[str, Whereabouts]:
         """By shard id: how a shard may be had that no node holds, or none holds whole."""
         return self._catalog.whereabouts(shard_ids)
@@ -98,8 +115,8 @@ class CatalogActor(Eventful):
     def versions(self, name: str) -> list[Version]:
         return self._catalog.versions(name)
 
-    def ls(self, prefix: str) -> list[Version]:
-        return self._catalog.ls(prefix)
+    def ls(self, prefix: str, labels: Mapping[str, str] | None = None) -> list[Version]:
+        return self._catalog.ls(prefix, labels)
 
     def manifest(self, reference: Reference) -> bytes:
         return self._catalog.manifest(reference)

@@ -98,10 +98,18 @@ class Upkeep:
             with self._tolerated(f"copying records to node {info.node_id}"):
                 self._copy_to(info, self._settings.call_deadline_s)
         self.check_not_outdated()
+        self._delete_due()
         self._notice(nodes)
         self._remove_unreferenced(nodes)
         self._mend(nodes)
         self._restore(nodes)
+
+    def _delete_due(self) -> None:
+        """Versions that have expired, or of which newer ones are kept instead."""
+        for reference, why in self._catalog.due(int(time.time() * 1e6)).items():
+            with self._tolerated(f"deleting {reference}"):
+                self._catalog.delete(reference, f"raylog://{self._signer.cluster_id}/catalog/retention")
+                log.warning("%s was deleted, since %s", reference, why)
 
     def check_not_outdated(self) -> None:
         """Raises `Unavailable` once a node has shown records that this catalog lacks: nothing may be committed or

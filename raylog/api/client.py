@@ -1,5 +1,6 @@
 """The Python API: what a training script, a job and the command line call."""
 
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -24,6 +25,7 @@ from raylog.api.ship import Shipment, start_shipment
 from raylog.api.source import open_source
 from raylog.api.verify import ScrubReport, verify_version
 from raylog.catalog.lineage import Lineage
+from raylog.catalog.retention import Retention
 from raylog.errors import UsageError
 from raylog.monitor.events import Event
 from raylog.monitor.samples import NodeSample
@@ -31,7 +33,17 @@ from raylog.placement.plan import Plan
 from raylog.placement.reading import read_document
 from raylog.placement.replicas import ReplicaPlan
 from raylog.settings import Settings, load_settings
-from raylog.spec import Kind, StorageStanding, Version, parse_backup, parse_name, parse_qos, parse_reference
+from raylog.spec import (
+    Kind,
+    Reference,
+    StorageStanding,
+    TenantUsage,
+    Version,
+    parse_backup,
+    parse_name,
+    parse_qos,
+    parse_reference,
+)
 
 PLACE_TIME_LIMIT_S = 10.0
 Array = Any
@@ -131,9 +143,10 @@ class Client:
         """
         return export.download(self._reading(name), Path(path), on_progress)
 
-    def ls(self, prefix: str = "") -> list[Version]:
-        """The latest version of every artifact whose name begins with `prefix`, by name."""
-        found: list[Version] = self._session.retried("catalog", "ls", prefix)
+    def ls(self, prefix: str = "", *, labels: Mapping[str, str] | None = None) -> list[Version]:
+        """The latest version of every artifact whose name begins with `prefix`, by name; only those with all
+        `labels`."""
+        found: list[Version] = self._session.retried("catalog", "ls", prefix, dict(labels or {}))
         return found
 
     def stat(self, name: str) -> Version:
@@ -183,6 +196,41 @@ class Client:
         shards. Raises `NotFound`, `UsageError`, `NotPermitted`, `Unavailable`, `DeadlineExceeded` after `timeout_s`,
         when it goes on by itself."""
         return back_up(self._session, parse_reference(name), parse_backup(url), timeout_s, on_progress)
+
+    def hold(self, name: str, reason: str) -> Retention:
+        """Holds a version, or for a plain name all that it has or will have: nobody can delete it, nor does it expire,
+        until `release`. Raises `NotFound`, `UsageError`."""
+        return self._session.govern("hold", parse_reference(name), {"reason": reason})
+
+    def release(self, name: str) -> Retention:
+        """Ends the hold of a version, or of a plain name. Raises `NotFound`."""
+        return self._session.govern("release", parse_reference(name), {})
+
+    def expire(self, name: str, after_s: float | None) -> Retention:
+        """Has one version (`name@3`) deleted once `after_s` seconds from now have passed; None: never. Raises
+        `NotFound`, `UsageError`."""
+        reference = parse_reference(name)
+        if reference.number is None:
+            raise UsageError(f"expected one version such as {name}@3 to expire, got {name!r}")
+        at_us = 0 if after_s is None else int((time.time() + after_s) * 1e6)
+        return self._session.govern("expire", reference, {"at_us": str(at_us)})
+
+    def keep(self, name: str, versions: int | None) -> Retention:
+        """Keeps the latest version of a name and the newest others, `versions` together, and deletes the rest, now and
+        from now on; None: keeps all. Raises `NotFound`, `UsageError`."""
+        if versions is not None and versions < 1:
+            raise UsageError(f"expected at least one version to keep, got {versions}")
+        return self._session.govern("keep", Reference(parse_name(name)), {"versions": str(versions or 0)})
+
+    def retention(self, name: str) -> Retention:
+        """What is set for a name: holds, expiry, how many versions are kept. Raises `NotFound`."""
+        found: Retention = self._session.retried("catalog", "retention", parse_name(name))
+        return found
+
+    def usage(self) -> list[TenantUsage]:
+        """What each tenant has stored."""
+        found: list[TenantUsage] = self._session.retried("catalog", "usage")
+        return found
 
     def storage_standing(self) -> StorageStanding:
         """What of all that is stored is not as it was promised: short of replicas, lost, not yet in its backup."""

@@ -34,7 +34,8 @@ from raylog.actors.requests import (
 from raylog.api import ray_access
 from raylog.catalog.manifest import Manifest, open_manifest
 from raylog.catalog.pieces import Whereabouts
-from raylog.catalog.requests import CATALOG, BackUpVersions, DeleteVersions
+from raylog.catalog.requests import CATALOG, BackUpVersions, DeleteVersions, GovernVersions
+from raylog.catalog.retention import Retention
 from raylog.codec.pieces import Erasure
 from raylog.errors import (
     DeadlineExceeded,
@@ -243,6 +244,13 @@ class Session:
         signed = sign_request(about, CATALOG, Signer.of(self.credentials()), time.time())
         deleted: list[Version] = self.call(CATALOG, "delete", signed)
         return deleted
+
+    def govern(self, kind: str, reference: Reference, details: dict[str, str]) -> Retention:
+        """Has the catalog hold, release, expire or keep; what is set for the name then."""
+        about = GovernVersions(reference=str(reference), kind=kind, details=details)
+        signed = sign_request(about, CATALOG, Signer.of(self.credentials()), time.time())
+        found: Retention = self.call(CATALOG, "govern", signed)
+        return found
 
     def want_backup(self, reference: Reference, url: str) -> list[Version]:
         """Has the catalog note that what `reference` names is to have copies below `url`; which versions that are."""

@@ -14,7 +14,7 @@ import sqlite3
 import threading
 from collections.abc import Mapping, Sequence
 
-from raylog.catalog import pieces, remotes, tables
+from raylog.catalog import pieces, remotes, retention, tables
 from raylog.catalog.backups import Backups
 from raylog.catalog.encoding import digest_of
 from raylog.catalog.journal import Change, Entry, Journal
@@ -24,6 +24,7 @@ from raylog.catalog.pieces import Whereabouts
 from raylog.catalog.receipt import Receipt, verify_receipt
 from raylog.catalog.record import Record, RecordKind, Tail
 from raylog.catalog.replay import Versions, replay
+from raylog.catalog.retention import Retention
 from raylog.catalog.state import (
     Artifact,
     Pending,
@@ -38,6 +39,7 @@ from raylog.spec import (
     Reference,
     ShardStanding,
     StorageStanding,
+    TenantUsage,
     Version,
     new_id,
     parse_id,
@@ -134,22 +136,48 @@ class Catalog:
         """Deletes a version, or for a plain name all that exist; returns what was deleted. `by` is the identity that
         asked. Numbers are never given again; shards that no version names any more are `unreferenced_shards`.
 
-        When the latest went, the nearest older version becomes it. Raises `NotFound`.
+        When the latest went, the nearest older version becomes it. Raises `NotFound`, `NotPermitted` for what is held.
         """
         with self._journal.change() as change:
             artifact, version = _existing(change.connection, reference)
             doomed = [version] if reference.number else tables.versions(change.connection, artifact.name)
+            retention.check_not_held(change.connection, artifact.name, {one.number for one in doomed})
             record = _append(change, RecordKind.DELETE, artifact, reference.number or 0, by)
             for one in doomed:
                 manifest = self._manifest(change.connection, one)
                 tables.mark_deleted(change.connection, one.name, one.number, record.sequence)
                 tables.release_shards(change.connection, manifest)
+                retention.forget(change.connection, one.name, one.number)
             if artifact.latest in {one.number for one in doomed}:
                 left = [one.number for one in tables.versions(change.connection, artifact.name)]
                 tables.set_latest(change.connection, artifact.name, latest_after_delete(left, artifact.latest))
         return doomed
 
+    def govern(self, kind: RecordKind, reference: Reference, details: Mapping[str, str], by: str) -> Retention:
+        """Holds, releases, expires or keeps (MANIFEST.md); what is set for the name then. Raises `NotFound`,
+        `UsageError`."""
+        with self._journal.change() as change:
+            artifact, _ = _existing(change.connection, reference)
+            record = _append(change, kind, artifact, reference.number or 0, by, details)
+            retention.apply(change.connection, record)
+            return retention.of_name(change.connection, artifact.name)
+
     # Reading
+
+    def retention(self, name: str) -> Retention:
+        """What is set for a name. Raises `NotFound`."""
+        with self._database.read() as connection:
+            return retention.of_name(connection, _existing(connection, Reference(name))[0].name)
+
+    def due(self, now_us: int) -> dict[Reference, str]:
+        """Versions that are to be deleted now, and why."""
+        with self._database.read() as connection:
+            return retention.due(connection, now_us, STANDINGS_MAX)
+
+    def usage(self) -> list[TenantUsage]:
+        """What each tenant has stored."""
+        with self._database.read() as connection:
+            return tables.usage(connection)
 
     def stat(self, reference: Reference) -> Version:
         """One version; the latest for a plain name. Raises `NotFound`."""
@@ -164,10 +192,10 @@ class Catalog:
                 raise not_found(name, None, tables.artifact(connection, name))
             return found
 
-    def ls(self, prefix: str = "") -> list[Version]:
-        """The latest version of every name that begins with `prefix`, by name."""
+    def ls(self, prefix: str = "", labels: Mapping[str, str] | None = None) -> list[Version]:
+        """The latest version of every name that begins with `prefix`, by name; only those that have all `labels`."""
         with self._database.read() as connection:
-            return tables.latest_versions(connection, prefix)
+            return tables.latest_versions(connection, prefix, labels)
 
     def manifest(self, reference: Reference) -> bytes:
         """The committed manifest of a version, for `open_manifest`. Raises `NotFound`."""

@@ -16,11 +16,14 @@ remotes    where shards are to have remote copies, and whether they have: `state
 erasures   erasure-coded shards, which nobody holds whole (`wanted` = 0), and what their pieces follow from
 pieces     their pieces, each a shard of its own, and how many of them it takes (`needed`)
 offsite    up to which record a backup has the chain
+holds      versions (number 0: the whole name) that nobody may delete, and why
+expiries   versions that are deleted after a time (`at_us`)
+keeps      names of which only so many versions are kept
+labels     the labels of versions that exist
 gone_nodes nodes that were given up; their receipts do not count until they are admitted again
 revoked_puts  version ids under which nothing may be committed any more: their shards were deleted as leftovers
 
-`records`, `artifacts`, `versions`, `lineage` and `manifests` follow from the chain; where copies are does not: nodes
-say so.
+Where copies are does not follow from the chain: nodes say so. All else does.
 """
 
 import sqlite3
@@ -72,6 +75,15 @@ _SCHEMA = (
     " number INTEGER NOT NULL, needed INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE INDEX pieces_by_shard ON pieces (shard_id)",
     "CREATE TABLE offsite (url TEXT PRIMARY KEY, sequence INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE holds (name TEXT NOT NULL, number INTEGER NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (name, number))"
+    " WITHOUT ROWID",
+    "CREATE TABLE expiries (name TEXT NOT NULL, number INTEGER NOT NULL, at_us INTEGER NOT NULL,"
+    " PRIMARY KEY (name, number)) WITHOUT ROWID",
+    "CREATE INDEX expiries_by_time ON expiries (at_us)",
+    "CREATE TABLE keeps (name TEXT PRIMARY KEY, versions INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE labels (key TEXT NOT NULL, value TEXT NOT NULL, name TEXT NOT NULL, number INTEGER NOT NULL,"
+    " PRIMARY KEY (key, value, name, number)) WITHOUT ROWID",
+    "CREATE INDEX labels_by_version ON labels (name, number)",
     "CREATE TABLE gone_nodes (node_id BLOB PRIMARY KEY) WITHOUT ROWID",
     "CREATE TABLE lineage (name TEXT NOT NULL, number INTEGER NOT NULL, parent TEXT NOT NULL,"
     " parent_number INTEGER NOT NULL, PRIMARY KEY (name, number, parent, parent_number)) WITHOUT ROWID",

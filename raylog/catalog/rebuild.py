@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from raylog.catalog import remotes, tables
+from raylog.catalog import remotes, retention, tables
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.copy import OpenedEntry, open_entry
 from raylog.catalog.database import sync_directory
@@ -106,6 +106,8 @@ class _Replaying:
             self._delete(record)
         elif record.kind == RecordKind.BACKUP:
             self._back_up(record)
+        else:
+            retention.apply(self._connection, record)
 
     def _commit(self, record: Record, manifest: Manifest | None, committed: bytes) -> None:
         if manifest is None:
@@ -135,6 +137,7 @@ class _Replaying:
             manifest = self._manifest(record.name, number)
             tables.mark_deleted(self._connection, record.name, number, record.sequence)
             tables.release_shards(self._connection, manifest)
+            retention.forget(self._connection, record.name, number)
         for number in doomed & lacking:
             tables.mark_deleted(self._connection, record.name, number, record.sequence)
             del self._lacking[record.name, number]

@@ -21,6 +21,7 @@ from raylog.errors import DamagedData, NotPermitted, UsageError
 from raylog.security.trust import Trust, Verify
 from raylog.spec import parse_backup, parse_id, parse_name
 
+REASON_CHARACTERS_MAX = 1024
 NUMBER_MAX = 10**12 - 1  # what a reference can name (spec.parse_reference)
 
 _LABEL = "raylog/1 record"
@@ -32,6 +33,19 @@ class RecordKind(StrEnum):
     SET_LATEST = "set-latest"
     DELETE = "delete"
     BACKUP = "backup"
+    HOLD = "hold"
+    RELEASE = "release"
+    EXPIRE = "expire"
+    KEEP = "keep"
+
+
+_DETAILS = {
+    RecordKind.BACKUP: "url",
+    RecordKind.HOLD: "reason",
+    RecordKind.EXPIRE: "at_us",
+    RecordKind.KEEP: "versions",
+}
+_ABOUT_ALL = {RecordKind.DELETE, RecordKind.BACKUP, RecordKind.HOLD, RecordKind.RELEASE, RecordKind.KEEP}
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,12 +77,20 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         check_range(self.time_us, 0, 1 << 62, "time_us")
         check_bytes(self.previous, DIGEST_BYTES, "previous digest")
         check_bytes(self.manifest_digest, DIGEST_BYTES if self.kind == RecordKind.COMMIT else 0, "manifest digest")
-        expected = ["url"] if self.kind == RecordKind.BACKUP else []
-        if list(self.details) != expected:
-            raise UsageError(f"a record of kind {self.kind} has details {expected}, got {list(self.details)}")
-        if self.kind == RecordKind.BACKUP and parse_backup(self.details["url"]) != self.details["url"]:
-            raise UsageError(f"a backup's URL ends in a slash: {self.details['url']}")
+        self._check_details()
         self._check_subject()
+
+    def _check_details(self) -> None:
+        expected = _DETAILS.get(RecordKind(self.kind), "")
+        if list(self.details) != ([expected] if expected else []):
+            raise UsageError(f"a record of kind {self.kind} has the detail {expected!r}, got {list(self.details)}")
+        value = self.details.get(expected, "")
+        if expected == "url" and parse_backup(value) != value:
+            raise UsageError(f"a backup's URL ends in a slash: {value}")
+        if expected == "reason" and not 1 <= len(value) <= REASON_CHARACTERS_MAX:
+            raise UsageError(f"expected a reason of 1 to {REASON_CHARACTERS_MAX} characters, got {len(value)}")
+        if expected in ("at_us", "versions") and not (value.isascii() and value.isdigit() and len(value) <= 18):
+            raise UsageError(f"expected a number for {expected}, got {value[:40]!r}")
 
     def _check_subject(self) -> None:
         if self.kind == RecordKind.EPOCH:
@@ -77,8 +99,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             return
         parse_id(self.artifact_id, "artifact id")
         parse_name(self.name)
-        is_about_all = self.kind in (RecordKind.DELETE, RecordKind.BACKUP)
-        check_range(self.number, 0 if is_about_all else 1, NUMBER_MAX, "version number")
+        check_range(self.number, 0 if self.kind in _ABOUT_ALL else 1, NUMBER_MAX, "version number")
 
 
 class SignedRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

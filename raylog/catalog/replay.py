@@ -27,8 +27,8 @@ class Listing:
 
     def apply(self, record: Record) -> None:
         """Takes the next record of the chain. Raises `DamagedData` when it cannot follow from what was before."""
-        if record.kind == RecordKind.EPOCH:
-            return
+        if record.kind not in (RecordKind.COMMIT, RecordKind.SET_LATEST, RecordKind.DELETE):
+            return  # a listing does not show it
         if record.kind == RecordKind.COMMIT:
             self._commit(record)
             return
@@ -37,8 +37,6 @@ class Listing:
             raise _impossible(record, "its artifact is not there")
         if record.number and record.number not in versions.existing:
             raise _impossible(record, "its version is not there")
-        if record.kind == RecordKind.BACKUP:
-            return
         if record.kind == RecordKind.SET_LATEST:
             versions.latest = record.number
         else:

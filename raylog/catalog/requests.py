@@ -39,3 +39,20 @@ class BackUpVersions(Request, frozen=True, kw_only=True, forbid_unknown_fields=T
         parse_reference(self.reference)
         if parse_backup(self.url) != self.url:
             raise UsageError(f"expected a backup's URL without a slash at its end, got {self.url!r}")
+
+
+class GovernVersions(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That `reference` is held, released, expires or is one of so many that are kept (MANIFEST.md): a record of that
+    kind with that detail."""
+
+    action: ClassVar[str] = "catalog.govern"
+    askers: ClassVar[frozenset[str]] = frozenset({"client"})
+
+    reference: str
+    kind: str
+    details: dict[str, str]
+
+    def __post_init__(self) -> None:
+        parse_reference(self.reference)
+        if self.kind not in ("hold", "release", "expire", "keep"):
+            raise UsageError(f"expected hold, release, expire or keep, got {self.kind!r}")

@@ -17,6 +17,7 @@ from raylog.spec import (
     ShardRef,
     ShardStanding,
     StorageStanding,
+    TenantUsage,
     TierKind,
     Version,
     parse_id,
@@ -83,13 +84,17 @@ def by_version_id(connection: sqlite3.Connection, version_id: str) -> tuple[Vers
     return (_version(row), bool(row[-1])) if row else None
 
 
-def latest_versions(connection: sqlite3.Connection, prefix: str) -> list[Version]:
-    """The latest version of every name that begins with `prefix`, by name."""
+def latest_versions(
+    connection: sqlite3.Connection, prefix: str, labels: Mapping[str, str] | None = None
+) -> list[Version]:
+    """The latest version of every name that begins with `prefix`, by name; of those only, that have all `labels`."""
     columns = ", ".join(f"versions.{column}" for column in _VERSION.split(", "))
     rows = connection.execute(
         f"SELECT {columns} FROM artifacts JOIN versions ON versions.name = artifacts.name AND number = latest"
-        " WHERE artifacts.name >= ? AND artifacts.name < ? ORDER BY artifacts.name",
-        (prefix, prefix + "\U0010ffff"),
+        " WHERE artifacts.name >= ? AND artifacts.name < ?"
+        + " AND EXISTS (SELECT 1 FROM labels WHERE key = ? AND value = ? AND labels.name = versions.name"
+        " AND labels.number = versions.number)" * len(labels or {}) + " ORDER BY artifacts.name",
+        (prefix, prefix + "\U0010ffff", *(text for label in (labels or {}).items() for text in label)),
     )
     return [_version(row) for row in rows]
 
@@ -210,6 +215,35 @@ def short_without(connection: sqlite3.Connection, node_id: str, count_max: int) 
     )
 
 
+def usage(connection: sqlite3.Connection) -> list[TenantUsage]:
+    """What each tenant has stored; shards of several versions are counted once."""
+    versions = {
+        tenant: (count, content_bytes)
+        for tenant, count, content_bytes in connection.execute(
+            "SELECT tenant, count(*), sum(content_bytes) FROM versions JOIN artifacts USING (name)"
+            " WHERE deleted IS NULL GROUP BY tenant"
+        )
+    }
+    shards = {
+        tenant: (stored_bytes, kept_bytes)
+        for tenant, stored_bytes, kept_bytes in connection.execute(
+            "SELECT tenant, sum(stored_bytes * NOT EXISTS (SELECT 1 FROM pieces WHERE piece_id = shard_id)),"
+            " sum(stored_bytes * standing) FROM shards JOIN artifacts USING (artifact_id)"
+            " WHERE refs > 0 GROUP BY tenant"
+        )
+    }
+    return [
+        TenantUsage(
+            tenant=tenant.hex(),
+            versions=versions[tenant][0],
+            content_bytes=versions[tenant][1],
+            stored_bytes=shards.get(tenant, (0, 0))[0],
+            kept_bytes=shards.get(tenant, (0, 0))[1],
+        )
+        for tenant in sorted(versions)
+    ]
+
+
 def storage_standing(connection: sqlite3.Connection) -> StorageStanding:
     """Counted by the partial indexes: as quick as there is little to count."""
     ((short,),) = connection.execute("SELECT count(*) FROM shards WHERE refs > 0 AND standing < wanted")
@@ -272,6 +306,10 @@ def insert_version(
         ),
     )
     connection.execute("INSERT INTO manifests VALUES (?, ?)", (sequence, committed))
+    connection.executemany(
+        "INSERT INTO labels VALUES (?, ?, ?, ?)",
+        [(key, value, added.name, added.number) for key, value in manifest.labels.items()],
+    )
     parents = [parse_reference(parent) for parent in manifest.parents]
     connection.executemany(
         "INSERT INTO lineage VALUES (?, ?, ?, ?)",
@@ -339,6 +377,7 @@ def mark_deleted(connection: sqlite3.Connection, name: str, number: int, sequenc
         (name, number),
     )
     connection.execute("UPDATE versions SET deleted = ? WHERE name = ? AND number = ?", (sequence, name, number))
+    connection.execute("DELETE FROM labels WHERE name = ? AND number = ?", (name, number))
 
 
 def set_latest(connection: sqlite3.Connection, name: str, number: int) -> None:

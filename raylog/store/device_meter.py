@@ -8,7 +8,8 @@ import threading
 from dataclasses import dataclass, field, replace
 
 RATE_BYTES = 32 << 20  # over which a rate is averaged: what is older counts for less
-SLOW_SHARE = 0.33  # of the rate that was measured: below it, a device is taken for a slow one
+SLOW_TIMES = 4.0  # as long as what was measured lets expect: then a device is taken for a slow one
+CALL_S = 0.0005  # of one read, at least, before the first byte
 SEEN_BYTES_MIN = 8 << 20  # before a rate says anything
 SYNC_WEIGHT = 0.2  # of the newest fsync in the mean
 ERRORS_FAILING = 3  # in a row: then nothing new is given to the device
@@ -55,6 +56,17 @@ class _Rate:
         return self.value if self.seen_bytes >= SEEN_BYTES_MIN else None
 
 
+@dataclass(slots=True)
+class _Slowness:
+    """How many times as long as expected the device takes, lately."""
+
+    value: float = 1.0
+
+    def add(self, count: int, seconds: float, expected_s: float) -> None:
+        weight = 1 - math.exp(-count / RATE_BYTES)
+        self.value += weight * (seconds / expected_s - self.value)
+
+
 @dataclass
 class DeviceMeter:
     """What is known of one device. `measured`: by `measure.py`, when nothing else was asked of it."""
@@ -63,6 +75,8 @@ class DeviceMeter:
     _counters: DeviceCounters = field(default_factory=DeviceCounters)
     _read: _Rate = field(default_factory=_Rate)
     _written: _Rate = field(default_factory=_Rate)
+    _reading: _Slowness = field(default_factory=_Slowness)
+    _writing: _Slowness = field(default_factory=_Slowness)
     _sync_s: float | None = None
     _errors_in_a_row: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -75,6 +89,8 @@ class DeviceMeter:
                 now, reads=now.reads + 1, read_bytes=now.read_bytes + count, read_s=now.read_s + seconds
             )
             self._read.add(count, seconds)
+            if self.measured is not None:
+                self._reading.add(count, seconds, CALL_S + count / self.measured.read_bytes_per_s)
             self._errors_in_a_row = 0
 
     def wrote(self, count: int, seconds: float, sync_s: float) -> None:
@@ -90,6 +106,9 @@ class DeviceMeter:
                 sync_s=now.sync_s + sync_s,
             )
             self._written.add(count, seconds)
+            if self.measured is not None:
+                expected_s = CALL_S + self.measured.sync_s + count / self.measured.write_bytes_per_s
+                self._writing.add(count, seconds, expected_s)
             self._sync_s = sync_s if self._sync_s is None else (1 - SYNC_WEIGHT) * self._sync_s + SYNC_WEIGHT * sync_s
             self._errors_in_a_row = 0
 
@@ -125,12 +144,7 @@ class DeviceMeter:
     def slow(self) -> str:
         """What makes it a slow device now, in words; "" while it is as fast as it was measured."""
         with self._lock:
-            measured = self.measured
-            pairs = () if measured is None else (
-                ("reads", self._read.known, measured.read_bytes_per_s),
-                ("writes", self._written.known, measured.write_bytes_per_s),
-            )  # fmt: skip
-        for what, rate, expected in pairs:
-            if rate is not None and rate < SLOW_SHARE * expected:
-                return f"{what} {rate / 1e6:.0f} MB/s, it was measured at {expected / 1e6:.0f}"
-        return ""
+            times = {"reads": self._reading.value, "writes": self._writing.value}
+        return ", ".join(
+            f"{what} take {value:.0f} times as long as measured" for what, value in times.items() if value > SLOW_TIMES
+        )

@@ -12,6 +12,7 @@ HIGH_WATERMARK = 0.90  # of a disk: above it, what is worth least moves to a slo
 LOW_WATERMARK = 0.80  # down to here; and what is read often moves up as far as here
 SEEK_S = {TierKind.SSD: 0.0001, TierKind.HDD: 0.008}
 PROMOTED_READS_MIN = 2.0  # faded reads, below which a shard stays on its slow disk
+ALIKE = 1.5  # disks whose commits differ by less than this factor are filled alike
 SPEED_GAP = 2.0  # a disk that reads at less than this times another one's rate is not faster than it
 
 
@@ -96,7 +97,9 @@ def choose_disk(disks: Sequence[Disk], stored_bytes: int, use: Use, checkpoint_r
     if use is Use.ARCHIVE:
         best = max(able, key=lambda n: (disks[n].read_s_per_byte, -n))
         return Choice(disk=best, reason=f"an archive goes to the slowest of {len(able)} disks")
-    best = min(able, key=lambda n: (disks[n].commit_s(stored_bytes), n))
+    soonest_s = min(disks[n].commit_s(stored_bytes) for n in able)
+    alike = [n for n in able if disks[n].commit_s(stored_bytes) <= ALIKE * soonest_s]
+    best = min(alike, key=lambda n: (_fill(disks[n], stored_bytes), n))
     avoided = [f"disk {n} is slow ({disks[n].slow})" for n in fit if disks[n].slow and n != best]
     why = f"committed soonest, in {disks[best].commit_s(stored_bytes):.2f} s"
     return Choice(disk=best, reason="; ".join([why, *avoided]))

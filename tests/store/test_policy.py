@@ -49,6 +49,11 @@ def test_new_shards_go_to_the_fast_disk_and_archives_to_the_slow_one() -> None:
     assert "committed soonest, in 1.07 s" in choose_disk(disks, GIB, Use.DATASET).reason
 
 
+def test_disks_that_are_alike_fill_alike() -> None:
+    assert choose_disk([ssd(free_bytes=50 * GIB), ssd(free_bytes=60 * GIB)], GIB, Use.DATASET).disk == 1
+    assert choose_disk([ssd(free_bytes=60 * GIB), ssd(free_bytes=50 * GIB)], GIB, Use.DATASET).disk == 0
+
+
 def test_a_disk_that_is_full_slow_or_failing_is_avoided() -> None:
     assert choose_disk([ssd(free_bytes=5 * GIB), hdd()], GIB, Use.DATASET).disk == 1, "above the high watermark"
     assert choose_disk([ssd(free_bytes=5 * GIB), hdd(free_bytes=0)], GIB, Use.DATASET).disk == 0, "if there is no other"
@@ -145,13 +150,13 @@ def test_a_device_that_slows_down_is_noticed_and_forgiven() -> None:
     assert meter.slow == "" and meter.rates.read_bytes_per_s == pytest.approx(2e9)
     for _ in range(64):
         meter.read(MIB, MIB / 50e6)
-    assert meter.slow.startswith("reads ") and meter.slow.endswith("it was measured at 2000")
+    assert meter.slow.startswith("reads take ") and meter.slow.endswith(" times as long as measured")
     for _ in range(256):
         meter.read(MIB, MIB / 2e9)
     assert meter.slow == ""
     for _ in range(64):
         meter.wrote(MIB, MIB / 10e6, 0.05)
-    assert meter.slow.startswith("writes ")
+    assert meter.slow.startswith("writes take ")
     counters = meter.counters
     assert (counters.reads, counters.writes, counters.written_bytes) == (384, 64, 64 * MIB)
     assert counters.sync_s == pytest.approx(3.2)

@@ -75,6 +75,12 @@ class BackupCopies:
         """Raises `NotFound`, `DamagedData` when it was truncated or replaced, and as `probe`."""
         return open_shard(self._at(url), self._cluster_id, ref, limit)
 
+    def check(self, ref: ShardRef, url: str, limit: Limit) -> None:
+        """Reads every chunk of the copy below `url`. Raises as `open` and `RemoteReader.chunks`."""
+        with self.open(ref, url, limit) as reader:
+            for _ in reader.chunks(range(ref.chunks), limit):
+                pass
+
     def read(self, ref: ShardRef, url: str, start: int, length: int, limit: Limit) -> bytes:
         """Bytes of a shard's file in a backup, not verified."""
         return self._at(url).read(shard_key(self._cluster_id, ref.shard_id), start, length, limit)

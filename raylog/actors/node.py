@@ -21,6 +21,7 @@ from raylog.actors.pull import Outcome, Puller, PullProgress
 from raylog.actors.requests import (
     BackUpShard,
     CancelPull,
+    CheckBackup,
     CloseNode,
     DeleteShards,
     EvictShard,
@@ -270,6 +271,11 @@ class NodeActor:
             other = next(self._puller.ways(asked.shard, asked.elsewhere, limit), None)
             self._backups.write(asked.shard, asked.url, limit, is_anew=asked.is_anew, otherwise=other)
         return self._signed_receipt(asked.shard, TierKind.REMOTE, asked.url)
+
+    def check_backup(self, signed_request: bytes) -> None:
+        """Reads a shard's copy in a backup; raises `NotFound` or `DamagedData` when it is not the shard."""
+        asked, _ = self._requests.open(signed_request, CheckBackup)
+        self._backups.check(asked.shard, asked.url, Limit.within(asked.deadline_s))
 
     @ray.method(concurrency_group=CONTROL)
     def append_records(self, entries: Sequence[Entry]) -> Tail:

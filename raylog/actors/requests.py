@@ -95,6 +95,21 @@ class BackUpShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True
         parse_backup(self.url)
 
 
+class CheckBackup(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That the node reads and checks every chunk of a shard's copy below `url`."""
+
+    action: ClassVar[str] = "node.check_backup"
+    askers: ClassVar[frozenset[str]] = CLIENTS_AND_CLUSTER
+
+    shard: ShardRef
+    url: str
+    deadline_s: float
+
+    def __post_init__(self) -> None:
+        parse_id(self.shard.shard_id, "shard id")
+        parse_backup(self.url)
+
+
 class MeasureDisks(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """That the node tries what its disks can do."""
 

@@ -15,6 +15,7 @@ from raylog.api import export
 from raylog.api.backup import BackupReport, back_up
 from raylog.api.drain import DrainReport, drain_node
 from raylog.api.events import ask_events
+from raylog.api.follow import Follower
 from raylog.api.get import Inspection, Reading
 from raylog.api.materialise import read_bytes, read_table, read_tensors
 from raylog.api.paths import NodePaths, ask_paths
@@ -119,6 +120,27 @@ class Client:
         content = open_source(source, as_files=as_files)
         return Put(self._session, checked, options, on_progress).run(content)
 
+    def follow(
+        self,
+        name: str,
+        source: str | Path,
+        *,
+        settle_s: float = 5.0,
+        replicas: int = 1,
+        erasure: str | None = None,
+        backup: str | None = None,
+        codec: str = "auto",
+        labels: Mapping[str, str] | None = None,
+        as_files: bool = False,
+    ) -> Follower:
+        """Collects files as they arrive in the folder, or below the URL, `source`: each `.step()` of what is returned
+        puts those that have kept their length for `settle_s` as the next version, each file exactly once, also across
+        restarts. Raises `UsageError`; `.step()` raises as `put`."""
+        options = PutOptions.parse(
+            replicas=replicas, durability="disk", codec=codec, labels=labels, backup=backup, erasure=erasure
+        )
+        return Follower(self._session, parse_name(name), str(source), options, settle_s=settle_s, as_files=as_files)
+
     def get(
         self, name: str, columns: Sequence[str] | None = None, *, on_progress: OnProgress | None = None
     ) -> pa.Table | dict[str, Array] | bytes:
@@ -183,10 +205,10 @@ class Client:
         """
         return start_shipment(self._session, parse_reference(name), to, parse_qos(qos), deadline_s, on_progress)
 
-    def verify(self, name: str, *, on_progress: OnProgress | None = None) -> ScrubReport:
-        """Reads and checks every chunk of every replica; replaces damaged ones from another replica.
-        `on_progress(done, total)` counts copies: a shard on a node."""
-        return verify_version(self._session, parse_reference(name), on_progress)
+    def verify(self, name: str, *, backups: bool = False, on_progress: OnProgress | None = None) -> ScrubReport:
+        """Reads and checks every chunk of every replica, and with `backups` of every copy there; replaces damaged ones
+        from another. `on_progress(done, total)` counts copies: a shard on a node."""
+        return verify_version(self._session, parse_reference(name), on_progress, with_backups=backups)
 
     def back_up(
         self, name: str, url: str, timeout_s: float = 3600.0, *, on_progress: OnProgress | None = None

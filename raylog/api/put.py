@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
@@ -65,6 +65,10 @@ class PutOptions:
     def kept_as(self) -> Durability:
         """What is asked of the nodes; the copy in the backup comes on top."""
         return Durability.DISK if self.durability is Durability.REMOTE else self.durability
+
+    def labelled(self, more: Mapping[str, str]) -> Self:
+        """The same with these labels too."""
+        return replace(self, labels={**self.labels, **more})
 
     @property
     def use(self) -> Use:

@@ -24,6 +24,7 @@ from raylog.actors.requests import (
     SHARDS_MAX,
     BackUpShard,
     CancelPull,
+    CheckBackup,
     DeleteShards,
     MeasureDisks,
     ProbeBackup,
@@ -317,11 +318,27 @@ class Session:
         `Unavailable`."""
         self.ask_node(self.local, ProbeBackup(url=url), PROBE_S + ANSWER_GRACE_S)
 
-    def back_up(self, holder: NodeInfo, ref: ShardRef, url: str, elsewhere: Elsewhere, *, pull_id: str) -> bytes:
+    def check_backup(self, info: NodeInfo, ref: ShardRef, url: str) -> None:
+        """Has a node read and check a shard's copy in a backup. Raises `NotFound`, `DamagedData`, `Unavailable`."""
+        limit_s = self.settings.pull_deadline_s
+        self.ask_node(info, CheckBackup(shard=ref, url=url, deadline_s=limit_s), limit_s + ANSWER_GRACE_S)
+
+    def back_up(
+        self,
+        holder: NodeInfo,
+        ref: ShardRef,
+        url: str,
+        elsewhere: Elsewhere,
+        *,
+        pull_id: str,
+        is_anew: bool = False,
+    ) -> bytes:
         """Has a node that holds a shard, or may have it `elsewhere`, write it below `url` if it is not there; its
         receipt for that copy."""
         limit_s = self.settings.pull_deadline_s
-        about = BackUpShard(pull_id=pull_id, shard=ref, url=url, is_anew=False, deadline_s=limit_s, elsewhere=elsewhere)
+        about = BackUpShard(
+            pull_id=pull_id, shard=ref, url=url, is_anew=is_anew, deadline_s=limit_s, elsewhere=elsewhere
+        )
         receipt: bytes = self.ask_node(holder, about, limit_s + ANSWER_GRACE_S)
         return receipt
 

@@ -38,8 +38,8 @@ def open_source(source: Any, *, as_files: bool = False) -> Content:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return open_bytes(source)
     if isinstance(source, (str, os.PathLike)):
-        where, files = _located(source)
-        return _open_files(files, where, as_files)
+        where, files = files_of(source)
+        return open_files(files, where, as_files=as_files)
     if as_files:
         raise UsageError(f"expected a path, URL or bytes with as_files, got {type(source).__name__}")
     table = open_object(source)
@@ -50,8 +50,8 @@ def open_source(source: Any, *, as_files: bool = False) -> Content:
     raise UsageError(f"cannot put {type(source).__name__}: expected {ACCEPTED}")
 
 
-def _located(source: str | os.PathLike[str]) -> tuple[str, list[SourceFile]]:
-    """How messages call a path or URL, and its files."""
+def files_of(source: str | os.PathLike[str]) -> tuple[str, list[SourceFile]]:
+    """How messages call a path or URL, and its files. Raises `SourceError`."""
     name = os.fspath(source)
     if not isinstance(name, str):
         raise UsageError(f"expected a path as text, got {type(name).__name__}: use os.fsdecode")
@@ -71,7 +71,8 @@ def _local_path(url: str) -> str:
     return unquote(parts.path)
 
 
-def _open_files(files: list[SourceFile], where: str, as_files: bool) -> TableContent | FilesContent:
+def open_files(files: list[SourceFile], where: str, *, as_files: bool) -> TableContent | FilesContent:
+    """Files as one table, where all are of one tabular format, else as they are. Raises `SourceError`."""
     if not as_files:
         found, members = _tabular(files)
         if found is not None:

@@ -429,8 +429,9 @@ def status(
     """Show nodes, tiers, GPUs, transfers and what is wrong."""
     from raylog.api import operate
 
-    if paths + events + tiers > 1:
-        raise UsageError("expected one of --paths, --tiers and --events, got several")
+    chosen = [name for name, is_asked in (("--paths", paths), ("--tiers", tiers), ("--events", events)) if is_asked]
+    if len(chosen) > 1:
+        raise UsageError(f"expected one of --paths, --tiers and --events, got {' and '.join(chosen)}")
     if measure and not tiers:
         raise UsageError("--measure is for --tiers: give both")
     if since and not events:

@@ -8,6 +8,7 @@ from ray.experimental import internal_kv
 
 from raylog.actors import calls
 from raylog.actors.backup_keeper import BackupKeeper
+from raylog.actors.cluster_nodes import RayNodes
 from raylog.actors.eventful import Eventful
 from raylog.actors.upkeep import Upkeep
 from raylog.catalog.catalog import Catalog
@@ -41,7 +42,9 @@ class CatalogActor(Eventful):
         self._requests = Receiver(CATALOG, trust.cluster_id, trust.verify, trust.identify, time.time)
         self._catalog = Catalog(Journal(settings.catalog_path, trust, time.time, create=may_create(settings)))
         self._catalog.begin_epoch(claim_epoch(authority.cluster_id, self._catalog.epoch_seen()))
-        self._upkeep = Upkeep(self._catalog, Signer.of_cluster(trust), settings)
+        nodes = RayNodes(Signer.of_cluster(trust), settings.call_deadline_s)
+        self._upkeep = Upkeep(self._catalog, nodes, settings, trust.cluster_id)
+        self._upkeep.start()
         self._keeper = BackupKeeper(self._catalog, trust, settings, self._upkeep.check_not_outdated)
 
     def ready(self) -> None:

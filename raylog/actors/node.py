@@ -246,9 +246,9 @@ class NodeActor:
 
     @ray.method(concurrency_group=CONTROL)
     def damage(self) -> dict[str, list[int]]:
-        """What this node's own scrub has found and nobody has repaired yet: shard id -> damaged chunks, empty for a
-        shard of which no copy with an intact frame is left."""
-        return self._scrub.damage()
+        """What this node has found damaged and nobody has repaired yet: shard id -> damaged chunks, empty for a shard
+        of which no copy with an intact frame is left."""
+        return {one: [] for one in self._store.put_aside()} | self._scrub.damage()
 
     def repair(self, signed_request: bytes) -> int:
         """Replaces damaged chunks in every copy here (pull.py); how many."""

@@ -4,31 +4,27 @@ restores replicas, removes shards that nothing names. Plans come from pure code;
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
-import ray
-from ray._private.state import state as ray_state
 
-from raylog.actors import calls
+from raylog.actors.cluster_nodes import Nodes
 from raylog.actors.elsewhere import NOWHERE, Elsewhere
 from raylog.actors.node_info import NodeInfo, elsewhere_for, sources_for
-from raylog.actors.requests import SHARDS_MAX, DeleteShards, PullShard, RepairShard, ask
+from raylog.actors.requests import SHARDS_MAX, DeleteShards, PullShard, RepairShard
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.leases import Leases, Orphans
 from raylog.catalog.record import Tail
 from raylog.errors import DeadlineExceeded, RaylogError, Unavailable
-from raylog.monitor.samples import NodeSample
-from raylog.security.requests import Request, Signer
+from raylog.security.requests import Request
 from raylog.settings import Settings
-from raylog.spec import Durability, QosClass, ShardRef, ShardStanding, TierKind, new_id
+from raylog.spec import Durability, QosClass, ShardRef, ShardStanding, new_id
 from raylog.store.repair import RepairNode, RepairStep, plan_repair
 
 log = logging.getLogger("raylog.upkeep")
-REPAIRS_AT_ONCE = 2
 RECONCILE_PERIOD_S = 600.0
 ANSWER_GRACE_S = 5.0
 MEND_AGAIN_S = 60.0  # after a try that failed: nobody else held it
@@ -38,28 +34,38 @@ ELSEWHERE_AGAIN_S = 30.0
 class Upkeep:
     """A thread of the catalog actor. Every step is repeated until it is done, so a restart loses nothing."""
 
-    def __init__(self, catalog: Catalog, signer: Signer, settings: Settings) -> None:
-        """`signer` asks nodes in the cluster's name."""
-        self._catalog = catalog
-        self._signer = signer
-        self._settings = settings
+    def __init__(
+        self,
+        catalog: Catalog,
+        nodes: Nodes,
+        settings: Settings,
+        cluster_id: str,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._catalog, self._nodes, self._settings = catalog, nodes, settings
+        self._clock, self._wall_clock = clock, wall_clock
+        self._by = f"raylog://{cluster_id}/catalog/retention"
         self._reconcile_every_s = min(RECONCILE_PERIOD_S, settings.orphan_grace_s)
         self._lock = threading.Lock()  # one at a time copies records out
         self._leases_lock = threading.Lock()
         self._absent_since_s: dict[str, float] = {}
         self._reconciled: dict[str, tuple[int, float]] = {}  # node id -> process id of its actor, when
-        self._leases = Leases(settings.orphan_grace_s, time.monotonic())
+        self._leases = Leases(settings.orphan_grace_s, clock())
         self._orphans: dict[str, Orphans] = {}  # node id -> what was seen on it
         self._mend_after_s: dict[tuple[str, str], float] = {}  # node and shard whose mending failed -> not before
         self._elsewhere_after_s: dict[str, float] = {}  # shard that pieces and backups did not give -> not before
         self._hopeless: dict[str, str] = {}  # shard that cannot be repaired -> why, as it was told
         self._outdated = ""  # why this catalog must not go on
+
+    def start(self) -> None:
+        """From here on, in a thread of its own, again and again."""
         threading.Thread(target=self._run, name="upkeep", daemon=True).start()
 
     def copy_to_another_node(self, sequence: int) -> None:
         """Returns once another node has the records up to `sequence` on its disk; where there is no other, the one that
         there is, if it answers. Raises `Unavailable` when there is another one and none of them took them."""
-        own, others = self._nodes()
+        own, others = self._own_and_others()
         if not others:
             for info in own:
                 with self._tolerated(f"copying records to node {info.node_id}"):
@@ -79,21 +85,22 @@ class Upkeep:
     def renew_lease(self, version_id: str) -> None:
         """A put is under way: what it sealed is no leftover."""
         with self._leases_lock:
-            self._leases.renew(version_id, time.monotonic())
+            self._leases.renew(version_id, self._clock())
 
     def _run(self) -> None:
         while True:
             started_s = time.monotonic()
             try:
-                self._step()
+                self.step()
             except RaylogError as error:
                 log.warning("upkeep goes on in a moment: %s", error)
             except Exception:
                 log.exception("upkeep failed, trying again")
             time.sleep(max(0.1, self._settings.reconcile_period_s - (time.monotonic() - started_s)))
 
-    def _step(self) -> None:
-        nodes: list[NodeInfo] = calls.call("launch", "nodes", timeout_s=self._settings.call_deadline_s)
+    def step(self) -> None:
+        """One round of everything."""
+        nodes = self._nodes.living()
         for info in nodes:  # the catalog's own too: a node knows by its copy what clients may not have deleted
             with self._tolerated(f"copying records to node {info.node_id}"):
                 self._copy_to(info, self._settings.call_deadline_s)
@@ -106,9 +113,9 @@ class Upkeep:
 
     def _delete_due(self) -> None:
         """Versions that have expired, or of which newer ones are kept instead."""
-        for reference, why in self._catalog.due(int(time.time() * 1e6)).items():
+        for reference, why in self._catalog.due(int(self._wall_clock() * 1e6)).items():
             with self._tolerated(f"deleting {reference}"):
-                self._catalog.delete(reference, f"raylog://{self._signer.cluster_id}/catalog/retention")
+                self._catalog.delete(reference, self._by)
                 log.warning("%s was deleted, since %s", reference, why)
 
     def check_not_outdated(self) -> None:
@@ -125,10 +132,9 @@ class Upkeep:
         except RaylogError as error:
             log.warning("%s: %s", what, error)
 
-    def _nodes(self) -> tuple[list[NodeInfo], list[NodeInfo]]:
+    def _own_and_others(self) -> tuple[list[NodeInfo], list[NodeInfo]]:
         """The catalog's own node, if it lives, and the living others."""
-        here = ray.get_runtime_context().get_node_id()
-        nodes: list[NodeInfo] = calls.call("launch", "nodes", timeout_s=self._settings.call_deadline_s)
+        here, nodes = self._nodes.here(), self._nodes.living()
         own = [info for info in nodes if info.ray_node_id == here]
         return own, [info for info in nodes if info.ray_node_id != here]
 
@@ -155,7 +161,7 @@ class Upkeep:
 
     def _notice(self, nodes: Sequence[NodeInfo]) -> None:
         """What living nodes hold counts by their receipts; nodes that stay silent are given up."""
-        now_s = time.monotonic()
+        now_s = self._clock()
         for info in nodes:
             incarnation, reconciled_s = self._reconciled.get(info.node_id, (0, 0.0))
             if info.pid != incarnation or now_s - reconciled_s > self._reconcile_every_s:
@@ -180,7 +186,7 @@ class Upkeep:
         origins: dict[str, str] = self._on(info, "origins", unnamed) if unnamed else {}
         seen = self._orphans.setdefault(info.node_id, Orphans(self._settings.orphan_grace_s))
         with self._leases_lock:
-            due = seen.look(origins, self._leases, time.monotonic())
+            due = seen.look(origins, self._leases, self._clock())
         for version_id, shard_ids in due.items():
             self._collect(info, version_id, shard_ids)
 
@@ -216,9 +222,9 @@ class Upkeep:
             with self._tolerated(f"asking node {info.node_id} for damage"):
                 damage: dict[str, list[int]] = self._on(info, "damage")
                 for shard_id, numbers in damage.items():
-                    if time.monotonic() < self._mend_after_s.get((info.node_id, shard_id), 0.0):
+                    if self._clock() < self._mend_after_s.get((info.node_id, shard_id), 0.0):
                         continue
-                    self._mend_after_s[info.node_id, shard_id] = time.monotonic() + MEND_AGAIN_S
+                    self._mend_after_s[info.node_id, shard_id] = self._clock() + MEND_AGAIN_S
                     with self._tolerated(f"mending shard {shard_id} on node {info.node_id}"):
                         self._mend_shard(info, shard_id, numbers, nodes)
                         del self._mend_after_s[info.node_id, shard_id]
@@ -228,6 +234,8 @@ class Upkeep:
         if standing is None:
             return  # of a put that is under way, or a leftover: nothing was promised of it
         holding = {*standing.nodes, *standing.other_nodes}
+        if not numbers and info.node_id not in holding:
+            return  # a cached copy, or one that is made up for elsewhere already
         sources = sources_for(info, [other for other in nodes if other.node_id in holding])
         limit_s = self._settings.pull_deadline_s
         chunks = tuple(numbers) or tuple(range(standing.shard.chunks))
@@ -243,8 +251,7 @@ class Upkeep:
 
     def _restore(self, nodes: Sequence[NodeInfo]) -> None:
         """One round of repairs, nodes that Ray drains being relieved of what they hold; the rest comes in the next."""
-        draining = ray_state.get_draining_nodes()
-        leaving = {info.node_id for info in nodes if info.ray_node_id in draining}
+        leaving = self._nodes.draining()
         short = {standing.shard.shard_id: standing for standing in self._catalog.short_shards()}
         for node_id in leaving:
             short |= {standing.shard.shard_id: standing for standing in self._catalog.short_without(node_id)}
@@ -256,29 +263,25 @@ class Upkeep:
         for reason in set(hopeless.values()) - set(self._hopeless.values()):
             log.warning("%s", reason)
         self._hopeless = hopeless
-        with ThreadPoolExecutor(REPAIRS_AT_ONCE, thread_name_prefix="repair") as executor:
-            under_way = [(step, executor.submit(self._carry_out, step, by_id)) for step in plan.steps]
-            for step, done in under_way:
-                try:
-                    done.result()
-                except RaylogError as error:
-                    log.warning("a repair failed, it is planned again: %s", error)
-                    if step.elsewhere:
-                        self._elsewhere_after_s[step.shard.shard_id] = time.monotonic() + ELSEWHERE_AGAIN_S
+        self._nodes.together([partial(self._try_step, step, by_id) for step in plan.steps])
+
+    def _try_step(self, step: RepairStep, by_id: dict[str, NodeInfo]) -> None:
+        try:
+            self._carry_out(step, by_id)
+        except RaylogError as error:
+            log.warning("a repair failed, it is planned again: %s", error)
+            if step.elsewhere:
+                self._elsewhere_after_s[step.shard.shard_id] = self._clock() + ELSEWHERE_AGAIN_S
 
     def _without_failed_ways(self, standing: ShardStanding) -> ShardStanding:
         """For a while after they failed: they are asked over and over by nobody."""
-        if time.monotonic() < self._elsewhere_after_s.get(standing.shard.shard_id, 0.0):
+        if self._clock() < self._elsewhere_after_s.get(standing.shard.shard_id, 0.0):
             return msgspec.structs.replace(standing, backups=(), pieces_needed=0)
         return standing
 
     def _repair_nodes(self, nodes: Sequence[NodeInfo], leaving: Collection[str]) -> list[RepairNode]:
         """The nodes as the plan needs them: free bytes of their disk tiers, and what they would be lost with."""
-        samples: list[NodeSample] = calls.call("monitor", "samples", timeout_s=self._settings.call_deadline_s)
-        free = {
-            sample.node_id: sum(tier.free_bytes for tier in sample.tiers if tier.kind is not TierKind.MEMORY)
-            for sample in samples
-        }
+        free = self._nodes.free_bytes()
         return [
             RepairNode(
                 node_id=info.node_id,
@@ -311,13 +314,11 @@ class Upkeep:
         return elsewhere_for(target, self._catalog.whereabouts([shard_id])[shard_id], nodes)
 
     def _on(self, info: NodeInfo, method: str, *arguments: Any, timeout_s: float | None = None) -> Any:
-        reference = getattr(calls.node(info.ray_node_id), method).remote(*arguments)
-        return calls.wait(reference, timeout_s or self._settings.call_deadline_s, f"node {info.node_id[:12]}.{method}")
+        return self._nodes.call(info, method, *arguments, timeout_s=timeout_s or self._settings.call_deadline_s)
 
     def _ask(self, info: NodeInfo, about: Request, timeout_s: float | None = None) -> Any:
         """Has a node do what it does only for who may ask."""
-        reference = ask(calls.node(info.ray_node_id), info.node_id, about, self._signer)
-        return calls.wait(reference, timeout_s or self._settings.call_deadline_s, f"{about.action} {info.node_id[:12]}")
+        return self._nodes.ask(info, about, timeout_s or self._settings.call_deadline_s)
 
 
 def failure_domain(info: NodeInfo) -> str:

@@ -107,8 +107,8 @@ class Follower:
             if found is None or found.size_bytes != size_bytes:
                 now = "is gone" if found is None else f"has {found.size_bytes} bytes"
                 raise SourceError(
-                    f"{self._source}: batch {batch.number} of {self._name} was begun with {path} of {size_bytes} bytes, "
-                    f"which {now}: put it back, or delete {self._batches} to begin anew"
+                    f"{self._source}: batch {batch.number} of {self._name} was begun with {path} of {size_bytes} "
+                    f"bytes, which {now}: put it back, or delete {self._batches} to begin anew"
                 )
         return {path: files[path] for path in batch.files}
 

@@ -10,6 +10,8 @@ from raylog.store.access import AccessHistory
 from raylog.store.device_meter import DeviceRates
 from raylog.store.policy import Disk, admits, worth
 
+ARRIVAL_READS = 3  # that a shard which was put or shipped here counts for before anybody reads it
+
 
 class ArenaPolicy:
     """Counts reads and judges by them. Thread-safe."""
@@ -24,6 +26,12 @@ class ArenaPolicy:
         """Somebody reads the shard, wherever it lies."""
         with self._lock:
             self._history.touch(shard_id, self._clock())
+
+    def arrived(self, shard_id: str) -> None:
+        """Somebody brought the shard here, which is seldom done for nothing."""
+        with self._lock:
+            for _ in range(ARRIVAL_READS):
+                self._history.touch(shard_id, self._clock())
 
     def lies_on(self, shard_id: str, stored_bytes: int, kind: TierKind, rates: DeviceRates) -> None:
         """What reading it costs where it is not in memory."""

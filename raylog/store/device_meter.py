@@ -45,6 +45,8 @@ class _Rate:
     seen_bytes: int = 0
 
     def add(self, count: int, seconds: float) -> None:
+        if not count:  # a commit of what an earlier writer left: nothing is known of a rate
+            return
         newest = count / max(seconds, 1e-9)
         weight = 1 - math.exp(-count / RATE_BYTES)
         # Means of seconds per byte: a device that stalls once is slow, however fast it was before.

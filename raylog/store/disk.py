@@ -186,6 +186,11 @@ class DiskTier:
             fsync_directory(target.parent)
             fsync_directory(path.parent)
 
+    def put_aside(self) -> list[str]:
+        """Shards of which nothing is left here but a damaged file that was put aside, earlier runs' among them."""
+        with storage_errors(self._name, "read its directory"):
+            return [path.name for path in self._layout.quarantine.iterdir() if not self.holds(path.name)]
+
     def replace_chunk(self, shard_id: str, number: int, sealed: memoryview) -> None:
         """As `Tier.replace_chunk`: written over the damaged bytes and fsynced.
 

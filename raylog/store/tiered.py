@@ -75,6 +75,7 @@ class TieredStore:
     def create(self, frame: Frame, durability: Durability, use: Use = Use.DATASET) -> ShardWriter:
         """A writer whose commit keeps the promise of `durability`. Raises `NoSpace`, `Conflict` as `Tier.create`."""
         self._refuse_present(frame)
+        self.arena.arrived(frame.header.shard_id)
         self._promise(frame.header.shard_id)
         if durability is Durability.MEMORY:
             kept = self._arena_writer(frame, evictable=False)
@@ -91,6 +92,7 @@ class TieredStore:
         """A writer of a copy that may go when room is needed: in the arena, or on disk where the arena has none. On
         disk nothing makes way for it."""
         self._refuse_present(frame)
+        self.arena.arrived(frame.header.shard_id)
         cached = self._arena_writer(frame, evictable=True)
         if cached is not None:
             return cached
@@ -174,6 +176,10 @@ class TieredStore:
             missing=[number for number, damaged in found.items() if damaged is None],
         )
 
+    def put_aside(self) -> list[str]:
+        """Shards of which nothing is left here but damaged files that were put aside."""
+        return [one for tier in self.disk.tiers for one in tier.put_aside() if not self.tiers_of(one)]
+
     def shards(self) -> list[ShardRef]:
         """Every shard that lies here, once."""
         found = {ref.shard_id: ref for tier in self.tiers for ref in tier.shards()}
@@ -193,6 +199,7 @@ class TieredStore:
         with self.disk.staged(stage_id, frame_digest) as staged:
             frame = staged.frame
             self._refuse_present(frame)
+            self.arena.arrived(frame.header.shard_id)
             hot = self._arena_writer(frame, evictable=durability is Durability.DISK)
             try:
                 self._verify(staged, hot)

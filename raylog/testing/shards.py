@@ -31,7 +31,15 @@ class SampleShard:
         return memoryview(self.chunks[number])
 
 
-def sample_shard(seed: int, chunk_sizes: tuple[int, ...] = (64, 5000, 4096, 17), shard_id: str = "") -> SampleShard:
+def sample_shard(
+    seed: int,
+    chunk_sizes: tuple[int, ...] = (64, 5000, 4096, 17),
+    shard_id: str = "",
+    *,
+    tenant_id: str = "",
+    artifact_id: str = "",
+    version_id: str = "",
+) -> SampleShard:
     """A shard of chunks with so many sealed bytes each (16 or more), the same for the same arguments.
 
     Commitments, tags and ciphertext are random bytes: no key opens it, everything else about it is right.
@@ -41,9 +49,9 @@ def sample_shard(seed: int, chunk_sizes: tuple[int, ...] = (64, 5000, 4096, 17),
     header = Header(
         kind=Kind.FILES,
         chunk_bytes=CHUNK_CONTENT_BYTES_MAX,
-        tenant_id=ids[0],
-        artifact_id=ids[1],
-        version_id=ids[2],
+        tenant_id=tenant_id or ids[0],
+        artifact_id=artifact_id or ids[1],
+        version_id=version_id or ids[2],
         shard_id=shard_id or ids[3],
         schema_hash=source.randbytes(32),
         salt=source.randbytes(32),

@@ -25,6 +25,7 @@ import raylog
 from raylog.actors import bootstrap, calls
 from raylog.actors.node_info import NodeInfo
 from raylog.errors import NotFound, RaylogError
+from raylog.testing import storage_sim
 from raylog.units import MIB
 
 NAMES = ("crash/a", "crash/b")
@@ -199,6 +200,17 @@ def play(machine: Machine, client: raylog.Client, seed: int) -> None:
             for version in history.versions(name):
                 client.delete(str(version))
     wait_until_settled(client, 60)
+
+
+def test_two_hundred_histories_in_the_simulator(capsys: pytest.CaptureFixture[str]) -> None:
+    """The same parts without Ray: killed between any two steps, disks lost (raylog/testing/storage_sim.py)."""
+    outcomes = [storage_sim.play(seed) for seed in range(200)]
+    told = storage_sim.summary(outcomes)
+    with capsys.disabled():
+        print(f"\n{told}")
+    assert sum(one.acknowledged for one in outcomes) > 500
+    assert sum(one.kills for one in outcomes) > 500
+    assert sum(one.losses for one in outcomes) > 200
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -132,6 +132,17 @@ def test_a_partial_is_resumed_where_it_lies(disks: Disks) -> None:
     assert slow.holds(shard.shard_id) and not fast.holds(shard.shard_id)
 
 
+def test_a_shard_of_which_an_earlier_writer_left_everything(disks: Disks) -> None:
+    shard = sample_shard(12)
+    with disks.create(shard.frame) as writer:
+        fill(writer, shard)
+    with disks.create(shard.frame) as writer:
+        assert writer.missing() == []
+        writer.commit()
+    with disks.open(shard.shard_id) as reader:
+        assert read_all(reader) == shard.chunks
+
+
 def test_a_full_disk_makes_way_for_another(disks: Disks) -> None:
     slow, fast = disks.tiers
     fast.reserve_bytes = 1 << 60

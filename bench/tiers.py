@@ -5,7 +5,8 @@ Two traces: reads that were recorded (`traces/git_log.json`, sizes times 256) an
 of lognormal sizes. Shards lie on the two disks in turn; the arena holds an eighth of all. The throttled disk reads at
 100 MB/s. Each policy plays the same trace through a real store, each read verified. The best static placement knows the
 whole trace: it keeps the shards with most reads per byte (`static bytes`), or with most seconds saved per byte (`static
-seconds`), and never changes. `hit_ratio_best_static` is bytes served from memory over those of `static bytes`.
+seconds`), and never changes. `hit_ratio_best_static` is bytes served from memory over those of `static seconds`, which
+has the same aim as raylog.
 
 Then two equally fast disks take shards one after another, and one of them slows down twentyfold in the middle: how many
 of the shards after that still go to it, and how many it had before.
@@ -31,6 +32,7 @@ from common import parser, report
 from raylog.spec import Durability, new_id
 from raylog.store import shard_file
 from raylog.store.arena_policy import ArenaPolicy
+from raylog.store.device_meter import DeviceRates
 from raylog.store.disk import DiskTier
 from raylog.store.disks import Disks
 from raylog.store.files import read_exactly
@@ -44,6 +46,7 @@ from raylog.units import MIB
 CLUSTER = new_id()
 ARENA_SHARE = 8  # of all bytes, the part that the arena holds
 THROTTLED_BYTES_PER_S = 100e6
+PAIR_BYTES_PER_S = 400e6  # of the two disks of which one slows down
 RECORDED_SCALE = 256
 ZIPF_EXPONENT = 0.9
 CHUNK_BYTES = MIB
@@ -77,8 +80,11 @@ def zipf(shards: int, reads: int) -> Trace:
 class LeastRecentlyUsed(ArenaPolicy):
     """Takes everything in; what was not read for longest goes."""
 
-    def worth(self, shard_id: str) -> float:
+    def rank(self, shard_id: str) -> float:
         return 0.0
+
+    def may_admit(self, shard_id: str) -> bool:
+        return True
 
     def admits(self, shard_id: str, stored_bytes: int, victims: Sequence[tuple[str, int]] | None) -> bool:
         return victims is not None
@@ -107,18 +113,20 @@ def best_static(shards: Sequence[SampleShard], value: Mapping[str, float], capac
 
 
 @contextmanager
-def throttled(folder: Path, bytes_per_s: Callable[[], float]) -> Iterator[None]:
-    """Reads and writes of files below `folder` take as long as on a device of that rate."""
+def throttled(rates: Mapping[Path, Callable[[], float]]) -> Iterator[None]:
+    """Reads and writes of files below these folders take as long as on devices of these rates (bytes per second)."""
 
-    def is_below(descriptor: int) -> bool:
-        return str(folder) in str(Path(f"/proc/self/fd/{descriptor}").readlink())
+    def rate_of(descriptor: int) -> float | None:
+        path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        return next((rate() for folder, rate in rates.items() if path.startswith(str(folder))), None)
 
     def slow(real: Callable[..., None], view_at: int) -> Callable[..., None]:
         def call(descriptor: int, *arguments: Any, **more: Any) -> None:
             began_s = time.perf_counter()
             real(descriptor, *arguments, **more)
-            if is_below(descriptor):
-                due_s = len(arguments[view_at]) / bytes_per_s()
+            rate = rate_of(descriptor)
+            if rate is not None:
+                due_s = len(arguments[view_at]) / rate
                 time.sleep(max(due_s - (time.perf_counter() - began_s), 0))
 
         return call
@@ -180,20 +188,23 @@ def policies(folder: Path, trace: Trace) -> dict[str, Any]:
         "static bytes": Static(best_static(shards, of_bytes, arena_bytes)),
         "static seconds": Static(best_static(shards, of_seconds, arena_bytes)),
     }
-    with throttled(folder / "slow", lambda: THROTTLED_BYTES_PER_S):
+    with throttled({folder / "slow": lambda: THROTTLED_BYTES_PER_S}):
         found: dict[str, Any] = {
             name: play(folder, shards, trace.reads, arena_bytes, policy) for name, policy in chosen.items()
         }
-    ours, best = found["raylog"]["hit_share"], found["static bytes"]["hit_share"]
-    seconds = found["static seconds"]["mean_read_ms"] / found["raylog"]["mean_read_ms"]
+    ours = found["raylog"]["hit_share"]
     return found | {
         "shards": len(shards),
         "reads": len(trace.reads),
         "bytes": trace.bytes,
         "arena_bytes": arena_bytes,
-        "hit_ratio_best_static": ours / best,
+        "first_reads_share": sum(trace.sizes[one] for one in set(trace.reads))
+        / sum(map(trace.sizes.__getitem__, trace.reads)),
+        "hit_ratio_best_static": ours / found["static seconds"]["hit_share"],
+        "hit_ratio_static_bytes": ours / found["static bytes"]["hit_share"],
         "hit_ratio_lru": ours / found["lru"]["hit_share"],
-        "speed_ratio_best_static": seconds,
+        "read_ms_ratio_best_static": found["raylog"]["mean_read_ms"] / found["static seconds"]["mean_read_ms"],
+        "read_ms_ratio_lru": found["raylog"]["mean_read_ms"] / found["lru"]["mean_read_ms"],
     }
 
 
@@ -201,13 +212,12 @@ def slowing(folder: Path, shards: int) -> dict[str, Any]:
     """Two disks; the first one slows down after half of the shards."""
     disks = Disks([DiskTier(folder / name, cluster_id=CLUSTER) for name in ("first", "second")])
     for tier in disks.tiers:
-        tier.measure()
-    store = TieredStore(None, disks)
-    measured = disks.tiers[0].meter.measured
-    assert measured is not None
-    rate = measured.write_bytes_per_s
+        tier.meter.measured = DeviceRates(
+            read_bytes_per_s=PAIR_BYTES_PER_S, write_bytes_per_s=PAIR_BYTES_PER_S, sync_s=0.01
+        )
+    store, rate = TieredStore(None, disks), PAIR_BYTES_PER_S
     before, after, noticed = Counter[str](), Counter[str](), None
-    with throttled(folder / "first", lambda: rate):
+    with throttled({folder / "first": lambda: rate, folder / "second": lambda: PAIR_BYTES_PER_S}):
         for number in range(shards):
             if number == shards // 2:
                 rate /= 20

@@ -1,6 +1,7 @@
 """Which shards the arena keeps: those whose reads from memory save most time per byte (policy.py), by their reads so
 far."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,9 @@ from raylog.store.policy import Disk, admits, worth
 ARRIVAL_READS = 3  # that a shard which was put or shipped here counts for before anybody reads it
 
 
+FLOOR_S = 0.5  # how long a look at who would have to go is good for
+
+
 class ArenaPolicy:
     """Counts reads and judges by them. Thread-safe."""
 
@@ -20,24 +24,28 @@ class ArenaPolicy:
         self._clock = clock
         self._history = AccessHistory()
         self._lies: dict[str, tuple[int, Disk]] = {}  # bytes and disk of shards that were read from disk
+        self._ranks: dict[str, float] = {}
+        self._floor = (0.0, -FLOOR_S)  # what the least of those who stayed was worth, and when
         self._lock = threading.Lock()
 
     def read(self, shard_id: str) -> None:
         """Somebody reads the shard, wherever it lies."""
         with self._lock:
-            self._history.touch(shard_id, self._clock())
+            self._touch(shard_id)
 
     def arrived(self, shard_id: str) -> None:
         """Somebody brought the shard here, which is seldom done for nothing."""
         with self._lock:
             for _ in range(ARRIVAL_READS):
-                self._history.touch(shard_id, self._clock())
+                self._touch(shard_id)
 
     def lies_on(self, shard_id: str, stored_bytes: int, kind: TierKind, rates: DeviceRates) -> None:
-        """What reading it costs where it is not in memory."""
+        """What reading a shard that was read costs where it is not in memory."""
         with self._lock:
             disk = Disk(kind=kind, capacity_bytes=0, free_bytes=0, rates=rates)
-            self._lies[shard_id] = stored_bytes, disk
+            if shard_id in self._ranks:
+                self._lies[shard_id] = stored_bytes, disk
+                self._rank(shard_id)
 
     def reads(self, shard_id: str) -> float:
         """How often it was read lately, faded."""
@@ -51,20 +59,42 @@ class ArenaPolicy:
             stored_bytes, disk = self._lies.get(shard_id, _ELSEWHERE)
             return worth(self._history.count(shard_id, self._clock()), stored_bytes, disk)
 
+    def rank(self, shard_id: str) -> float:
+        """Orders shards by `worth`, at any time alike and without asking it of each."""
+        return self._ranks.get(shard_id, -math.inf)
+
+    def _touch(self, shard_id: str) -> None:
+        for one in self._history.touch(shard_id, self._clock()):
+            self._ranks.pop(one, None)
+            self._lies.pop(one, None)
+        self._rank(shard_id)
+
+    def _rank(self, shard_id: str) -> None:
+        stored_bytes, disk = self._lies.get(shard_id, _ELSEWHERE)
+        self._ranks[shard_id] = self._history.order(shard_id) + math.log(worth(1.0, stored_bytes, disk))
+
+    def may_admit(self, shard_id: str) -> bool:
+        """Whether it is worth looking who would have to go for this shard: False while it is worth less than the least
+        of those who stayed a moment ago, which is most of what is read once."""
+        floor, since_s = self._floor
+        return self._clock() - since_s > FLOOR_S or self.worth(shard_id) > floor
+
     def admits(self, shard_id: str, stored_bytes: int, victims: Sequence[tuple[str, int]] | None) -> bool:
         """Whether a shard that is read from disk now takes the place of `victims` (id and bytes; None: there is no
         place)."""
         if victims is None:
             return False
-        return not victims or admits(
-            self.worth(shard_id), stored_bytes, [(self.worth(one), size) for one, size in victims]
-        )
+        worths = [(self.worth(one), size) for one, size in victims]
+        if worths:
+            self._floor = min(value for value, _ in worths), self._clock()
+        return not worths or admits(self.worth(shard_id), stored_bytes, worths)
 
     def forget(self, shard_id: str) -> None:
         """It was deleted."""
         with self._lock:
             self._history.forget(shard_id)
             self._lies.pop(shard_id, None)
+            self._ranks.pop(shard_id, None)
 
 
 _ELSEWHERE = (

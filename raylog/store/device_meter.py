@@ -8,7 +8,7 @@ import threading
 from dataclasses import dataclass, field, replace
 
 RATE_BYTES = 32 << 20  # over which a rate is averaged: what is older counts for less
-SLOW_TIMES = 4.0  # as long as what was measured lets expect: then a device is taken for a slow one
+SLOW_TIMES = 3.0  # as long as what was measured lets expect: then a device is taken for a slow one
 CALL_S = 0.0005  # of one read, at least, before the first byte
 SEEN_BYTES_MIN = 8 << 20  # before a rate says anything
 SYNC_WEIGHT = 0.2  # of the newest fsync in the mean

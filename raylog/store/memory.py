@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -242,8 +243,8 @@ class MemoryTier:
 
     def _candidates(self) -> list[_Held]:
         """Whatever may go, worth least first."""
-        may_go = [held for held in self._shards.values() if held.may_go]
-        return sorted(may_go, key=lambda held: (self.rank(held.frame.header.shard_id), held.used))
+        may_go = [(self.rank(shard_id), held.used, held) for shard_id, held in self._shards.items() if held.may_go]
+        return [held for _, _, held in sorted(may_go, key=itemgetter(0, 1))]
 
     def _drop(self, held: _Held) -> None:
         if self._shards.get(held.frame.header.shard_id) is held:

@@ -48,7 +48,7 @@ class TieredStore:
         self.disk = disk if isinstance(disk, Disks) else Disks([disk])
         self.arena = arena or ArenaPolicy()
         if memory is not None:
-            memory.rank = self.arena.worth
+            memory.rank = self.arena.rank
         self._cached_on_disk = dict.fromkeys(self.disk.cached())  # promised to nobody, oldest first
         self._lock = threading.Lock()  # of the dict: what is promised at this moment does not give way
 
@@ -276,6 +276,9 @@ class TieredStore:
         if memory is None or disk is None or not belongs_in_arena(frame.stored_bytes, memory.capacity_bytes):
             return None
         self.arena.lies_on(shard_id, frame.stored_bytes, disk.kind, disk.meter.rates)
+        has_room = memory.free_bytes >= frame.stored_bytes
+        if not has_room and not self.arena.may_admit(shard_id):
+            return None
         if not self.arena.admits(shard_id, frame.stored_bytes, memory.victims(frame.stored_bytes)):
             return None
         return self._arena_writer(frame, evictable=True)

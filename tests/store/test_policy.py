@@ -138,6 +138,7 @@ def test_counts_fade_and_the_least_read_are_forgotten() -> None:
     for number in range(20):
         history.touch(f"{number}", 0)
     assert history.count("a", 0) == 4
+    assert sum(history.count(f"{number}", 0) for number in range(20)) <= 9, "ten are remembered"
     history.forget("a")
     assert history.count("a", 0) == 0
 
@@ -177,14 +178,16 @@ def test_the_arena_keeps_what_is_read_again() -> None:
     now_s = [0.0]
     policy = ArenaPolicy(lambda: now_s[0])
     for name, reads in (("often", 9), ("once", 1)):
-        policy.lies_on(name, MIB, TierKind.SSD, FAST)
         for _ in range(reads):
             policy.read(name)
+        policy.lies_on(name, MIB, TierKind.SSD, FAST)
     assert policy.worth("often") == pytest.approx(9 * policy.worth("once"))
     assert policy.admits("often", MIB, [("once", MIB)]) and not policy.admits("once", MIB, [("often", MIB)])
     assert policy.admits("once", MIB, []) and not policy.admits("often", MIB, None)
+    assert policy.rank("often") > policy.rank("once") > policy.rank("never")
     now_s[0] = 1e6
     policy.read("once")
+    assert policy.rank("once") > policy.rank("often")
     assert policy.admits("once", MIB, [("often", MIB)]), "what was read often long ago gives way"
     policy.forget("once")
     assert policy.reads("once") == 0

@@ -15,14 +15,15 @@ class AccessHistory:
         self._shards_max = shards_max
         self._counts: dict[str, tuple[float, float]] = {}  # shard id -> count, and as of when
 
-    def touch(self, shard_id: str, now_s: float) -> None:
-        """The shard was read."""
+    def touch(self, shard_id: str, now_s: float) -> list[str]:
+        """The shard was read; which others were forgotten to remember it."""
         self._counts[shard_id] = (self.count(shard_id, now_s) + 1.0, now_s)
-        if len(self._counts) > self._shards_max:
-            for one in heapq.nsmallest(
-                self._shards_max // 10 + 1, self._counts, key=lambda one: self.count(one, now_s)
-            ):
-                del self._counts[one]
+        if len(self._counts) <= self._shards_max:
+            return []
+        least = heapq.nsmallest(self._shards_max // 10 + 1, self._counts, key=self.order)
+        for one in least:
+            del self._counts[one]
+        return least
 
     def count(self, shard_id: str, now_s: float) -> float:
         """How often it was read, faded."""

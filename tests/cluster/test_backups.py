@@ -115,6 +115,22 @@ def test_a_bad_remote_copy_is_told_and_never_served(client: raylog.Client, backu
     client.delete(name)
 
 
+def test_a_bad_copy_in_a_backup_is_written_anew(client: raylog.Client, backup: Path) -> None:
+    client.put("backup/checked", noise(6), backup=backup.as_uri(), durability="remote")
+    (copy,) = objects(backup, "shards")
+    right = copy.read_bytes()
+    for damage in (right[:-5], right[:MIB] + b"x" + right[MIB + 1 :], None):
+        if damage is None:
+            copy.unlink()
+        else:
+            copy.write_bytes(damage)
+        report = client.verify("backup/checked", backups=True)
+        assert (report.damaged, report.repaired, report.backup_copies, report.problems) == (1, 1, 1, [])
+        assert copy.read_bytes() == right
+    assert client.verify("backup/checked", backups=True).damaged == 0
+    client.delete("backup/checked")
+
+
 def test_a_backup_that_cannot_be_written_is_told_at_once(client: raylog.Client) -> None:
     for url, error in (
         ("file:///proc/nowhere", RaylogError),

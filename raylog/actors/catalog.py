@@ -16,7 +16,7 @@ from raylog.catalog.journal import FILE_NAME, Journal
 from raylog.catalog.lineage import Lineage
 from raylog.catalog.pieces import Whereabouts
 from raylog.catalog.record import RecordKind
-from raylog.catalog.requests import CATALOG, BackUpVersions, DeleteVersions, GovernVersions
+from raylog.catalog.requests import CATALOG, BackUpVersions, DeleteVersions, GovernVersions, RebalanceCopies
 from raylog.catalog.retention import Retention
 from raylog.catalog.state import Pending
 from raylog.errors import Conflict, Unavailable
@@ -94,8 +94,20 @@ class CatalogActor(Eventful):
         self._upkeep.copy_to_another_node(self._catalog.sequence)
         return found
 
+    def rebalance(self, signed_request: bytes) -> int:
+        """`signed_request` is for `RebalanceCopies`; how many moves are planned at first."""
+        self._upkeep.check_not_outdated()
+        self._requests.open(signed_request, RebalanceCopies)
+        return self._upkeep.rebalance()
+
+    def is_rebalancing(self) -> bool:
+        return self._upkeep.is_rebalancing
+
     def retention(self, name: str) -> Retention:
         return self._catalog.retention(name)
+
+    def stored_on_nodes(self) -> dict[str, int]:
+        return self._catalog.stored_on_nodes()
 
     def usage(self) -> list[TenantUsage]:
         return self._catalog.usage()

@@ -15,18 +15,20 @@ from raylog.actors.cluster_nodes import Nodes
 from raylog.actors.elsewhere import NOWHERE, Elsewhere
 from raylog.actors.node_info import NodeInfo, elsewhere_for, sources_for
 from raylog.actors.requests import SHARDS_MAX, DeleteShards, PullShard, RepairShard
-from raylog.catalog.catalog import Catalog
+from raylog.catalog.catalog import STANDINGS_MAX, Catalog
 from raylog.catalog.leases import Leases, Orphans
 from raylog.catalog.record import Tail
 from raylog.errors import DeadlineExceeded, RaylogError, Unavailable
 from raylog.security.requests import Request
 from raylog.settings import Settings
 from raylog.spec import Durability, QosClass, ShardRef, ShardStanding, new_id
+from raylog.store.rebalance import BalanceMove, BalanceNode, plan_rebalance
 from raylog.store.repair import RepairNode, RepairStep, plan_repair
 
 log = logging.getLogger("raylog.upkeep")
 RECONCILE_PERIOD_S = 600.0
 ANSWER_GRACE_S = 5.0
+MOVES_PER_ROUND = 8  # of a rebalancing
 MEND_AGAIN_S = 60.0  # after a try that failed: nobody else held it
 ELSEWHERE_AGAIN_S = 30.0
 
@@ -56,6 +58,7 @@ class Upkeep:
         self._mend_after_s: dict[tuple[str, str], float] = {}  # node and shard whose mending failed -> not before
         self._elsewhere_after_s: dict[str, float] = {}  # shard that pieces and backups did not give -> not before
         self._hopeless: dict[str, str] = {}  # shard that cannot be repaired -> why, as it was told
+        self._is_rebalancing = False  # asked for; a restart forgets it, and whoever waits asks again
         self._outdated = ""  # why this catalog must not go on
 
     def start(self) -> None:
@@ -110,6 +113,7 @@ class Upkeep:
         self._remove_unreferenced(nodes)
         self._mend(nodes)
         self._restore(nodes)
+        self._rebalance(nodes)
 
     def _delete_due(self) -> None:
         """Versions that have expired, or of which newer ones are kept instead."""
@@ -117,6 +121,48 @@ class Upkeep:
             with self._tolerated(f"deleting {reference}"):
                 self._catalog.delete(reference, self._by)
                 log.warning("%s was deleted, since %s", reference, why)
+
+    def rebalance(self) -> int:
+        """From the next round on copies move until all nodes are filled alike; how many are planned at first."""
+        self._is_rebalancing = True
+        return len(self._planned_moves(self._nodes.living(), STANDINGS_MAX))
+
+    @property
+    def is_rebalancing(self) -> bool:
+        return self._is_rebalancing
+
+    def _planned_moves(self, nodes: Sequence[NodeInfo], moves_max: int) -> list[BalanceMove]:
+        stored, free, leaving = self._catalog.stored_on_nodes(), self._nodes.free_bytes(), self._nodes.draining()
+        balance = [
+            BalanceNode(
+                node_id=info.node_id,
+                domain=failure_domain(info),
+                stored_bytes=stored.get(info.node_id, 0),
+                free_bytes=free[info.node_id],
+            )
+            for info in nodes
+            if info.node_id in free and info.node_id not in leaving
+        ]
+        return plan_rebalance(balance, self._catalog.settled_standings(), moves_max)
+
+    def _rebalance(self, nodes: Sequence[NodeInfo]) -> None:
+        """A few moves; what is short of replicas comes first."""
+        if not self._is_rebalancing or self._catalog.short_shards():
+            return
+        moves = self._planned_moves(nodes, MOVES_PER_ROUND)
+        by_id = {info.node_id: info for info in nodes}
+        self._nodes.together([partial(self._try_move, move, by_id) for move in moves])
+        self._is_rebalancing = bool(moves)
+
+    def _try_move(self, move: BalanceMove, by_id: dict[str, NodeInfo]) -> None:
+        with self._tolerated(f"moving shard {move.shard.shard_id} to node {move.target}"):
+            step = RepairStep(shard=move.shard, sources=(move.source,), target=move.target, reason=move.reason)
+            self._carry_out(step, by_id)
+            standing = self._catalog.standing(move.shard.shard_id)
+            if standing is None or len(set(standing.nodes) - {move.source}) < standing.wanted:
+                return  # the new copy does not count: then the old one stays
+            self._ask(by_id[move.source], DeleteShards(shard_ids=(move.shard.shard_id,)))
+            self._catalog.remove_replica(move.shard.shard_id, move.source)
 
     def check_not_outdated(self) -> None:
         """Raises `Unavailable` once a node has shown records that this catalog lacks: nothing may be committed or

@@ -21,6 +21,7 @@ from raylog.api.materialise import read_bytes, read_table, read_tensors
 from raylog.api.paths import NodePaths, ask_paths
 from raylog.api.progress import OnProgress
 from raylog.api.put import Put, PutOptions
+from raylog.api.rebalance import RebalanceReport, rebalance
 from raylog.api.session import Session
 from raylog.api.ship import Shipment, start_shipment
 from raylog.api.source import open_source
@@ -273,6 +274,12 @@ class Client:
         Raises `NotFound`, `UsageError` for the head, `Unavailable`, `DeadlineExceeded` after `timeout_s`.
         """
         return drain_node(self._session, node_id, timeout_s, on_progress)
+
+    def rebalance(self, timeout_s: float = 86400.0) -> RebalanceReport:
+        """Moves replicas and pieces from fuller nodes to emptier ones until all are filled alike, as far as copies stay
+        apart; each is made before the one it replaces goes. Raises `DeadlineExceeded` after `timeout_s`, when it goes
+        on by itself."""
+        return rebalance(self._session, timeout_s)
 
     def place(
         self,

@@ -35,7 +35,7 @@ from raylog.actors.requests import (
 from raylog.api import ray_access
 from raylog.catalog.manifest import Manifest, open_manifest
 from raylog.catalog.pieces import Whereabouts
-from raylog.catalog.requests import CATALOG, BackUpVersions, DeleteVersions, GovernVersions
+from raylog.catalog.requests import CATALOG, BackUpVersions, DeleteVersions, GovernVersions, RebalanceCopies
 from raylog.catalog.retention import Retention
 from raylog.codec.pieces import Erasure
 from raylog.errors import (
@@ -252,6 +252,12 @@ class Session:
         signed = sign_request(about, CATALOG, Signer.of(self.credentials()), time.time())
         found: Retention = self.call(CATALOG, "govern", signed)
         return found
+
+    def rebalance(self) -> int:
+        """Has the catalog move copies until nodes are filled alike; how many moves are planned at first."""
+        signed = sign_request(RebalanceCopies(), CATALOG, Signer.of(self.credentials()), time.time())
+        planned: int = self.call(CATALOG, "rebalance", signed)
+        return planned
 
     def want_backup(self, reference: Reference, url: str) -> list[Version]:
         """Has the catalog note that what `reference` names is to have copies below `url`; which versions that are."""

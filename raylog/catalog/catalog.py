@@ -321,6 +321,16 @@ class Catalog:
         with self._database.read() as connection:
             return tables.storage_standing(connection)
 
+    def settled_standings(self) -> list[ShardStanding]:
+        """Shards that have all their replicas, the largest first: what may be moved."""
+        with self._database.read() as connection:
+            return tables.settled_standings(connection, STANDINGS_MAX)
+
+    def stored_on_nodes(self) -> dict[str, int]:
+        """Node id -> sealed bytes of the replicas that it holds."""
+        with self._database.read() as connection:
+            return tables.stored_on_nodes(connection)
+
     def standing(self, shard_id: str) -> ShardStanding | None:
         """Where a shard stands that a version names; None for any other."""
         with self._database.read() as connection:

@@ -56,3 +56,10 @@ class GovernVersions(Request, frozen=True, kw_only=True, forbid_unknown_fields=T
         parse_reference(self.reference)
         if self.kind not in ("hold", "release", "expire", "keep"):
             raise UsageError(f"expected hold, release, expire or keep, got {self.kind!r}")
+
+
+class RebalanceCopies(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That copies move between nodes until these are filled alike."""
+
+    action: ClassVar[str] = "catalog.rebalance"
+    askers: ClassVar[frozenset[str]] = frozenset({"client"})

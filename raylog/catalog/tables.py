@@ -244,6 +244,21 @@ def usage(connection: sqlite3.Connection) -> list[TenantUsage]:
     ]
 
 
+def settled_standings(connection: sqlite3.Connection, count_max: int) -> list[ShardStanding]:
+    """Shards that have all their replicas, the largest first."""
+    return _standings(
+        connection, "refs > 0 AND wanted > 0 AND standing >= wanted ORDER BY stored_bytes DESC, shard_id", count_max
+    )
+
+
+def stored_on_nodes(connection: sqlite3.Connection) -> dict[str, int]:
+    """Node id -> sealed bytes of the replicas that it holds."""
+    rows = connection.execute(
+        "SELECT node_id, sum(stored_bytes) FROM replicas JOIN shards USING (shard_id) GROUP BY node_id"
+    )
+    return {node_id.hex(): stored_bytes for node_id, stored_bytes in rows}
+
+
 def storage_standing(connection: sqlite3.Connection) -> StorageStanding:
     """Counted by the partial indexes: as quick as there is little to count."""
     ((short,),) = connection.execute("SELECT count(*) FROM shards WHERE refs > 0 AND standing < wanted")

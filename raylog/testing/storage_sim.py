@@ -54,6 +54,7 @@ KILL_SHARE = 0.03  # of all moments
 LOST_AFTER_S = 10.0
 GRACE_S = 60.0
 SETTLE_ROUNDS = 60
+FREE_BYTES = 100_000  # of every node: a few shards make one fuller than another
 
 
 class Moments:
@@ -281,7 +282,7 @@ class SimNodes:
         return set()
 
     def free_bytes(self) -> dict[str, int]:
-        return {node.id: 1 << 30 for node in self._world.living()}
+        return {node.id: FREE_BYTES for node in self._world.living()}
 
     def call(self, info: NodeInfo, method: str, *arguments: Any, timeout_s: float) -> Any:
         return self._answered(info, lambda node: getattr(node, method)(*arguments))
@@ -404,7 +405,10 @@ class History:
         self.acknowledged = 0
 
     def run(self) -> None:
-        actions = (self.put, self.put, self.put, self.delete, self.ship, self.scrub, self.rot, self.upkeep, self.lose)
+        actions = (
+            *(self.put, self.put, self.put, self.delete, self.ship, self.scrub, self.rot),
+            *(self.upkeep, self.rebalance, self.lose),
+        )
         for _ in range(STEPS):
             action = self._source.choice(actions)
             self.world.moments.are_quiet = action in (self.rot, self.lose)
@@ -552,6 +556,12 @@ class History:
     def upkeep(self) -> str:
         self.world.upkeep.step()
         return "done"
+
+    def rebalance(self) -> str:
+        planned = self.world.upkeep.rebalance()
+        for _ in range(5):
+            self.world.upkeep.step()
+        return f"{planned} planned"
 
     def lose(self) -> str:
         """A node with its disk, or the catalog's, once all is whole: two losses at once are more than was promised."""

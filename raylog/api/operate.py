@@ -13,7 +13,7 @@ from raylog.actors.rebuild import RebuildReport, RestoreReport
 from raylog.api import ray_access
 from raylog.api.events import ask_events
 from raylog.api.paths import NodePaths, ask_paths
-from raylog.api.session import connect_ray
+from raylog.api.ray_connection import connect_ray
 from raylog.errors import RaylogError, Unavailable
 from raylog.monitor.events import Event
 from raylog.settings import Settings

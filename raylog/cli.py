@@ -13,6 +13,7 @@ import typer
 import raylog
 from raylog import screen
 from raylog.catalog.retention import Retention
+from raylog.codec.pieces import parse_erasure
 from raylog.errors import DamagedData, RaylogError, UsageError
 from raylog.settings import Settings, load_settings
 from raylog.spec import parse_backup, parse_name, parse_reference
@@ -81,10 +82,23 @@ def put(
     source: Annotated[str, typer.Argument(help="path or URL: Parquet, Arrow, CSV, JSONL, any file or folder")],
     replicas: Annotated[int, typer.Option(help="copies on distinct nodes")] = 1,
     erasure: Annotated[
-        str | None, typer.Option(help="pieces instead of replicas, such as 4+2: any 2 of 6 nodes may be lost")
+        str | None,
+        typer.Option(
+            help="pieces instead of replicas, such as 4+2: any 2 of 6 nodes may be lost",
+            callback=lambda text: text and "+".join(map(str, parse_erasure(text))),
+        ),
     ] = None,
     durability: Annotated[str, typer.Option(help="what an acknowledgement promises: memory, disk or remote")] = "disk",
-    backup: Annotated[str | None, typer.Option(help="URL for a remote copy, such as s3://bucket/path")] = None,
+    backup: Annotated[
+        str | None,
+        typer.Option(
+            help="URL for a remote copy, such as s3://bucket/path", callback=lambda text: text and parse_backup(text)
+        ),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="of the version, KEY=VALUE; use=archive or use=checkpoint chooses its disk; repeatable"),
+    ] = None,
     codec: Annotated[str, typer.Option(help="auto, none, lz4 or zstd")] = "auto",
     as_files: Annotated[bool, typer.Option("--as-files", help="keep files as they are, do not read tables")] = False,
     parent: Annotated[
@@ -93,6 +107,7 @@ def put(
     as_json: Json = False,
 ) -> None:
     """Seal data and store it as the next version of NAME."""
+    labels = _labels(label)
     with Options.connect(quiet=as_json) as client, screen.Bar(f"put {name}", enabled=not as_json) as bar:
         version = client.put(
             name,
@@ -102,6 +117,7 @@ def put(
             durability=durability,
             backup=backup,
             codec=codec,
+            labels=labels,
             parents=parent or (),
             as_files=as_files,
             on_progress=bar,
@@ -280,11 +296,15 @@ def ship(
 
 
 @app.command()
-def verify(name: Name, as_json: Json = False) -> None:
+def verify(
+    name: Name,
+    backups: Annotated[bool, typer.Option("--backups", help="read the copies in backups too")] = False,
+    as_json: Json = False,
+) -> None:
     """Read every byte of every replica, replace what is damaged. Exit status 3 when that was not possible."""
     bar = screen.Bar(f"verify {name}", counts="copies", enabled=not as_json)
     with Options.connect(quiet=as_json) as client, bar:
-        report = client.verify(name, on_progress=bar)
+        report = client.verify(name, backups=backups, on_progress=bar)
     if as_json:
         screen.print_json(report)
     else:

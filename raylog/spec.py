@@ -4,6 +4,7 @@ import enum
 import re
 import unicodedata
 import uuid
+from collections.abc import Sequence
 
 import msgspec
 
@@ -185,6 +186,12 @@ def parse_backup(text: str) -> str:
     if url.startswith("file:") and not path.startswith("/"):
         raise UsageError(f"expected file:/// and an absolute path, got {text[:200]!r}")
     return url
+
+
+def check_backup_allowed(url: str, allowed: Sequence[str]) -> None:
+    """Raises `UsageError` unless `url` is one of `allowed` or lies below one; where none are given, all are allowed."""
+    if allowed and not any(url == one or url.startswith(f"{one}/") for one in allowed):
+        raise UsageError(f"{url} is none of the backups in raylog.toml ({', '.join(allowed)}): add it there")
 
 
 def parse_codec(text: str) -> Codec | None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from raylog.errors import DamagedData, DeadlineExceeded, NotFound, UsageError
-from raylog.spec import ShardRef, parse_backup
+from raylog.errors import Conflict, DamagedData, DeadlineExceeded, NotFound, UsageError
+from raylog.spec import ShardRef, check_backup_allowed, parse_backup
 from raylog.store.objects import Limit, whole
 from raylog.store.remote import RemoteObjects
 from raylog.store.remote_shard import RemoteReader, ShardSource, folder, open_shard, shard_key, write_shard
@@ -35,7 +35,10 @@ class BackupCopies:
         """Writes a few bytes below `url`, reads them back and deletes them. Raises `UsageError` for a URL that is not
         served here or not allowed, `NotFound` when the bucket is not there, `NotPermitted`, `Unavailable`."""
         objects, limit = self._at(url), Limit.within(PROBE_S)
-        key, data = f"{folder(self._cluster_id)}/probe/{self._node_id}", secrets.token_bytes(PROBE_BYTES)
+        key, data = (
+            f"{folder(self._cluster_id)}/probe/{self._node_id}-{secrets.token_hex(8)}",
+            secrets.token_bytes(PROBE_BYTES),
+        )
         objects.write(key, whole(data), limit)
         objects.delete(key, limit)
 
@@ -46,13 +49,15 @@ class BackupCopies:
         limit: Limit,
         *,
         is_anew: bool,
+        may_replace: bool,
         otherwise: Callable[[], ShardSource] | None = None,
     ) -> None:
         """Makes the shard lie below `url`: it does already, by its frame, or this node's copy is written there, or
-        where there is none what `otherwise` opens. With `is_anew` what is there is written over. Raises `NotFound` when
+        where there is none what `otherwise` opens. With `is_anew` what is there is written over; without `may_replace`
+        nothing ever is: whoever is no more than a client could name another's shard. Raises `Conflict`, `NotFound` when
         it is neither here nor there, `DamagedData` when the copy here is, and as `probe`."""
         objects = self._at(url)
-        if not is_anew and self._is_there(objects, ref, limit):
+        if not (is_anew and may_replace) and self._is_there(objects, ref, limit, may_replace=may_replace):
             return
         with self._upload_slot(limit):
             try:
@@ -61,6 +66,10 @@ class BackupCopies:
                 if otherwise is None or "url" in error.__dict__:
                     raise
                 source = otherwise()
+                if source.frame.digest != ref.frame_digest:
+                    raise DamagedData(
+                        f"shard {ref.shard_id}: what was found has another frame than the manifest's"
+                    ) from None
                 numbers = range(len(source.frame.chunks))
                 write_shard(
                     objects,
@@ -85,11 +94,14 @@ class BackupCopies:
         """Bytes of a shard's file in a backup, not verified."""
         return self._at(url).read(shard_key(self._cluster_id, ref.shard_id), start, length, limit)
 
-    def delete(self, shard_ids: Sequence[str], url: str, deadline_s: float) -> None:
-        """Takes copies away; those that are not there are no error."""
+    def delete(self, shard_ids: Sequence[str], url: str, deadline_s: float) -> int:
+        """Takes copies away, one after another; how many there was time for. Those that are not there are no error."""
         objects, limit = self._at(url), Limit.within(deadline_s)
-        for shard_id in shard_ids:
+        for done, shard_id in enumerate(shard_ids):
+            if limit.left_s < deadline_s / 2:
+                return done
             objects.delete(shard_key(self._cluster_id, shard_id), limit)
+        return len(shard_ids)
 
     def _write_own(self, objects: RemoteObjects, ref: ShardRef, limit: Limit) -> None:
         with self._store.open(ref.shard_id) as reader:
@@ -98,12 +110,14 @@ class BackupCopies:
             numbers = range(len(reader.frame.chunks))
             write_shard(objects, self._cluster_id, reader.frame, lambda: map(reader.chunk, numbers), limit)
 
-    def _is_there(self, objects: RemoteObjects, ref: ShardRef, limit: Limit) -> bool:
+    def _is_there(self, objects: RemoteObjects, ref: ShardRef, limit: Limit, *, may_replace: bool) -> bool:
         try:
             open_shard(objects, self._cluster_id, ref, limit)
         except NotFound:
             return False
         except DamagedData as error:
+            if not may_replace:
+                raise Conflict(f"{objects.url} has another copy of shard {ref.shard_id}: {error}") from error
             log.warning("written anew: %s", error)
             return False
         return True
@@ -111,8 +125,7 @@ class BackupCopies:
     def _at(self, url: str) -> RemoteObjects:
         if parse_backup(url) != url:
             raise UsageError(f"expected a backup's URL without a slash at its end, got {url!r}")
-        if self._allowed and not any(url == one or url.startswith(f"{one}/") for one in self._allowed):
-            raise UsageError(f"{url} is none of the backups in raylog.toml ({', '.join(self._allowed)}): add it there")
+        check_backup_allowed(url, self._allowed)
         with self._lock:
             if url not in self._objects:
                 self._objects[url] = RemoteObjects(url)

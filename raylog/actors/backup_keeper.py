@@ -21,13 +21,14 @@ from raylog.errors import NotFound, RaylogError
 from raylog.security.requests import Signer
 from raylog.security.trust import Trust
 from raylog.settings import Settings
-from raylog.spec import new_id
+from raylog.spec import check_backup_allowed, new_id
 from raylog.store.remote import RemoteObjects
 
 log = logging.getLogger("raylog.backup")
 COPIES_PER_ROUND = 64
 COPIES_AT_ONCE = 4
 DELETIONS_PER_ROUND = 1_000
+READ_ONLY = "backups.readonly"  # a file beside the journal: nothing is written to backups while it is there
 PAUSE_FIRST_S, PAUSE_MAX_S = 2.0, 60.0  # of a backup that fails
 ANSWER_GRACE_S = 5.0
 
@@ -41,6 +42,9 @@ class BackupKeeper:
         self._catalog, self._backups = catalog, catalog.backups
         self._trust, self._signer = trust, Signer.of_cluster(trust)
         self._settings, self._check = settings, check
+        self._tried: dict[str, str] = {}  # by URL, up to which shard a round has come
+        self._discarded: dict[str, list[str]] = {}
+        self._lock = threading.Lock()  # of what is discarded
         self._pauses: dict[str, tuple[float, float]] = {}  # URL that failed -> not before, and how long that was
         threading.Thread(target=self._run, name="backups", daemon=True).start()
 
@@ -57,35 +61,48 @@ class BackupKeeper:
             if not is_more:
                 time.sleep(self._settings.reconcile_period_s)
 
+    def discard(self, url: str, shard_ids: Sequence[str]) -> None:
+        """Copies of a put that failed go, in a moment; none of them is named by a version."""
+        with self._lock:
+            self._discarded.setdefault(url, []).extend(shard_ids)
+
     def _step(self) -> bool:
         """One round; whether there is more to be done at once."""
+        if (self._settings.catalog_path / READ_ONLY).exists():
+            return False  # of a restore that only tries whether it would work
         urls = [url for url in self._backups.urls() if time.monotonic() >= self._pauses.get(url, (0.0, 0.0))[0]]
-        if not urls:
+        if not urls and not self._discarded:
             return False
         nodes: list[NodeInfo] = calls.call("launch", "nodes", timeout_s=self._settings.call_deadline_s)
-        written = self._write_copies(nodes, urls)
+        is_more = False
         for url in urls:
-            self._guarded(url, partial(self._write_chain, url))
-        self._delete_free(nodes, urls)
-        return written == COPIES_PER_ROUND and not self._pauses
+            free = self._backups.free(url, DELETIONS_PER_ROUND)
+            if self._guarded(url, partial(self._write_chain, url)):
+                self._delete(nodes, url, free)  # what was freed by records that are there now
+                is_more |= self._write_copies(nodes, url)
+        with self._lock:
+            discarded, self._discarded = self._discarded, {}
+        for url, shard_ids in discarded.items():
+            self._delete(nodes, url, self._catalog.unnamed(shard_ids))
+        return is_more
 
-    def _write_copies(self, nodes: Sequence[NodeInfo], urls: Sequence[str]) -> int:
+    def _write_copies(self, nodes: Sequence[NodeInfo], url: str) -> bool:
         """Each by a node that holds the shard, the least busy; where none does, any may see whether it is there, or put
-        it together from its pieces. How many were tried."""
+        it together from its pieces. Whether more are left, after some were written."""
+        wanted = self._backups.wanted(url, COPIES_PER_ROUND, self._tried.get(url, ""))
+        self._tried[url] = wanted[-1].standing.shard.shard_id if len(wanted) == COPIES_PER_ROUND else ""
         busy: Counter[str] = Counter()
         under_way = []
         with ThreadPoolExecutor(COPIES_AT_ONCE, thread_name_prefix="backup") as executor:
-            for copy in self._backups.wanted(COPIES_PER_ROUND):
+            for copy in wanted:
                 holding = {*copy.standing.nodes, *copy.standing.other_nodes}
                 able = [info for info in nodes if info.node_id in holding] or list(nodes)
-                if able and copy.url in urls:
+                if able:
                     info = min(able, key=lambda one: busy[one.node_id])
                     busy[info.node_id] += 1
                     action = partial(self._write_copy, info, copy, nodes)
-                    under_way.append(executor.submit(self._guarded, copy.url, action))
-        for one in under_way:
-            one.result()
-        return len(under_way)
+                    under_way.append(executor.submit(self._guarded, url, action))
+        return len(wanted) == COPIES_PER_ROUND and any(one.result() for one in under_way)
 
     def _write_copy(self, info: NodeInfo, copy: WantedCopy, nodes: Sequence[NodeInfo]) -> None:
         limit_s, shard_id = self._settings.pull_deadline_s, copy.standing.shard.shard_id
@@ -101,39 +118,45 @@ class BackupKeeper:
         )
         reference = ask(calls.node(info.ray_node_id), info.node_id, about, self._signer)
         what = f"backing shard {shard_id} up from node {info.node_id[:12]}"
-        self._backups.add(calls.wait(reference, limit_s + ANSWER_GRACE_S, what))
+        try:
+            receipt = calls.wait(reference, limit_s + ANSWER_GRACE_S, what)
+        except NotFound as error:
+            if "url" not in error.__dict__:  # neither on a node nor there
+                self._backups.doubt(shard_id, copy.url)
+            raise
+        self._backups.add(receipt)
 
     def _write_chain(self, url: str) -> None:
+        check_backup_allowed(url, self._settings.backup_urls)
         if self._backups.chain_reached(url) < self._catalog.sequence:
             reached = OffsiteChain(RemoteObjects(url), self._trust).follow(self._catalog)
-            log.info("%s has the catalog up to record %d", url, reached)
-
-    def _delete_free(self, nodes: Sequence[NodeInfo], urls: Sequence[str]) -> None:
-        free: dict[str, list[str]] = {}
-        for shard_id, url in self._backups.free(DELETIONS_PER_ROUND):
-            free.setdefault(url, []).append(shard_id)
-        for url in set(free) & set(urls):
-            self._guarded(url, partial(self._delete, nodes, url, free[url][:SHARDS_MAX]))
+            log.debug("%s has the catalog up to record %d", url, reached)
+        self._backups.end(url)
 
     def _delete(self, nodes: Sequence[NodeInfo], url: str, shard_ids: Sequence[str]) -> None:
-        if not nodes:
-            return
+        """As many as there is time for."""
+        if shard_ids and nodes:
+            self._guarded(url, partial(self._delete_by, nodes[0], url, shard_ids[:SHARDS_MAX]))
+
+    def _delete_by(self, info: NodeInfo, url: str, shard_ids: Sequence[str]) -> None:
         about = DeleteShards(shard_ids=tuple(shard_ids), backup=url)
-        reference = ask(calls.node(nodes[0].ray_node_id), nodes[0].node_id, about, self._signer)
-        calls.wait(reference, self._settings.call_deadline_s + ANSWER_GRACE_S, f"deleting from {url}")
-        for shard_id in shard_ids:
+        reference = ask(calls.node(info.ray_node_id), info.node_id, about, self._signer)
+        done: int = calls.wait(reference, self._settings.call_deadline_s + ANSWER_GRACE_S, f"deleting from {url}")
+        for shard_id in shard_ids[:done]:
             self._backups.remove(shard_id, url)
 
-    def _guarded(self, url: str, action: Callable[[], None]) -> None:
-        """What one backup refuses keeps no other from being written; it is tried again after ever longer pauses."""
+    def _guarded(self, url: str, action: Callable[[], None]) -> bool:
+        """Whether it was done. What one backup refuses keeps no other from being written; it is tried again after ever
+        longer pauses."""
         try:
             action()
         except RaylogError as error:
             if isinstance(error, NotFound) and "url" not in error.__dict__:
                 log.info("not backed up: %s", error)  # the shard is nowhere now, or its version was deleted meanwhile
-                return
+                return False
             pause_s = min(2 * self._pauses.get(url, (0.0, PAUSE_FIRST_S / 2))[1], PAUSE_MAX_S)
             self._pauses[url] = time.monotonic() + pause_s, pause_s
             log.warning("backup %s: trying again in %.0f s: %s", url, pause_s, error)
-        else:
-            self._pauses.pop(url, None)
+            return False
+        self._pauses.pop(url, None)
+        return True

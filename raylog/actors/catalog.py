@@ -16,7 +16,15 @@ from raylog.catalog.journal import FILE_NAME, Journal
 from raylog.catalog.lineage import Lineage
 from raylog.catalog.pieces import Whereabouts
 from raylog.catalog.record import RecordKind
-from raylog.catalog.requests import CATALOG, BackUpVersions, DeleteVersions, GovernVersions, RebalanceCopies
+from raylog.catalog.requests import (
+    CATALOG,
+    BackUpVersions,
+    DeleteVersions,
+    DiscardCopies,
+    DoubtCopies,
+    GovernVersions,
+    RebalanceCopies,
+)
 from raylog.catalog.retention import Retention
 from raylog.catalog.state import Pending
 from raylog.errors import Conflict, Unavailable
@@ -40,7 +48,8 @@ class CatalogActor(Eventful):
         authority = Authority.load(settings.authority_path, FileKeyring.load(settings.keyring_path))
         trust = trust_of(authority, time.time)
         self._requests = Receiver(CATALOG, trust.cluster_id, trust.verify, trust.identify, time.time)
-        self._catalog = Catalog(Journal(settings.catalog_path, trust, time.time, create=may_create(settings)))
+        journal = Journal(settings.catalog_path, trust, time.time, create=may_create(settings))
+        self._catalog = Catalog(journal, settings.backup_urls)
         self._catalog.begin_epoch(claim_epoch(authority.cluster_id, self._catalog.epoch_seen()))
         nodes = RayNodes(Signer.of_cluster(trust), settings.call_deadline_s)
         self._upkeep = Upkeep(self._catalog, nodes, settings, trust.cluster_id)
@@ -120,9 +129,24 @@ class CatalogActor(Eventful):
         """Those of the shards that are still to be written there."""
         return self._catalog.backups.lacking(shard_ids, url)
 
-    def chain_backed_up(self, url: str) -> bool:
-        """Whether a backup has all of the chain."""
-        return self._catalog.backups.chain_reached(url) == self._catalog.sequence
+    def sequence(self) -> int:
+        """Of the last record."""
+        return self._catalog.sequence
+
+    def chain_backed_up(self, url: str, sequence: int) -> bool:
+        """Whether a backup has the chain up to this record."""
+        return self._catalog.backups.chain_reached(url) >= sequence
+
+    def doubt(self, signed_request: bytes) -> None:
+        """`signed_request` is for `DoubtCopies`."""
+        request, _ = self._requests.open(signed_request, DoubtCopies)
+        for shard_id in request.shard_ids:
+            self._catalog.backups.doubt(shard_id, request.url)
+
+    def discard(self, signed_request: bytes) -> None:
+        """`signed_request` is for `DiscardCopies`; it is done in a moment."""
+        request, _ = self._requests.open(signed_request, DiscardCopies)
+        self._keeper.discard(request.url, self._catalog.unnamed(request.shard_ids))
 
     def stat(self, reference: Reference) -> Version:
         return self._catalog.stat(reference)

@@ -214,9 +214,8 @@ class NodeActor:
 
     def _receipt(self, ref: ShardRef) -> bytes:
         tier = self._store.kept_on(ref.shard_id)
-        with self._store.open(ref.shard_id) as reader:
-            if reader.frame.digest != ref.frame_digest:
-                raise DamagedData(f"shard {ref.shard_id} on node {self._info.node_id} has another frame")
+        if self._store.look(ref.shard_id).digest != ref.frame_digest:
+            raise DamagedData(f"shard {ref.shard_id} on node {self._info.node_id} has another frame")
         return self._signed_receipt(ref, tier)
 
     def _signed_receipt(self, ref: ShardRef, tier: TierKind, url: str = "") -> bytes:
@@ -264,12 +263,15 @@ class NodeActor:
 
     def back_up(self, signed_request: bytes) -> bytes:
         """Makes a shard lie in a backup (backup_copies.py); the receipt for that copy."""
-        asked, _ = self._requests.open(signed_request, BackUpShard)
+        asked, asker = self._requests.open(signed_request, BackUpShard)
         deadline = time.monotonic() + asked.deadline_s
         with self._puller.cancels.watched(asked.pull_id) as cancel:
             limit = Limit(deadline=deadline, cancel=cancel)
             other = next(self._puller.ways(asked.shard, asked.elsewhere, limit), None)
-            self._backups.write(asked.shard, asked.url, limit, is_anew=asked.is_anew, otherwise=other)
+            may_replace = asker.role == CLUSTER
+            self._backups.write(
+                asked.shard, asked.url, limit, is_anew=asked.is_anew, may_replace=may_replace, otherwise=other
+            )
         return self._signed_receipt(asked.shard, TierKind.REMOTE, asked.url)
 
     def check_backup(self, signed_request: bytes) -> None:
@@ -301,8 +303,8 @@ class NodeActor:
         """Shard id -> version id of the put that sealed it, by its header; without those that cannot be opened."""
         found = {}
         for shard_id in shard_ids:
-            with suppress(NotFound, DamagedData), self._store.open(shard_id) as reader:
-                found[shard_id] = reader.frame.header.version_id
+            with suppress(NotFound, DamagedData):
+                found[shard_id] = self._store.look(shard_id).header.version_id
         return found
 
     def delete(self, signed_request: bytes) -> int:
@@ -318,9 +320,9 @@ class NodeActor:
                 "it: delete the version"
             )
         if asked.backup:
-            self._backups.delete(asked.shard_ids, asked.backup, self._settings.call_deadline_s)
-            log.warning("deleted from %s for %s: %s", asked.backup, asker, ", ".join(asked.shard_ids))
-            return 0
+            if asker.role != CLUSTER:
+                raise NotPermitted(f"{asker} may not have copies deleted from a backup: the catalog does that")
+            return self._backups.delete(asked.shard_ids, asked.backup, self._settings.call_deadline_s)
         found = []
         for shard_id in asked.shard_ids:
             with suppress(NotFound):

@@ -138,8 +138,7 @@ class Puller:
         """Replaces damaged chunks in every copy here: by those of a copy here that has them whole, else by other nodes'
         bytes or those had `elsewhere`, or the whole shard where it was put aside; how many chunks. Raises as `pull`."""
         try:
-            with self._store.open(ref.shard_id) as reader:
-                frame = reader.frame
+            frame = self._store.look(ref.shard_id)
         except NotFound:
             self.pull(ref, sources, Durability.DISK, QosClass.REPAIR, deadline_s, elsewhere=elsewhere)
             self._meter.repaired(len(numbers))
@@ -256,9 +255,8 @@ class Puller:
 
     def _is_here(self, ref: ShardRef, durability: Durability | None) -> bool:
         try:
-            with self._store.open(ref.shard_id) as reader:
-                if reader.frame.digest != ref.frame_digest:
-                    raise DamagedData(f"shard {ref.shard_id} here has another frame than the manifest's")
+            if self._store.look(ref.shard_id).digest != ref.frame_digest:
+                raise DamagedData(f"shard {ref.shard_id} here has another frame than the manifest's")
         except NotFound:
             return False
         except DamagedData as error:

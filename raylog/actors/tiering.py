@@ -75,15 +75,18 @@ class Tiering:
 
     def _sample(self, tier: Tier) -> TierSample:
         path = str(tier.path if isinstance(tier, MemoryTier) else getattr(tier, "directory", ""))
-        free_bytes = tier.free_bytes
+        try:
+            capacity_bytes, free_bytes, shards = tier.capacity_bytes, tier.free_bytes, len(tier.shards())
+        except RaylogError:
+            capacity_bytes = free_bytes = shards = 0  # its device answers nothing: `problem` says so
         filling = self._filling.setdefault(path, Filling())
         filling.add(time.monotonic(), free_bytes)
         return TierSample(
             kind=tier.kind,
             path=path,
-            capacity_bytes=tier.capacity_bytes,
+            capacity_bytes=capacity_bytes,
             free_bytes=free_bytes,
-            shards=len(tier.shards()),
+            shards=shards,
             days_to_full=None if tier.kind is TierKind.MEMORY else filling.days_to_full(free_bytes),
             device=_device(tier) if isinstance(tier, DiskTier) else None,
         )
@@ -102,6 +105,9 @@ class Tiering:
         disks = self._store.disk
         if len(disks.tiers) < 2:
             return
+        for tier in disks.tiers:
+            if tier.meter.slow:  # seen to be slow: is it, or was much asked of it at once?
+                tier.measure()
         numbers = {tier: number for number, tier in enumerate(disks.tiers)}
         stored = []
         for ref in disks.shards():

@@ -117,10 +117,15 @@ class Upkeep:
 
     def _delete_due(self) -> None:
         """Versions that have expired, or of which newer ones are kept instead."""
-        for reference, why in self._catalog.due(int(self._wall_clock() * 1e6)).items():
+        now_us = int(self._wall_clock() * 1e6)
+        deleted = False
+        for reference, why in self._catalog.due(now_us).items():
             with self._tolerated(f"deleting {reference}"):
-                self._catalog.delete(reference, self._by)
-                log.warning("%s was deleted, since %s", reference, why)
+                if self._catalog.delete_due(reference, now_us, self._by):
+                    deleted = True
+                    log.warning("%s was deleted, since %s", reference, why)
+        if deleted:  # before a shard is removed: else a lost journal would bring versions without shards back
+            self.copy_to_another_node(self._catalog.sequence)
 
     def rebalance(self) -> int:
         """From the next round on copies move until all nodes are filled alike; how many are planned at first."""

@@ -30,12 +30,13 @@ def back_up(
     started_s = time.monotonic()
     session.probe_backup(url)
     versions = session.want_backup(reference, url)
+    sequence: int = session.retried("catalog", "sequence")  # commits of others, which come later, are not waited for
     shards = {shard_id: ref for one in versions for shard_id, ref in _shards_of(session, one).items()}
     reporter = Reporter(on_progress, len(shards))
     while True:
         lacking: list[str] = session.retried("catalog", "not_backed_up", list(shards), url)
         reporter.reach(len(shards) - len(lacking))
-        if not lacking and session.retried("catalog", "chain_backed_up", url):
+        if not lacking and session.retried("catalog", "chain_backed_up", url, sequence):
             return BackupReport(
                 url=url,
                 versions=[str(one) for one in versions],

@@ -139,6 +139,7 @@ class Put:
         self._receipts: list[bytes] = []
         self._pulls = Pulls(session)
         self._shard_ids: list[str] = []  # of which something may lie on nodes
+        self._whole_ids: list[str] = []  # of which something may lie in the backup
         self._may_be_visible = False
 
     def run(self, content: Content) -> Version:
@@ -208,6 +209,7 @@ class Put:
             expected_bytes = min(plan.shard_bytes, content.bytes or plan.shard_bytes)
             for sealed in seal_content(content, plan, lambda: self._stage(expected_bytes)):
                 with sealed.place:
+                    self._whole_ids.append(sealed.frame.header.shard_id)
                     kept = older.find(sealed.content_tag)
                     erasure = self._cut(sealed) if self._options.erasure else None
                     if kept:
@@ -373,4 +375,4 @@ class Put:
                     self._session.delete_shards(info, ids)
         if ids and self._options.waits_for_backup:
             with suppress(RaylogError):
-                self._session.delete_shards(self._session.local, ids, self._options.backup)
+                self._session.discard_copies(self._whole_ids, self._options.backup)

@@ -31,7 +31,15 @@ from raylog.api import ray_access
 from raylog.api.ray_connection import RayConnection, connect_ray, disconnect
 from raylog.catalog.manifest import Manifest, open_manifest
 from raylog.catalog.pieces import Whereabouts
-from raylog.catalog.requests import CATALOG, BackUpVersions, DeleteVersions, GovernVersions, RebalanceCopies
+from raylog.catalog.requests import (
+    CATALOG,
+    BackUpVersions,
+    DeleteVersions,
+    DiscardCopies,
+    DoubtCopies,
+    GovernVersions,
+    RebalanceCopies,
+)
 from raylog.catalog.retention import Retention
 from raylog.codec.pieces import Erasure
 from raylog.errors import (
@@ -169,28 +177,34 @@ class Session:
         """Has the catalog delete what `reference` names now, by a request that this process signs."""
         latest: Version = self.retried("catalog", "versions", reference.name)[-1]
         about = DeleteVersions(reference=str(reference), latest=latest.number)
-        signed = sign_request(about, CATALOG, Signer.of(self.credentials()), time.time())
-        deleted: list[Version] = self.call(CATALOG, "delete", signed)
+        deleted: list[Version] = self._ask_catalog("delete", about)
         return deleted
+
+    def doubt_copies(self, shard_ids: Sequence[str], url: str) -> None:
+        """Has the catalog have these shards' copies below `url` written anew."""
+        self._ask_catalog("doubt", DoubtCopies(shard_ids=tuple(shard_ids), url=url))
+
+    def discard_copies(self, shard_ids: Sequence[str], url: str) -> None:
+        """Has the catalog take away what a put that failed left below `url`."""
+        self._ask_catalog("discard", DiscardCopies(shard_ids=tuple(shard_ids), url=url))
+
+    def _ask_catalog(self, method: str, about: Request) -> Any:
+        return self.call(CATALOG, method, sign_request(about, CATALOG, Signer.of(self.credentials()), time.time()))
 
     def govern(self, kind: str, reference: Reference, details: dict[str, str]) -> Retention:
         """Has the catalog hold, release, expire or keep; what is set for the name then."""
         about = GovernVersions(reference=str(reference), kind=kind, details=details)
-        signed = sign_request(about, CATALOG, Signer.of(self.credentials()), time.time())
-        found: Retention = self.call(CATALOG, "govern", signed)
+        found: Retention = self._ask_catalog("govern", about)
         return found
 
     def rebalance(self) -> int:
         """Has the catalog move copies until nodes are filled alike; how many moves are planned at first."""
-        signed = sign_request(RebalanceCopies(), CATALOG, Signer.of(self.credentials()), time.time())
-        planned: int = self.call(CATALOG, "rebalance", signed)
+        planned: int = self._ask_catalog("rebalance", RebalanceCopies())
         return planned
 
     def want_backup(self, reference: Reference, url: str) -> list[Version]:
         """Has the catalog note that what `reference` names is to have copies below `url`; which versions that are."""
-        about = BackUpVersions(reference=str(reference), url=url)
-        signed = sign_request(about, CATALOG, Signer.of(self.credentials()), time.time())
-        chosen: list[Version] = self.call(CATALOG, "back_up", signed)
+        chosen: list[Version] = self._ask_catalog("back_up", BackUpVersions(reference=str(reference), url=url))
         return chosen
 
     def pull(
@@ -264,14 +278,11 @@ class Session:
         elsewhere: Elsewhere,
         *,
         pull_id: str,
-        is_anew: bool = False,
     ) -> bytes:
         """Has a node that holds a shard, or may have it `elsewhere`, write it below `url` if it is not there; its
         receipt for that copy."""
         limit_s = self.settings.pull_deadline_s
-        about = BackUpShard(
-            pull_id=pull_id, shard=ref, url=url, is_anew=is_anew, deadline_s=limit_s, elsewhere=elsewhere
-        )
+        about = BackUpShard(pull_id=pull_id, shard=ref, url=url, is_anew=False, deadline_s=limit_s, elsewhere=elsewhere)
         receipt: bytes = self.ask_node(holder, about, limit_s + ANSWER_GRACE_S)
         return receipt
 
@@ -323,11 +334,10 @@ class Session:
         turn = int(erasure.shard.shard_id[:8], 16) % len(found)  # so that all nodes get data pieces
         return found[turn:] + found[:turn]
 
-    def delete_shards(self, info: NodeInfo, shard_ids: Sequence[str], backup: str = "") -> None:
-        """Takes shards that no version ever named away from a node, or by its hands from a backup."""
+    def delete_shards(self, info: NodeInfo, shard_ids: Sequence[str]) -> None:
+        """Takes shards that no version ever named away from a node."""
         for first in range(0, len(shard_ids), SHARDS_MAX):
-            some = tuple(shard_ids[first : first + SHARDS_MAX])
-            self.ask_node(info, DeleteShards(shard_ids=some, backup=backup))
+            self.ask_node(info, DeleteShards(shard_ids=tuple(shard_ids[first : first + SHARDS_MAX])))
 
     def receipts(self, info: NodeInfo, refs: Sequence[ShardRef]) -> list[bytes]:
         """A node's signed word for each of the shards that it holds."""

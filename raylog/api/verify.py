@@ -1,5 +1,6 @@
 """`verify`: every copy of a version is read and checked where it lies, and what is damaged is replaced."""
 
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,9 +13,11 @@ from raylog.api.session import Session
 from raylog.catalog.manifest import Manifest
 from raylog.catalog.pieces import Whereabouts
 from raylog.errors import DamagedData, NotFound, RaylogError
-from raylog.spec import Reference, ShardRef, new_id
+from raylog.spec import Reference, ShardRef
 
 COPIES_AT_ONCE = 4
+WRITTEN_ANEW_S = 120.0
+POLL_S = 0.5
 
 
 class ScrubReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,48 +55,62 @@ def verify_version(
         for shard_id, (_, wanted) in kept.items()
         if whole[shard_id] < wanted
     ]
-    in_backups = _check_backups(session, manifest) if with_backups else []
-    everything = [*reports, *in_backups]
+    in_backups = _check_backups(session, manifest) if with_backups else None
+    everything = [*reports, in_backups] if in_backups else reports
     return ScrubReport(
         replicas=len(reports),
         chunks_read=sum(report.chunks_read for report in everything),
         damaged=sum(report.damaged for report in everything),
         repaired=sum(report.repaired for report in everything),
-        backup_copies=len(in_backups),
+        backup_copies=in_backups.backup_copies if in_backups else 0,
         problems=[*(problem for report in everything for problem in report.problems), *short],
     )
 
 
-def _check_backups(session: Session, manifest: Manifest) -> list[ScrubReport]:
-    """Every copy in every backup, each read by one of the nodes."""
-    refs = manifest.distinct_shards()
+def _check_backups(session: Session, manifest: Manifest) -> ScrubReport:
+    """Every copy in every backup, each read by one of the nodes; bad ones are written anew by nodes that hold the
+    shard."""
+    refs, nodes = manifest.distinct_shards(), session.nodes()
     found: dict[str, Whereabouts] = session.retried("catalog", "whereabouts", list(refs))
-    nodes = session.nodes()
     work = [(ref, url) for shard_id, ref in refs.items() for url in found[shard_id].backups]
     with ThreadPoolExecutor(COPIES_AT_ONCE, thread_name_prefix="verify") as executor:
-        return list(
-            executor.map(lambda item: _check_backup(session, nodes[item[0] % len(nodes)], *item[1]), enumerate(work))
-        )
+        wrong = list(executor.map(lambda item: _wrong(session, nodes[item[0] % len(nodes)], *item[1]), enumerate(work)))
+    bad: dict[str, dict[str, str]] = {}
+    for (ref, url), why in zip(work, wrong, strict=True):
+        if why:
+            bad.setdefault(url, {})[ref.shard_id] = why
+    problems = [problem for url, reasons in bad.items() for problem in _write_anew(session, url, reasons)]
+    damaged = sum(map(len, bad.values()))
+    return ScrubReport(
+        replicas=0,
+        chunks_read=sum(ref.chunks for ref, _ in work),
+        damaged=damaged,
+        repaired=damaged - len(problems),
+        backup_copies=len(work),
+        problems=problems,
+    )
 
 
-def _check_backup(session: Session, info: NodeInfo, ref: ShardRef, url: str) -> ScrubReport:
-    repaired, damaged, problems = 0, 0, []
+def _wrong(session: Session, info: NodeInfo, ref: ShardRef, url: str) -> str:
+    """What is wrong with a copy; "" where nothing is. Raises `Unavailable` where that cannot be seen."""
     try:
         session.check_backup(info, ref, url)
-    except (NotFound, DamagedData) as bad:
-        damaged = 1
-        holder = next(iter(session.holders(ref.shard_id)), info)
-        elsewhere = session.elsewhere(holder, ref.shard_id)
-        others = tuple(other for other in elsewhere.backups if other != url)
-        elsewhere = msgspec.structs.replace(elsewhere, backups=others)
-        try:
-            session.back_up(holder, ref, url, elsewhere, pull_id=new_id(), is_anew=True)
-            repaired = 1
-        except RaylogError as error:
-            problems.append(f"{bad}; it was not written anew: {error}")
-    except RaylogError as error:
-        problems.append(str(error))
-    return ScrubReport(replicas=0, chunks_read=ref.chunks, damaged=damaged, repaired=repaired, problems=problems)
+    except (NotFound, DamagedData) as error:
+        return str(error)
+    return ""
+
+
+def _write_anew(session: Session, url: str, reasons: dict[str, str]) -> list[str]:
+    """Has copies written anew; what is still wrong with which of them after a while."""
+    session.doubt_copies(list(reasons), url)
+    deadline = time.monotonic() + WRITTEN_ANEW_S
+    while True:
+        lacking: list[str] = session.retried("catalog", "not_backed_up", list(reasons), url)
+        if not lacking or time.monotonic() > deadline:
+            return [
+                f"{reasons[shard_id]}; it was not written anew within {WRITTEN_ANEW_S:.0f} s" for shard_id in lacking
+            ]
+        time.sleep(POLL_S)
 
 
 def _scrub(session: Session, info: NodeInfo, ref: ShardRef) -> ScrubReport | None:

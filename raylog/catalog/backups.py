@@ -33,11 +33,11 @@ class Backups:
         with self._database.read() as connection:
             return remotes.urls(connection)
 
-    def wanted(self, count_max: int) -> list[WantedCopy]:
-        """Copies that are to be written, or looked for."""
+    def wanted(self, url: str, count_max: int, after: str = "") -> list[WantedCopy]:
+        """Copies that are to be written below `url`, or looked for, of the shards whose ids come after `after`."""
         with self._database.read() as connection:
             found = []
-            for shard_id, url, is_damaged in remotes.wanted(connection, count_max):
+            for shard_id, is_damaged in remotes.wanted(connection, url, after, count_max):
                 standing = tables.standing(connection, shard_id)
                 if standing is not None:
                     found.append(WantedCopy(standing=standing, url=url, is_damaged=is_damaged))
@@ -64,16 +64,22 @@ class Backups:
         with self._journal.change() as change:
             remotes.doubt(change.connection, shard_id, url)
 
-    def free(self, count_max: int) -> list[tuple[str, str]]:
-        """Shard id and URL of copies that no version names any more. Delete them, then `remove` each."""
+    def free(self, url: str, count_max: int) -> list[str]:
+        """Shards whose copies below `url` no version names any more. Delete them, then `remove` each."""
         with self._database.read() as connection:
-            return remotes.free(connection, count_max)
+            return remotes.free(connection, url, count_max)
 
     def remove(self, shard_id: str, url: str) -> None:
         """A copy that no version names was deleted."""
         with self._journal.change() as change:
             remotes.take(change.connection, shard_id, url)
             tables.drop_if_free(change.connection, shard_id)
+
+    def end(self, url: str) -> None:
+        """Once nothing lies below `url` any more, and is to, the chain is not kept up there either."""
+        with self._journal.change() as change:
+            if not remotes.is_used(change.connection, url):
+                remotes.forget_chain(change.connection, url)
 
     def chain_reached(self, url: str) -> int:
         """Up to which record the chain lies below `url`."""

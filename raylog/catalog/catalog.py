@@ -41,6 +41,7 @@ from raylog.spec import (
     StorageStanding,
     TenantUsage,
     Version,
+    check_backup_allowed,
     new_id,
     parse_id,
     parse_name,
@@ -56,8 +57,9 @@ log = logging.getLogger("raylog.catalog")
 class Catalog:
     """The catalog over a journal, which it owns from here on."""
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
+    def __init__(self, journal: Journal, backup_urls: Sequence[str] = ()) -> None:
+        """`backup_urls`: below which backups may lie; none given: anywhere."""
+        self._journal, self._backup_urls = journal, backup_urls
         self._database = journal.database
         self._trust = journal.trust
         self._copies_lock = threading.Lock()
@@ -101,6 +103,8 @@ class Catalog:
         `DamagedData` for bytes that are no manifest or receipt, `UsageError` for one that names what it may not.
         """
         signed, manifest = decode_signed(signed_manifest, self._trust.cluster_id)
+        if manifest.backup:
+            check_backup_allowed(manifest.backup, self._backup_urls)
         with self._database.read() as connection:
             before = _committed_before(connection, signed, manifest)
         if before:
@@ -123,7 +127,8 @@ class Catalog:
 
     def back_up(self, reference: Reference, url: str, by: str) -> list[Version]:
         """That the shards of a version, or for a plain name of all that exist, are to have remote copies below `url`;
-        returns these versions. Raises `NotFound`."""
+        returns these versions. Raises `NotFound`, `UsageError`."""
+        check_backup_allowed(url, self._backup_urls)
         with self._journal.change() as change:
             artifact, version = _existing(change.connection, reference)
             chosen = [version] if reference.number else tables.versions(change.connection, artifact.name)
@@ -132,6 +137,14 @@ class Catalog:
                 remotes.want(change.connection, self._manifest(change.connection, one).distinct_shards(), url)
         return chosen
 
+    def delete_due(self, reference: Reference, now_us: int, by: str) -> bool:
+        """Deletes a version if it is still due to go (`due`) when that is done."""
+        with self._journal.change() as change:
+            if not retention.is_due(change.connection, reference, now_us):
+                return False
+            self._delete(change, reference, by)
+        return True
+
     def delete(self, reference: Reference, by: str) -> list[Version]:
         """Deletes a version, or for a plain name all that exist; returns what was deleted. `by` is the identity that
         asked. Numbers are never given again; shards that no version names any more are `unreferenced_shards`.
@@ -139,18 +152,21 @@ class Catalog:
         When the latest went, the nearest older version becomes it. Raises `NotFound`, `NotPermitted` for what is held.
         """
         with self._journal.change() as change:
-            artifact, version = _existing(change.connection, reference)
-            doomed = [version] if reference.number else tables.versions(change.connection, artifact.name)
-            retention.check_not_held(change.connection, artifact.name, {one.number for one in doomed})
-            record = _append(change, RecordKind.DELETE, artifact, reference.number or 0, by)
-            for one in doomed:
-                manifest = self._manifest(change.connection, one)
-                tables.mark_deleted(change.connection, one.name, one.number, record.sequence)
-                tables.release_shards(change.connection, manifest)
-                retention.forget(change.connection, one.name, one.number)
-            if artifact.latest in {one.number for one in doomed}:
-                left = [one.number for one in tables.versions(change.connection, artifact.name)]
-                tables.set_latest(change.connection, artifact.name, latest_after_delete(left, artifact.latest))
+            return self._delete(change, reference, by)
+
+    def _delete(self, change: Change, reference: Reference, by: str) -> list[Version]:
+        artifact, version = _existing(change.connection, reference)
+        doomed = [version] if reference.number else tables.versions(change.connection, artifact.name)
+        retention.check_not_held(change.connection, artifact.name, {one.number for one in doomed})
+        record = _append(change, RecordKind.DELETE, artifact, reference.number or 0, by)
+        for one in doomed:
+            manifest = self._manifest(change.connection, one)
+            tables.mark_deleted(change.connection, one.name, one.number, record.sequence)
+            tables.release_shards(change.connection, manifest)
+            retention.forget(change.connection, one.name, one.number)
+        if artifact.latest in {one.number for one in doomed}:
+            left = [one.number for one in tables.versions(change.connection, artifact.name)]
+            tables.set_latest(change.connection, artifact.name, latest_after_delete(left, artifact.latest))
         return doomed
 
     def govern(self, kind: RecordKind, reference: Reference, details: Mapping[str, str], by: str) -> Retention:

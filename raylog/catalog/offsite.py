@@ -10,8 +10,8 @@ from raylog.catalog.copy import open_entry
 from raylog.catalog.encoding import FORMAT_VERSION, SMALL_DOCUMENT_BYTES_MAX, decode, encode
 from raylog.catalog.journal import Entry
 from raylog.catalog.manifest import ENVELOPE_BYTES_MAX
-from raylog.catalog.record import RecordKind
-from raylog.errors import DamagedData, NotFound
+from raylog.catalog.record import RecordKind, Tail, open_record
+from raylog.errors import Conflict, DamagedData, NotFound
 from raylog.security.trust import Trust
 from raylog.store.objects import Limit, Objects, whole
 from raylog.store.remote_shard import folder
@@ -38,22 +38,47 @@ class OffsiteChain:
 
     def follow(self, catalog: Catalog) -> int:
         """Brings the copy to where the catalog's chain ends now, and notes it there: manifests, then the records that
-        name them, then deletions of the manifests that records have deleted. The last record's sequence."""
+        name them, segment by segment, then deletions of the manifests that records have deleted. The last record's
+        sequence.
+
+        Raises `Conflict`, and writes nothing, where the copy is not of this catalog's chain: another one, restored from
+        it, has gone on there.
+        """
         url, last = self._objects.url, catalog.sequence
-        done = catalog.backups.chain_reached(url)
-        reached = done
-        while reached < last:
-            entries = catalog.records(reached)
-            self._write_manifests(entries)
-            reached += len(entries)
-        for first in range(done // RECORDS_PER_SEGMENT * RECORDS_PER_SEGMENT, reached, RECORDS_PER_SEGMENT):
-            records = catalog.backups.signed_records(first, min(RECORDS_PER_SEGMENT, reached - first))
-            segment = encode(Segment(records=tuple(records)))
-            self._write(self._segment_key(first // RECORDS_PER_SEGMENT + 1), segment)
-        for digest in catalog.backups.deleted_manifests(done):
+        begun = catalog.backups.chain_reached(url)
+        self._check_ours(catalog, begun)
+        done = begun
+        while done < last:
+            first = done // RECORDS_PER_SEGMENT * RECORDS_PER_SEGMENT
+            end = min(first + RECORDS_PER_SEGMENT, last)
+            reached = done
+            while reached < end:
+                entries = catalog.records(reached)[: end - reached]
+                self._write_manifests(entries)
+                reached += len(entries)
+            records = catalog.backups.signed_records(first, end - first)
+            self._write(self._segment_key(first // RECORDS_PER_SEGMENT + 1), encode(Segment(records=tuple(records))))
+            catalog.backups.note_chain(url, end)
+            done = end
+        for digest in catalog.backups.deleted_manifests(begun):
             self._objects.delete(self._manifest_key(digest), Limit.within(OBJECT_S))
-        catalog.backups.note_chain(url, reached)
-        return reached
+        return done
+
+    def _check_ours(self, catalog: Catalog, reached: int) -> None:
+        """The last record there must be one of this chain."""
+        number = max(reached - 1, 0) // RECORDS_PER_SEGMENT + 1
+        records = self._segment_or_none(number)
+        while records and len(records) == RECORDS_PER_SEGMENT and (more := self._segment_or_none(number + 1)):
+            records, number = more, number + 1
+        if not records:
+            return
+        record, digest = open_record(records[-1], self._trust.cluster_id, self._trust.verify)
+        tail = Tail(sequence=record.sequence, epoch=record.epoch, digest=digest)
+        if not catalog.contains(tail):
+            raise Conflict(
+                f"{self._objects.url} has records up to {record.sequence} that this catalog does not have: another "
+                "catalog, restored from there, writes to it; end that one, and move its backup away"
+            )
 
     def entries(self) -> Iterator[Entry]:
         """The chain from its first record on, not yet verified as a chain: see `rebuild`. Raises `NotFound` when there
@@ -74,15 +99,17 @@ class OffsiteChain:
             list(executor.map(lambda one: self._write(self._manifest_key(one[0]), one[1]), committed))
 
     def _segment(self, number: int) -> tuple[bytes, ...]:
+        found = self._segment_or_none(number)
+        if found is None and number == 1:
+            raise NotFound(f"{self._objects.url} has no backup of cluster {self._trust.cluster_id}")
+        return found or ()
+
+    def _segment_or_none(self, number: int) -> tuple[bytes, ...] | None:
         key = self._segment_key(number)
         try:
             data = self._read(key, SEGMENT_BYTES_MAX)
-        except NotFound as error:
-            if number == 1:
-                raise NotFound(
-                    f"{self._objects.url} has no backup of cluster {self._trust.cluster_id}: {error}"
-                ) from error
-            return ()
+        except NotFound:
+            return None
         return decode(Segment, data, key, SEGMENT_BYTES_MAX).records
 
     def _entry(self, record: bytes) -> Entry:

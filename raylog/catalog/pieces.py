@@ -72,7 +72,7 @@ def can_be_had(connection: sqlite3.Connection, shard_id: str) -> bool:
     """Whether a shard that no node holds has a backup, or as a piece enough siblings."""
     needed, others = siblings(connection, shard_id)
     has_siblings = needed > 0 and sum(bool(nodes) for nodes in others) >= needed
-    return has_siblings or bool(remotes.perhaps(connection, whole_shard(connection, shard_id)))
+    return has_siblings or remotes.is_expected(connection, whole_shard(connection, shard_id))
 
 
 def _holders(connection: sqlite3.Connection, raw_id: bytes) -> tuple[tuple[str, ...], ...]:

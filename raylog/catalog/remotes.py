@@ -40,28 +40,45 @@ def there(connection: sqlite3.Connection, shard_id: str) -> list[str]:
     return _urls(connection, "shard_id = ? AND state = 1", bytes.fromhex(shard_id))
 
 
+def is_expected(connection: sqlite3.Connection, shard_id: str) -> bool:
+    """Whether some backup has the shard, or nobody has found out that it has not."""
+    return bool(_urls(connection, "shard_id = ? AND state != 2", bytes.fromhex(shard_id)))
+
+
 def perhaps(connection: sqlite3.Connection, shard_id: str) -> list[str]:
     """URLs where a copy may be had, the surest first: it is there, nothing is known, it was found bad."""
     return _urls(connection, "shard_id = ? ORDER BY state = 1 DESC, state, url", bytes.fromhex(shard_id))
 
 
-def wanted(connection: sqlite3.Connection, count_max: int) -> list[tuple[str, str, bool]]:
-    """Shard id, URL, and whether the copy there is known to be bad: what is to be written, or looked for."""
+def wanted(connection: sqlite3.Connection, url: str, after: str, count_max: int) -> list[tuple[str, bool]]:
+    """Shard id, and whether the copy there is known to be bad: what is to be written below `url`, or looked for, of the
+    shards whose ids come after `after`."""
     rows = connection.execute(
-        "SELECT shard_id, url, state FROM remotes JOIN shards USING (shard_id) WHERE state != 1 AND refs > 0"
+        "SELECT shard_id, state FROM remotes JOIN shards USING (shard_id)"
+        " WHERE state != 1 AND refs > 0 AND url = ? AND shard_id > ? ORDER BY shard_id LIMIT ?",
+        (url, bytes.fromhex(after), count_max),
+    )
+    return [(shard_id.hex(), state == _DAMAGED) for shard_id, state in rows]
+
+
+def is_used(connection: sqlite3.Connection, url: str) -> bool:
+    """Whether any shard has a copy there, or is to have one."""
+    return connection.execute("SELECT 1 FROM remotes WHERE url = ? LIMIT 1", (url,)).fetchone() is not None
+
+
+def forget_chain(connection: sqlite3.Connection, url: str) -> None:
+    """The backup is no longer kept up."""
+    connection.execute("DELETE FROM offsite WHERE url = ?", (url,))
+
+
+def free(connection: sqlite3.Connection, url: str, count_max: int) -> list[str]:
+    """Shards whose copies below `url` no version names any more."""
+    rows = connection.execute(
+        "SELECT shard_id FROM remotes JOIN shards USING (shard_id) WHERE refs = 0 AND url = ?"
         " ORDER BY shard_id LIMIT ?",
-        (count_max,),
+        (url, count_max),
     )
-    return [(shard_id.hex(), url, state == _DAMAGED) for shard_id, url, state in rows]
-
-
-def free(connection: sqlite3.Connection, count_max: int) -> list[tuple[str, str]]:
-    """Shard id and URL of copies that no version names any more."""
-    rows = connection.execute(
-        "SELECT shard_id, url FROM remotes JOIN shards USING (shard_id) WHERE refs = 0 ORDER BY url, shard_id LIMIT ?",
-        (count_max,),
-    )
-    return [(shard_id.hex(), url) for shard_id, url in rows]
+    return [shard_id.hex() for (shard_id,) in rows]
 
 
 def lacking(connection: sqlite3.Connection, shard_ids: Iterable[str], url: str) -> list[str]:

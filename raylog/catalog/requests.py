@@ -5,7 +5,7 @@ from typing import ClassVar
 from raylog.catalog.encoding import check_range
 from raylog.errors import UsageError
 from raylog.security.requests import Request
-from raylog.spec import parse_backup, parse_reference
+from raylog.spec import parse_backup, parse_id, parse_reference
 
 CATALOG = "catalog"  # to whom these requests are
 _NUMBER_MAX = 10**12
@@ -63,3 +63,33 @@ class RebalanceCopies(Request, frozen=True, kw_only=True, forbid_unknown_fields=
 
     action: ClassVar[str] = "catalog.rebalance"
     askers: ClassVar[frozenset[str]] = frozenset({"client"})
+
+
+class DoubtCopies(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That these shards' copies below `url` were found missing, truncated or replaced, and are to be written anew."""
+
+    action: ClassVar[str] = "catalog.doubt"
+    askers: ClassVar[frozenset[str]] = frozenset({"client"})
+
+    shard_ids: tuple[str, ...]
+    url: str
+
+    def __post_init__(self) -> None:
+        for shard_id in self.shard_ids:
+            parse_id(shard_id, "shard id")
+        parse_backup(self.url)
+
+
+class DiscardCopies(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That the copies below `url` of shards that no version names go: their put has failed."""
+
+    action: ClassVar[str] = "catalog.discard"
+    askers: ClassVar[frozenset[str]] = frozenset({"client"})
+
+    shard_ids: tuple[str, ...]
+    url: str
+
+    def __post_init__(self) -> None:
+        for shard_id in self.shard_ids:
+            parse_id(shard_id, "shard id")
+        parse_backup(self.url)

@@ -2,6 +2,8 @@
 each takes a connection inside a transaction. All of it follows from the chain.
 """
 
+# ruff: noqa: S608 - statements are put together from constants of this file alone
+
 import sqlite3
 from collections.abc import Mapping
 
@@ -62,23 +64,30 @@ def forget(connection: sqlite3.Connection, name: str, number: int) -> None:
     connection.execute("DELETE FROM expiries WHERE name = ? AND number = ?", (name, number))
 
 
-def due(connection: sqlite3.Connection, now_us: int, count_max: int) -> dict[Reference, str]:
+def is_due(connection: sqlite3.Connection, reference: Reference, now_us: int) -> bool:
+    """Whether this version is to be deleted, as things stand in this transaction."""
+    return reference in due(connection, now_us, 1 << 30, reference.name)
+
+
+def due(connection: sqlite3.Connection, now_us: int, count_max: int, name: str | None = None) -> dict[Reference, str]:
     """Versions that are to be deleted now, and why: expired ones, and the oldest of a name that keeps fewer. Never the
-    latest by `keep`, and nothing that is held."""
+    latest by `keep`, and nothing that is held. Of all names, or of `name`."""
+    of_name, names = ("", ()) if name is None else (" AND name = ?", (name,))
     found: dict[Reference, str] = {}
-    for name, number in connection.execute(
+    for expired, number in connection.execute(
         "SELECT name, number FROM expiries JOIN versions USING (name, number)"
-        " WHERE at_us <= ? AND deleted IS NULL ORDER BY at_us LIMIT ?",
-        (now_us, count_max),
+        f" WHERE at_us <= ? AND deleted IS NULL{of_name} ORDER BY at_us LIMIT ?",
+        (now_us, *names, count_max),
     ):
-        found[Reference(name, number)] = "it has expired"
-    for name, keep in connection.execute("SELECT name, versions FROM keeps ORDER BY name").fetchall():
+        found[Reference(expired, number)] = "it has expired"
+    kept = connection.execute(f"SELECT name, versions FROM keeps WHERE TRUE{of_name} ORDER BY name", names)
+    for plain, keep in kept.fetchall():
         older = connection.execute(
             "SELECT number FROM versions JOIN artifacts USING (name)"
             " WHERE name = ? AND deleted IS NULL AND number != latest ORDER BY number DESC LIMIT -1 OFFSET ?",
-            (name, keep - 1),
+            (plain, keep - 1),
         )
         for (number,) in older.fetchall()[:count_max]:
-            found.setdefault(Reference(name, number), f"{keep} versions of {name} are kept")
+            found.setdefault(Reference(plain, number), f"{keep} versions of {plain} are kept")
     held: Mapping[str, dict[int, str]] = {name: holds(connection, name) for name in {one.name for one in found}}
     return {one: why for one, why in found.items() if not {0, one.number} & held[one.name].keys()}

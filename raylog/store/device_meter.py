@@ -83,6 +83,18 @@ class DeviceMeter:
     _errors_in_a_row: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def remeasured(self, rates: DeviceRates) -> None:
+        """What the device can do now. If that is not much less than what it could before, it only seemed slow, since
+        much was asked of it at once."""
+        with self._lock:
+            before = self.measured or rates
+            if (
+                rates.read_bytes_per_s * SLOW_TIMES >= before.read_bytes_per_s
+                and rates.write_bytes_per_s * SLOW_TIMES >= before.write_bytes_per_s
+            ):
+                self._reading, self._writing = _Slowness(), _Slowness()
+                self.measured = rates
+
     def read(self, count: int, seconds: float) -> None:
         """So many bytes were read."""
         with self._lock:

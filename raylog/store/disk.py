@@ -125,7 +125,11 @@ class DiskTier:
         )
 
     def holds(self, shard_id: str) -> bool:
-        return self._layout.shard_path(shard_id).exists()
+        try:
+            return self._layout.shard_path(shard_id).exists()
+        except OSError:  # a device that answers nothing holds nothing
+            self.meter.failed()
+            return False
 
     def delete(self, shard_id: str) -> None:
         path = self._layout.shard_path(shard_id)
@@ -158,7 +162,7 @@ class DiskTier:
     def measure(self) -> None:
         """Tries what the device can do (measure.py). Raises `NoSpace`, `Unavailable`."""
         self._make_room(2 * PROBE_BYTES)
-        self.meter.measured = measure(self.directory)
+        self.meter.remeasured(measure(self.directory))
 
     def holds_partial(self, shard_id: str) -> bool:
         """Whether an earlier writer left some of the shard."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from raylog.codec.frame import Frame
-from raylog.errors import Conflict, NoSpace, NotFound, Unavailable
+from raylog.errors import Conflict, DamagedData, NoSpace, NotFound, Unavailable
 from raylog.spec import ShardRef, TierKind, Use
 from raylog.store.disk import DiskTier, Staging
 from raylog.store.pin import Pin
@@ -35,21 +35,11 @@ class Disks:
 
     @property
     def free_bytes(self) -> int:
-        return sum(tier.free_bytes for tier in self.tiers)
+        return sum(state.free_bytes for state in self.states())
 
     def states(self) -> list[Disk]:
-        """As the policy sees them, in the order of `tiers`."""
-        return [
-            Disk(
-                kind=tier.kind,
-                capacity_bytes=tier.capacity_bytes,
-                free_bytes=tier.free_bytes,
-                rates=tier.meter.rates,
-                slow=tier.meter.slow,
-                is_failing=tier.meter.is_failing,
-            )
-            for tier in self.tiers
-        ]
+        """As the policy sees them, in the order of `tiers`. One that does not even tell its size is failing."""
+        return [_state(tier) for tier in self.tiers]
 
     def holder(self, shard_id: str) -> DiskTier | None:
         """The disk that serves the shard: of two that hold it, the faster one."""
@@ -95,10 +85,14 @@ class Disks:
         self._everywhere(shard_id, lambda tier, one: tier.replace_chunk(one, number, sealed))
 
     def shards(self) -> list[ShardRef]:
-        return list({ref.shard_id: ref for tier in self.tiers for ref in tier.shards()}.values())
+        """Of a disk that answers nothing there is nothing here: what lay on it is made again from elsewhere."""
+        return list({ref.shard_id: ref for tier in self.tiers for ref in _answered(tier, tier.shards)}.values())
 
     def cached(self) -> list[str]:
-        return list(dict.fromkeys(shard_id for tier in self.tiers for shard_id in tier.cached()))
+        return list(dict.fromkeys(shard_id for tier in self.tiers for shard_id in _answered(tier, tier.cached)))
+
+    def put_aside(self) -> list[str]:
+        return [shard_id for tier in self.tiers for shard_id in _answered(tier, tier.put_aside)]
 
     def mark_cached(self, frame: Frame) -> None:
         """Notes, on the disk where it will be created, that the shard to come is promised to nobody."""
@@ -216,6 +210,32 @@ class Disks:
                 found += 1
         if not found:
             raise NotFound(f"disk tier {self.directory}: shard {shard_id} is not here", shard_id=shard_id)
+
+
+def _state(tier: DiskTier) -> Disk:
+    try:
+        capacity_bytes, free_bytes, is_failing = tier.capacity_bytes, tier.free_bytes, tier.meter.is_failing
+    except (Unavailable, DamagedData) as error:
+        log.warning("%s", error)
+        tier.meter.failed()
+        capacity_bytes, free_bytes, is_failing = 0, 0, True
+    return Disk(
+        kind=tier.kind,
+        capacity_bytes=capacity_bytes,
+        free_bytes=free_bytes,
+        rates=tier.meter.rates,
+        slow=tier.meter.slow,
+        is_failing=is_failing,
+    )
+
+
+def _answered(tier: DiskTier, question: Callable[[], list[T]]) -> list[T]:
+    try:
+        return question()
+    except (Unavailable, DamagedData, OSError) as error:
+        log.warning("%s does not answer: %s", tier.directory, error)
+        tier.meter.failed()
+        return []
 
 
 def _speed(tier: DiskTier) -> tuple[bool, float]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, Self, TypeVar
 
-from raylog.errors import Cancelled, Unavailable
+from raylog.errors import Cancelled, DeadlineExceeded, Unavailable
 
 PAUSE_FIRST_S = 0.2
 PAUSE_MAX_S = 10.0
@@ -30,9 +30,11 @@ class Limit:
         return max(self.deadline - time.monotonic(), 0.0)
 
     def check(self) -> None:
-        """Raises `Cancelled` once it was."""
+        """Raises `Cancelled` once it was, `DeadlineExceeded` once it is too late."""
         if self.cancel.is_set():
             raise Cancelled("the call was ended by whoever made it; make it again")
+        if not self.left_s:
+            raise DeadlineExceeded("not done by the deadline: try again, or with a later one")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,13 +83,16 @@ def persistently(action: Callable[[], T], limit: Limit, draw: Callable[[], float
     jitter", M. Brooker, AWS Architecture Blog, 2015), so that many callers do not come back at once. The last error is
     raised when the next pause would pass the deadline."""
     longest_s = PAUSE_FIRST_S
+    limit.check()
     while True:
-        limit.check()
         try:
             return action()
+        except DeadlineExceeded:
+            raise
         except Unavailable:
             pause_s = longest_s * draw()
             if pause_s >= limit.left_s:
                 raise
         limit.cancel.wait(pause_s)
+        limit.check()
         longest_s = min(2 * longest_s, PAUSE_MAX_S)

@@ -113,7 +113,8 @@ def plan_moves(disks: Sequence[Disk], stored: Sequence[Stored], moves_max: int) 
     for shard in sorted(stored, key=lambda one: (-one.reads, one.shard_id)):
         disk = disks[shard.disk]
         if disk.slow or disk.is_failing:
-            planner.add(shard, planner.faster(shard), f"disk {shard.disk} is slow or fails ({disk.slow or 'errors'})")
+            target = planner.slower(shard) if disk.is_failing else planner.faster(shard)
+            planner.add(shard, target, f"disk {shard.disk} is slow or fails ({disk.slow or 'errors'})")
     for shard in sorted(stored, key=lambda one: (one.reads, -one.stored_bytes, one.shard_id)):
         limit = LOW_WATERMARK if shard.disk in planner.drained else HIGH_WATERMARK
         if planner.fill(shard.disk) > limit and not shard.is_pinned:
@@ -147,7 +148,7 @@ class _Moves:
             for n, disk in enumerate(self._disks)
             if self._is_able(n, shard)
             and self._fill_with(n, shard) <= LOW_WATERMARK
-            and (own.slow or own.is_failing or disk.read_s_per_byte * SPEED_GAP <= own.read_s_per_byte)
+            and disk.read_s_per_byte * (1.0 if own.slow else SPEED_GAP) <= own.read_s_per_byte
         ]
         return min(able, key=lambda n: (self._disks[n].read_s_per_byte, n), default=None)
 
@@ -155,7 +156,8 @@ class _Moves:
         """The next slower healthy disk that has room below its high watermark, else any other one that has."""
         own = self._disks[shard.disk]
         able = [n for n in range(len(self._disks)) if self._is_able(n, shard)]
-        able = [n for n in able if self._fill_with(n, shard) < min(self.fill(shard.disk), HIGH_WATERMARK)]
+        most = HIGH_WATERMARK if own.is_failing else min(self.fill(shard.disk), HIGH_WATERMARK)
+        able = [n for n in able if self._fill_with(n, shard) < most]
         slower = [n for n in able if self._disks[n].read_s_per_byte >= own.read_s_per_byte] or able
         return min(slower, key=lambda n: (self._disks[n].read_s_per_byte, n), default=None)
 

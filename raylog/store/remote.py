@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 PART_BYTES = 16 * MIB
 PARTS_AT_ONCE = 4
+BLOCKING_AT_ONCE = 16
 ATTEMPT_S = 60.0  # of one part or range; a store that trickles is asked anew
 ATTEMPT_S_MIN = 1.0  # also near the deadline: a shorter one could not succeed at all
 CANCEL_SEEN_WITHIN_S = 0.2
@@ -54,7 +55,12 @@ class RemoteObjects:
         if isinstance(fs, S3FileSystem):
             self._write_s3(key, blob, limit)
         else:
-            persistently(lambda: self._write_renamed(fs, path, key, blob, limit), limit)
+            persistently(
+                lambda: _wait_for(
+                    _BLOCKING.submit(self._write_renamed, fs, path, key, blob, limit), limit, attempt_s=limit.left_s
+                ),
+                limit,
+            )
 
     def read(self, key: str, start: int, length: int, limit: Limit) -> bytes:
         data: bytes = self._persistently(key, "cat_file", limit, start=start, end=start + length)
@@ -93,7 +99,7 @@ class RemoteObjects:
             with self._translated(f"{method} {key}"):
                 if isinstance(fs, AsyncFileSystem):
                     return _run(fs, getattr(fs, f"_{method}")(path, **arguments), limit)
-                return getattr(fs, method)(path, **arguments)
+                return _wait_for(_BLOCKING.submit(getattr(fs, method), path, **arguments), limit)
 
         return self._permitted(lambda: persistently(attempt, limit))
 
@@ -197,6 +203,11 @@ class RemoteObjects:
                 raise
 
 
+_BLOCKING = ThreadPoolExecutor(BLOCKING_AT_ONCE, thread_name_prefix="blocking")
+"""For file systems that wait in the kernel: whoever waits for one of these threads has a deadline, and what hangs is
+bounded."""
+
+
 def _open(url: str) -> tuple[Any, str]:
     protocol = url.partition("://")[0]
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
@@ -236,8 +247,11 @@ def _body(data: bytes) -> dict[str, Any]:
 
 def _run(fs: Any, call: Coroutine[Any, Any, Any], limit: Limit) -> Any:
     """One attempt, in the file system's own loop; given up after `ATTEMPT_S`, at the limit, or when it is cancelled."""
-    until = min(time.monotonic() + ATTEMPT_S, max(limit.deadline, time.monotonic() + ATTEMPT_S_MIN))
-    future = asyncio.run_coroutine_threadsafe(call, fs.loop)
+    return _wait_for(asyncio.run_coroutine_threadsafe(call, fs.loop), limit)
+
+
+def _wait_for(future: Future[Any], limit: Limit, attempt_s: float | None = None) -> Any:
+    until = min(time.monotonic() + (attempt_s or ATTEMPT_S), max(limit.deadline, time.monotonic() + ATTEMPT_S_MIN))
     try:
         while time.monotonic() < until:
             limit.check()

@@ -72,6 +72,15 @@ class TieredStore:
         hot = self._promotion(reader)
         return reader if hot is None else PromotingReader(reader, hot, self._keep_hot)
 
+    def look(self, shard_id: str) -> Frame:
+        """The shard's frame, as the fastest copy has it: to see what it is, which is no read of it. Raises `NotFound`,
+        `DamagedData`."""
+        if self.memory is not None:
+            with suppress(NotFound), self.memory.open(shard_id) as reader:
+                return reader.frame
+        with self.disk.open(shard_id) as reader:
+            return reader.frame
+
     def create(self, frame: Frame, durability: Durability, use: Use = Use.DATASET) -> ShardWriter:
         """A writer whose commit keeps the promise of `durability`. Raises `NoSpace`, `Conflict` as `Tier.create`."""
         self._refuse_present(frame)
@@ -178,12 +187,12 @@ class TieredStore:
 
     def put_aside(self) -> list[str]:
         """Shards of which nothing is left here but damaged files that were put aside."""
-        return [one for tier in self.disk.tiers for one in tier.put_aside() if not self.tiers_of(one)]
+        return [one for one in self.disk.put_aside() if not self.tiers_of(one)]
 
     def shards(self) -> list[ShardRef]:
         """Every shard that lies here, once."""
-        found = {ref.shard_id: ref for tier in self.tiers for ref in tier.shards()}
-        return list(found.values())
+        in_memory = [] if self.memory is None else self.memory.shards()
+        return list({ref.shard_id: ref for ref in (*in_memory, *self.disk.shards())}.values())
 
     def stage(self, expected_bytes: int = 0, use: Use = Use.DATASET) -> Staging:
         """A file on the disk tier for a putting process of this machine to write one sealed shard into; ended by
@@ -286,6 +295,9 @@ class TieredStore:
     def _keep_hot(self, hot: MemoryWriter) -> None:
         hot.commit()
         shard_id = hot.frame.header.shard_id
+        disk = self.disk.holder(shard_id)
+        if disk is not None:
+            self.arena.lies_on(shard_id, hot.frame.stored_bytes, disk.kind, disk.meter.rates)
         if self.memory is not None and not self.disk.holds(shard_id):
             # Deleted while the copy was made. `delete` goes disk first, so one of the two of us sees the copy.
             with suppress(NotFound):

@@ -14,7 +14,7 @@ from raylog.catalog.copy import RecordCopy
 from raylog.catalog.journal import Entry
 from raylog.catalog.offsite import OffsiteChain, Segment
 from raylog.catalog.rebuild import rebuild
-from raylog.errors import DamagedData, NotFound, NotPermitted, RaylogError
+from raylog.errors import Conflict, DamagedData, NotFound, NotPermitted, RaylogError, Unavailable
 from raylog.spec import Durability, Reference, TierKind
 from raylog.store.remote import RemoteObjects
 from raylog.testing.catalog_cluster import Cluster
@@ -87,6 +87,46 @@ def test_what_was_tampered_with_is_refused(cluster: Cluster, catalog: Catalog, t
     assert not (tmp_path / "anew" / "journal.sqlite").exists()
 
 
+def test_two_catalogs_do_not_write_to_one_backup(cluster: Cluster, catalog: Catalog, tmp_path: Path) -> None:
+    chain = backed_up(cluster, catalog, tmp_path / "backup")
+    rebuild(tmp_path / "drill", cluster.trust, chain.entries(), {})
+    drill = opened(cluster, tmp_path / "drill")
+    drill.begin_epoch(drill.epoch_seen() + 1)
+    chain.follow(drill)  # a restore goes on where the backup ended
+    cluster.put(catalog, "a")
+    (segment,) = files(tmp_path / "backup", "records")
+    before = segment.read_bytes()
+    with pytest.raises(Conflict, match="another catalog, restored from there, writes to it"):
+        chain.follow(catalog)
+    assert segment.read_bytes() == before
+    drill.close()
+
+
+def test_it_goes_on_after_a_part_was_written(
+    cluster: Cluster, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offsite, "RECORDS_PER_SEGMENT", 2)
+    for _ in range(5):
+        cluster.put(catalog, "a")
+    chain = chain_in(tmp_path / "backup", cluster)
+    written: list[str] = []
+    real = RemoteObjects.write
+
+    def failing(self: RemoteObjects, key: str, *rest: object) -> None:
+        if len(written) == 4:
+            raise Unavailable("the network is gone")
+        written.append(key)
+        real(self, key, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(RemoteObjects, "write", failing)
+    with pytest.raises(Unavailable):
+        chain.follow(catalog)
+    assert 0 < catalog.backups.chain_reached(chain._objects.url) < catalog.sequence
+    monkeypatch.setattr(RemoteObjects, "write", real)
+    assert chain.follow(catalog) == catalog.sequence
+    assert list(chain.entries()) == catalog.records(0)
+
+
 def test_another_clusters_backup_is_not_found(
     cluster: Cluster, other_cluster: Cluster, catalog: Catalog, tmp_path: Path
 ) -> None:
@@ -108,23 +148,23 @@ def test_an_older_state_that_was_put_back_ends_earlier(cluster: Cluster, catalog
 def test_which_copies_are_wanted(cluster: Cluster, catalog: Catalog) -> None:
     manifest, _ = cluster.put(catalog, "a", backup=URL)
     shards = list(manifest.distinct_shards().values())
-    assert {one.standing.shard for one in catalog.backups.wanted(10)} == set(shards)
+    assert {one.standing.shard for one in catalog.backups.wanted(URL, 10)} == set(shards)
     assert catalog.storage_standing().copies_to_back_up == 2
     receipt = cluster.receipt(shards[0], cluster.nodes[0], TierKind.REMOTE, url=URL)
     catalog.backups.add(receipt)
-    (wanted,) = catalog.backups.wanted(10)
+    (wanted,) = catalog.backups.wanted(URL, 10)
     assert (wanted.standing.shard, wanted.url, wanted.is_damaged) == (shards[1], URL, False)
     catalog.backups.doubt(shards[0].shard_id, URL)
-    assert [one.is_damaged for one in catalog.backups.wanted(10) if one.standing.shard == shards[0]] == [True]
+    assert [one.is_damaged for one in catalog.backups.wanted(URL, 10) if one.standing.shard == shards[0]] == [True]
     assert catalog.whereabouts([shards[0].shard_id])[shards[0].shard_id].backups == (URL,)
     with pytest.raises(NotFound, match="no version wants"):
         catalog.backups.add(cluster.receipt(shards[0], cluster.nodes[0], TierKind.REMOTE, url="file:///other"))
     catalog.delete(Reference("a"), BY)
-    assert catalog.backups.wanted(10) == []
-    assert {shard_id for shard_id, _ in catalog.backups.free(10)} == {one.shard_id for one in shards}
-    for shard_id, url in catalog.backups.free(10):
-        catalog.backups.remove(shard_id, url)
-    assert catalog.backups.free(10) == []
+    assert catalog.backups.wanted(URL, 10) == []
+    assert set(catalog.backups.free(URL, 10)) == {one.shard_id for one in shards}
+    for shard_id in catalog.backups.free(URL, 10):
+        catalog.backups.remove(shard_id, URL)
+    assert catalog.backups.free(URL, 10) == []
 
 
 def test_an_older_version_gets_a_backup_and_keeps_it_when_the_catalog_is_made_anew(
@@ -134,11 +174,16 @@ def test_an_older_version_gets_a_backup_and_keeps_it_when_the_catalog_is_made_an
         cluster.put(catalog, "a")
     assert [str(one) for one in catalog.back_up(Reference("a"), URL, BY)] == ["a@1", "a@2"]
     assert [str(one) for one in catalog.back_up(Reference("a", 2), "file:///second", BY)] == ["a@2"]
-    wanted = sorted((one.standing.shard.shard_id, one.url) for one in catalog.backups.wanted(100))
-    assert len(wanted) == 6
+
+    def wanted(one: Catalog) -> list[tuple[str, str]]:
+        urls = (URL, "file:///second")
+        return sorted((copy.standing.shard.shard_id, url) for url in urls for copy in one.backups.wanted(url, 100))
+
+    before = wanted(catalog)
+    assert len(before) == 6
     rebuild(tmp_path / "anew", cluster.trust, catalog.records(0), {})
     anew = opened(cluster, tmp_path / "anew")
-    assert sorted((one.standing.shard.shard_id, one.url) for one in anew.backups.wanted(100)) == wanted
+    assert wanted(anew) == before
     anew.close()
 
 
@@ -151,7 +196,7 @@ def test_remote_durability_needs_the_copies_first(cluster: Cluster, catalog: Cat
         with pytest.raises(RaylogError, match="have no copy in file:///backup"):
             catalog.commit(signed, some, 0)
     assert catalog.commit(signed, receipts, 0).number == 1
-    assert catalog.backups.wanted(10) == [] and catalog.short_shards() == []
+    assert catalog.backups.wanted(URL, 10) == [] and catalog.short_shards() == []
     assert catalog.storage_standing().lost_shards == 0
 
 

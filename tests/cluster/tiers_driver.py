@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import ray
 
 import raylog
 from raylog.settings import load_settings
@@ -39,13 +40,13 @@ def main(folder: Path) -> None:
         expect(sum(tier.shards for tier in sample.tiers[1:]) == 2, sample.tiers)
         for name in ("tiers/set", "tiers/old"):
             expect(client.get(name) == noise, name)
-        shown = subprocess.run(
-            [RAYLOG, "--config", config, "status", "--tiers"], capture_output=True, text=True, timeout=120, check=False
-        )
+        address = ray.get_runtime_context().gcs_address
+        command = [RAYLOG, "--address", address, "--config", config, "status", "--tiers"]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         print(shown.stdout)
         expect(shown.returncode == 0 and "fsync" in shown.stdout, shown.stderr)
         as_json = subprocess.run(
-            [RAYLOG, "--config", config, "status", "--tiers", "--json"], capture_output=True, text=True, timeout=120,
+            [*command, "--json"], capture_output=True, text=True, timeout=120,
             check=False,
         )  # fmt: skip
         expect(len(next(iter(json.loads(as_json.stdout).values()))) == 3, as_json.stdout + as_json.stderr)

@@ -2,9 +2,10 @@
 
 URL is the backup, such as s3://bucket/path. The keys come from their own backup (--keys FILE --recovery-key FILE),
 unless 'raylog keys restore' has put them there. Then the catalog is made anew, raylog starts, and every shard is
-brought back to as many nodes as it was promised. The last line is one JSON object: records of the catalog and when the
-last of them was made, versions, and shards that had no backup and are lost. Exit status 1 when not all came back within
---timeout seconds (it goes on by itself); the others: see 'raylog --help'.
+brought back to as many nodes as it was promised. With --drill, to see that it works while the cluster still runs
+elsewhere, the restored one never writes to a backup. The last line is one JSON object: records of the catalog and when
+the last of them was made, versions, and shards that had no backup and are lost. Exit status 1 when not all came back
+within --timeout seconds (it goes on by itself); the others: see 'raylog --help'.
 """
 
 import argparse
@@ -28,7 +29,7 @@ def main(arguments: argparse.Namespace) -> dict[str, object]:
     settings = load_settings(arguments.config, state=arguments.state)
     if arguments.keys:
         restore_keys(settings, read_backup(arguments.keys), arguments.recovery_key)
-    report = operate.restore_catalog(None, settings, arguments.url)
+    report = operate.restore_catalog(None, settings, arguments.url, is_drill=arguments.drill)
     deadline = time.monotonic() + arguments.timeout
     with raylog.connect(settings=settings) as client:
         while (standing := client.storage_standing()).short_shards > standing.lost_shards:
@@ -48,6 +49,7 @@ parser.add_argument("--keys", type=Path, metavar="FILE", help="a backup of the c
 parser.add_argument("--recovery-key", type=Path, metavar="FILE", help="private half of the key that opens it")
 parser.add_argument("--config", type=Path, help="raylog.toml; default: ~/.raylog/raylog.toml")
 parser.add_argument("--state", type=Path, help="state directory; default: ~/.raylog")
+parser.add_argument("--drill", action="store_true", help="never write to a backup from here")
 parser.add_argument("--timeout", type=float, default=86400.0, metavar="SECONDS")
 
 if __name__ == "__main__":

@@ -375,6 +375,9 @@ def rebuild_catalog(as_json: Json = False) -> None:
 @catalog_app.command("restore")
 def restore_catalog(
     url: Annotated[str, typer.Argument(help="the backup, such as s3://bucket/path", callback=parse_backup)],
+    is_drill: Annotated[
+        bool, typer.Option("--drill", help="only to see that it works: this cluster never writes to a backup")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """On the head of an empty cluster that has its keys again: make the catalog anew from a backup.
@@ -384,7 +387,7 @@ def restore_catalog(
 
     screen.claim_standard_output()
     with screen.waiting("reading the backup", enabled=not as_json):
-        report = operate.restore_catalog(Options.address, Options.settings(), url)
+        report = operate.restore_catalog(Options.address, Options.settings(), url, is_drill=is_drill)
     if as_json:
         screen.print_json(report)
     else:

@@ -44,7 +44,9 @@ if TYPE_CHECKING:  # the screen is needed before Ray is, and by commands that ne
     from raylog.wire.paths import PathReport
 
 _LONG_ID = re.compile(r"\b[0-9a-f]{32}\b")
-out = Console(file=sys.stdout, highlight=False)
+WIDTH_PIPED = 400  # where lines go to another program or a file they are not folded
+_is_folded = sys.stdout.isatty() or "COLUMNS" in os.environ
+out = Console(file=sys.stdout, highlight=False, width=None if _is_folded else WIDTH_PIPED)
 err = Console(stderr=True, highlight=False)
 
 
@@ -69,7 +71,8 @@ def print_table(columns: list[str], rows: list[list[object]], *, right: Set[str]
     """A plain table; columns named in `right` are numbers."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        longest = max(map(len, column.split()))
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold", min_width=longest)
     for row in rows:
         table.add_row(*[str(cell) for cell in row])
     out.print(table)
@@ -198,14 +201,14 @@ def show_status(status: Status) -> None:
 def show_tiers(samples: Sequence[NodeSample]) -> None:
     """One line per tier of every node: room, what its device was measured at and does now, and what is wrong with
     it."""
-    columns = ["host", "tier", "path", "size", "free", "full in", "shards", "read", "write", "fsync", "errors", "state"]
-    rows = [[sample.hostname, *_tier_cells(tier)] for sample in samples for tier in sample.tiers]
-    print_table(columns, rows, right=set(columns[3:11]))
+    columns = ["host", "tier", "size", "free", "full in", "shards", "read", "write", "fsync", "errors", "state", "path"]
+    rows = [[sample.hostname, *_tier_cells(tier), tier.path] for sample in samples for tier in sample.tiers]
+    print_table(columns, rows, right=set(columns[2:10]))
 
 
 def _tier_cells(tier: TierSample) -> list[object]:
     days = "" if tier.days_to_full is None else f"{tier.days_to_full:.0f} days"
-    room = [tier.kind, tier.path, format_bytes(tier.capacity_bytes), format_bytes(tier.free_bytes), days, tier.shards]
+    room = [tier.kind, format_bytes(tier.capacity_bytes), format_bytes(tier.free_bytes), days, tier.shards]
     device = tier.device
     if device is None:
         return [*room, "", "", "", "", "ok"]

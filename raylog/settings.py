@@ -142,6 +142,11 @@ class Settings:
         return self.state / "catalog"
 
     @property
+    def drill_path(self) -> Path:
+        """A file that is there in a cluster that was restored as a drill, and so writes to no backup."""
+        return self.catalog_path / "drill"
+
+    @property
     def nodes_path(self) -> Path:
         return self.state / "nodes"
 

@@ -28,7 +28,6 @@ log = logging.getLogger("raylog.backup")
 COPIES_PER_ROUND = 64
 COPIES_AT_ONCE = 4
 DELETIONS_PER_ROUND = 1_000
-READ_ONLY = "backups.readonly"  # a file beside the journal: nothing is written to backups while it is there
 PAUSE_FIRST_S, PAUSE_MAX_S = 2.0, 60.0  # of a backup that fails
 ANSWER_GRACE_S = 5.0
 
@@ -46,7 +45,10 @@ class BackupKeeper:
         self._discarded: dict[str, list[str]] = {}
         self._lock = threading.Lock()  # of what is discarded
         self._pauses: dict[str, tuple[float, float]] = {}  # URL that failed -> not before, and how long that was
-        threading.Thread(target=self._run, name="backups", daemon=True).start()
+        if settings.drill_path.exists():
+            log.info("this cluster was restored as a drill: nothing is written to backups, nor deleted there")
+        else:
+            threading.Thread(target=self._run, name="backups", daemon=True).start()
 
     def _run(self) -> None:
         while True:
@@ -68,8 +70,6 @@ class BackupKeeper:
 
     def _step(self) -> bool:
         """One round; whether there is more to be done at once."""
-        if (self._settings.catalog_path / READ_ONLY).exists():
-            return False  # of a restore that only tries whether it would work
         urls = [url for url in self._backups.urls() if time.monotonic() >= self._pauses.get(url, (0.0, 0.0))[0]]
         if not urls and not self._discarded:
             return False

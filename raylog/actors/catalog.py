@@ -49,7 +49,7 @@ class CatalogActor(Eventful):
         trust = trust_of(authority, time.time)
         self._requests = Receiver(CATALOG, trust.cluster_id, trust.verify, trust.identify, time.time)
         journal = Journal(settings.catalog_path, trust, time.time, create=may_create(settings))
-        self._catalog = Catalog(journal, settings.backup_urls)
+        self._catalog = Catalog(journal, settings.backup_urls, is_drill=settings.drill_path.exists())
         self._catalog.begin_epoch(claim_epoch(authority.cluster_id, self._catalog.epoch_seen()))
         nodes = RayNodes(Signer.of_cluster(trust), settings.call_deadline_s)
         self._upkeep = Upkeep(self._catalog, nodes, settings, trust.cluster_id)

@@ -67,9 +67,10 @@ def rebuild_catalog(settings: Settings) -> RebuildReport:
     return RebuildReport(records=records, node_id=best, nodes=len(nodes))
 
 
-def restore_catalog(settings: Settings, url: str) -> RestoreReport:
+def restore_catalog(settings: Settings, url: str, *, is_drill: bool = False) -> RestoreReport:
     """Makes the catalog's journal anew from a backup, and then starts what is missing of raylog: on the head of a
-    cluster that has lost everything but its keys, or of a new one that was given them.
+    cluster that has lost everything but its keys, or of a new one that was given them. `is_drill`: to see that it works
+    while the cluster that the backup is of still runs; nothing is written to backups then, nor deleted there.
 
     Raises `Conflict` when there is a journal or when nodes have records (they go further than any backup), `NotFound`
     when the backup has none of this cluster, `NotPermitted` without the keys, `Unavailable` when a node does not answer
@@ -95,6 +96,10 @@ def restore_catalog(settings: Settings, url: str) -> RestoreReport:
                 yield entry
                 last_us = open_entry(entry, trust.cluster_id, trust.verify).record.time_us
 
+        settings.drill_path.unlink(missing_ok=True)
+        if is_drill:
+            settings.catalog_path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            settings.drill_path.touch()  # before there is a journal that a catalog could open
         records = rebuild(settings.catalog_path, trust, entries(), {})
     bootstrap.start(settings)
     return RestoreReport(url=url, records=records, last_us=last_us)

@@ -2,13 +2,16 @@
 
 What a batch consists of is committed first, as a version of `NAME.follow`; then the batch itself, as a version of NAME
 that carries the batch's number as its label `follow`. Whoever starts again looks at both: a batch that was begun and
-not committed is put from the files that it was begun with, one that was committed is not put again.
+not committed is put from the files that it was begun with, one that was committed is not put again. Of several
+followers with one name one commits each batch, the others get `Conflict`. The version of the last batch is what shows
+that it was committed: whoever deletes it, and all versions before it, before the next batch begins, gets it once more.
 """
 
 import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -19,7 +22,7 @@ from raylog.api.session import Session
 from raylog.api.source import files_of, open_files
 from raylog.api.sources.content import SourceFile
 from raylog.api.sources.memory import open_bytes
-from raylog.errors import DamagedData, NotFound, SourceError, UsageError
+from raylog.errors import Conflict, DamagedData, NotFound, SourceError, UsageError
 from raylog.spec import Reference, Version
 
 log = logging.getLogger("raylog.follow")
@@ -44,7 +47,7 @@ class Ingested:
 
 
 class Follower:
-    """One folder or URL into one name. Only one at a time: another one's batch makes this one's commit a `Conflict`."""
+    """One folder or URL into one name."""
 
     def __init__(
         self,
@@ -119,15 +122,25 @@ class Follower:
     def _begin(self, batch: Batch) -> None:
         copies = self._options.replicas or 1
         options = PutOptions.parse(replicas=copies, durability="disk", codec="auto", labels=None)
-        Put(self._session, self._batches, options, None).run(open_bytes(msgspec.json.encode(batch)))
+        begin = Put(self._session, self._batches, options, None, check=self._check_alone)
+        begin.run(open_bytes(msgspec.json.encode(batch)))
         self._session.govern("keep", Reference(self._batches), {"versions": "2"})
         self._batch = batch
 
     def _put(self, batch: Batch, files: Mapping[str, SourceFile]) -> Ingested:
         content = open_files([files[path] for path in sorted(files)], self._source, as_files=self._as_files)
         options = self._options.labelled({LABEL: str(batch.number)})
-        version = Put(self._session, self._name, options, None).run(content)
-        return Ingested(version=version, files=len(files))
+        put = Put(self._session, self._name, options, None, check=partial(self._check_due, batch.number))
+        return Ingested(version=put.run(content), files=len(files))
+
+    def _check_alone(self) -> None:
+        if self._last_batch() != self._batch:
+            raise Conflict(f"another follower has begun a batch of {self._name}: start again, and one at a time")
+
+    def _check_due(self, number: int) -> None:
+        self._check_alone()
+        if self._committed() >= number:
+            raise Conflict(f"another follower has put batch {number} of {self._name}: start again, and one at a time")
 
     def _last_batch(self) -> Batch | None:
         try:

@@ -77,12 +77,12 @@ def rebuild_catalog(address: str | None, settings: Settings) -> RebuildReport:
         ray.shutdown()
 
 
-def restore_catalog(address: str | None, settings: Settings, url: str) -> RestoreReport:
+def restore_catalog(address: str | None, settings: Settings, url: str, *, is_drill: bool = False) -> RestoreReport:
     """Makes a catalog anew from a backup; raises as `actors.rebuild.restore_catalog`. raylog is up afterwards, and gets
     the shards back; without a Ray cluster everything ends again, and the next `connect` goes on."""
     connection = connect_ray(address)
     try:
-        return rebuild.restore_catalog(settings, parse_backup(url))
+        return rebuild.restore_catalog(settings, parse_backup(url), is_drill=is_drill)
     finally:
         if connection.is_started:
             with suppress(RaylogError):  # it was never up

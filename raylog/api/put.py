@@ -127,8 +127,19 @@ class PutOptions:
 class Put:
     """One `put`: seals, replicates, commits; or leaves nothing behind."""
 
-    def __init__(self, session: Session, name: str, options: PutOptions, on_progress: OnProgress | None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        name: str,
+        options: PutOptions,
+        on_progress: OnProgress | None,
+        *,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        """`check` looks at the name's versions and raises where this put should not be: between what it sees and the
+        commit no other version comes, or that is a `Conflict`."""
         self._session = session
+        self._check = check
         self._name = name
         self._options = options
         self._on_progress = on_progress
@@ -148,6 +159,8 @@ class Put:
         if self._options.backup:
             self._session.probe_backup(self._options.backup)
         order = self._session.retried("catalog", "begin", self._name)
+        if self._check is not None:
+            self._check()
         if self._options.parents:
             self._parents = tuple(self._session.retried("catalog", "parents", self._options.parents))
         dek_id, dek = self._session.write_key(order.artifact_id, order.tenant)

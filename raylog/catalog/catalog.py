@@ -57,9 +57,9 @@ log = logging.getLogger("raylog.catalog")
 class Catalog:
     """The catalog over a journal, which it owns from here on."""
 
-    def __init__(self, journal: Journal, backup_urls: Sequence[str] = ()) -> None:
-        """`backup_urls`: below which backups may lie; none given: anywhere."""
-        self._journal, self._backup_urls = journal, backup_urls
+    def __init__(self, journal: Journal, backup_urls: Sequence[str] = (), *, is_drill: bool = False) -> None:
+        """`backup_urls`: below which backups may lie; none given: anywhere. In a drill nothing is backed up."""
+        self._journal, self._backup_urls, self._is_drill = journal, backup_urls, is_drill
         self._database = journal.database
         self._trust = journal.trust
         self._copies_lock = threading.Lock()
@@ -104,7 +104,7 @@ class Catalog:
         """
         signed, manifest = decode_signed(signed_manifest, self._trust.cluster_id)
         if manifest.backup:
-            check_backup_allowed(manifest.backup, self._backup_urls)
+            self._check_backup(manifest.backup)
         with self._database.read() as connection:
             before = _committed_before(connection, signed, manifest)
         if before:
@@ -128,7 +128,7 @@ class Catalog:
     def back_up(self, reference: Reference, url: str, by: str) -> list[Version]:
         """That the shards of a version, or for a plain name of all that exist, are to have remote copies below `url`;
         returns these versions. Raises `NotFound`, `UsageError`."""
-        check_backup_allowed(url, self._backup_urls)
+        self._check_backup(url)
         with self._journal.change() as change:
             artifact, version = _existing(change.connection, reference)
             chosen = [version] if reference.number else tables.versions(change.connection, artifact.name)
@@ -479,6 +479,13 @@ class Catalog:
         if committed is None:
             raise DamagedData(f"the manifest of {version} is missing from the catalog's journal: rebuild the catalog")
         return committed
+
+    def _check_backup(self, url: str) -> None:
+        if self._is_drill:
+            raise UsageError(
+                f"this cluster was restored as a drill: it reads backups and writes to none, also not to {url}"
+            )
+        check_backup_allowed(url, self._backup_urls)
 
     def _manifest(self, connection: sqlite3.Connection, version: Version) -> Manifest:
         """The version's manifest, checked to be the one that the version names."""

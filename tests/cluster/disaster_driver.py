@@ -15,7 +15,7 @@ from three_nodes import wait_until
 
 import raylog
 from raylog.actors import bootstrap
-from raylog.errors import NotFound, Unavailable
+from raylog.errors import NotFound, Unavailable, UsageError
 from raylog.settings import Settings
 from raylog.units import MIB
 
@@ -77,8 +77,9 @@ def before(folder: Path, url: str) -> dict[str, list[str]]:
         cluster.shutdown()
 
 
-def after(folder: Path, url: str, listing: dict[str, list[str]]) -> None:
+def after(folder: Path, url: str, listing: dict[str, list[str]], *, is_drill: bool) -> None:
     """A new cluster, in which nothing is but the backups."""
+    state = folder / ("drill" if is_drill else "after")
     cluster = new_cluster()
     try:
         environment = os.environ | {"RAY_ADDRESS": cluster.address}
@@ -87,7 +88,7 @@ def after(folder: Path, url: str, listing: dict[str, list[str]]) -> None:
         config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in text.items()))
         words = [
             JOBS / "restore.py", url, "--keys", folder / "keys.bak", "--recovery-key", folder / "recovery",
-            "--config", config, "--state", folder / "after", "--timeout", 120,
+            "--config", config, "--state", state, "--timeout", 120, *(["--drill"] if is_drill else []),
         ]  # fmt: skip
         done = subprocess.run(
             [sys.executable, *map(str, words)],
@@ -101,7 +102,7 @@ def after(folder: Path, url: str, listing: dict[str, list[str]]) -> None:
         assert done.returncode == 0, done.stdout + done.stderr[-3000:]
         report = json.loads(done.stdout.splitlines()[-1])
         assert report["shards_without_backup"] == 1, "never-backed-up is lost, and no other"
-        with raylog.connect(cluster.address, settings=settings_in(folder / "after")) as client:
+        with raylog.connect(cluster.address, settings=settings_in(state)) as client:
             found = {one.name: [str(version) for version in client.versions(one.name)] for one in client.ls()}
             assert found == listing, f"{found} is not {listing}"
             for name, content in contents().items():
@@ -119,20 +120,35 @@ def after(folder: Path, url: str, listing: dict[str, list[str]]) -> None:
                 raise SystemExit("a deleted version came back")
             except NotFound:
                 pass
-            again = client.put("disaster/1", b"a newer state", backup=url)
-            assert str(again) == "disaster/1@3", again
-            wait_until(lambda: client.storage_standing().copies_to_back_up == 0, 60, "the backup goes on")
+            if is_drill:
+                check_no_backup(client, url)
+            else:
+                again = client.put("disaster/1", b"a newer state", backup=url)
+                assert str(again) == "disaster/1@3", again
+                wait_until(lambda: client.storage_standing().copies_to_back_up == 0, 60, "the backup goes on")
             bootstrap.stop()
     finally:
         ray.shutdown()
         cluster.shutdown()
 
 
+def check_no_backup(client: raylog.Client, url: str) -> None:
+    """The real cluster could not go on with a chain that a drill has written to."""
+    for action in (lambda: client.put("disaster/1", b"newer", backup=url), lambda: client.back_up("disaster/2@1", url)):
+        try:
+            action()
+            raise SystemExit("a drill wrote to the backup")
+        except UsageError as error:
+            print(error)
+    client.put("disaster/1", b"a state that stays in the drill")
+
+
 def main(folder: Path, bucket: str) -> None:
     url = f"s3://{bucket}/of/raylog"
     listing = before(folder, url)
     shutil.rmtree(folder / "before")
-    after(folder, url, listing)
+    after(folder, url, listing, is_drill=True)
+    after(folder, url, listing, is_drill=False)
     print("restored")
 
 

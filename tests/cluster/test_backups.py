@@ -32,7 +32,9 @@ def backup(tmp_path: Path) -> Iterator[Path]:
 
 
 def objects(folder: Path, kind: str) -> list[Path]:
-    return sorted(path for path in folder.glob(f"raylog-*/{kind}/**/*") if path.is_file())
+    """Whole ones: what is being written has another name."""
+    found = folder.glob(f"raylog-*/{kind}/**/*")
+    return sorted(path for path in found if path.is_file() and path.suffix != ".part")
 
 
 def noise(seed: int, count: int = 3 * MIB) -> bytes:

@@ -10,7 +10,7 @@ from three_nodes import wait_until_settled
 import raylog
 from raylog.api.follow import Follower, Ingested
 from raylog.api.put import Put
-from raylog.errors import SourceError, UsageError
+from raylog.errors import Conflict, SourceError, UsageError
 
 SETTLE_S = 0.3
 
@@ -113,6 +113,29 @@ def test_a_batch_whose_answer_was_lost_is_not_put_again(
     monkeypatch.undo()
     assert follower(client, folder).step() is None
     assert len(client.versions(name_for(folder))) == 1
+
+
+def test_of_two_followers_one_puts_each_batch(client: raylog.Client, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.log").write_text("a")
+    one, other = follower(client, folder), follower(client, folder)
+    assert other.step() is None
+    stepped(one)
+    with pytest.raises(Conflict, match="another follower has begun a batch"):
+        stepped(other)
+    (folder / "b.log").write_text("b")
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Follower, "_put", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        stepped(one)
+    late = follower(client, folder)  # both know that batch 2 was begun and not put
+    early = follower(client, folder)
+    batch = late._batch
+    assert batch is not None and batch.number == 2
+    early.step()
+    with pytest.raises(Conflict, match="another follower has put batch 2"):
+        late._put(batch, late._again(batch, late._list()))
+    assert [str(found) for found in client.versions(name_for(folder))] == [f"{name_for(folder)}@{n}" for n in (1, 2)]
 
 
 def test_a_file_that_was_changed_under_a_begun_batch_is_told(

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
@@ -85,5 +85,19 @@ def on_node(error: NoSpace, info: NodeInfo) -> NoSpace:
 def whole(action: Callable[[], T]) -> T:
     """Does `action` in a thread of its own. Ctrl-C, which strikes the main thread anywhere, finds it done or not
     begun."""
-    with ThreadPoolExecutor(1, thread_name_prefix="whole") as executor:
-        return executor.submit(action).result()
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        if not outcome.set_running_or_notify_cancel():
+            return
+        try:
+            outcome.set_result(action())
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            outcome.set_exception(error)
+
+    try:
+        threading.Thread(target=run, name="whole").start()  # Ctrl-C in here says nothing of whether it runs
+        return outcome.result()
+    finally:
+        if not outcome.cancel():
+            wait([outcome])

@@ -218,6 +218,10 @@ class Put:
     def _seal_and_replicate(self, content: Content, plan: SealPlan, older: OlderShards) -> None:
         executor = ThreadPoolExecutor(REPLICATIONS_AT_ONCE, thread_name_prefix="replicate")
         under_way: deque[Future[list[bytes]]] = deque()
+
+        def begin(action: Callable[[], list[bytes]]) -> None:
+            under_way.append(whole(partial(executor.submit, action)))  # cut in the middle, `shutdown` forgets a thread
+
         try:
             expected_bytes = min(plan.shard_bytes, content.bytes or plan.shard_bytes)
             for sealed in seal_content(content, plan, lambda: self._stage(expected_bytes)):
@@ -238,11 +242,11 @@ class Put:
                 if kept:
                     self._receipts += kept.receipts
                     if self._options.waits_for_backup:
-                        under_way.append(executor.submit(self._back_up, entry.shard, self._session.local))
+                        begin(partial(self._back_up, entry.shard, self._session.local))
                 elif erasure:
-                    under_way.append(executor.submit(self._surely, partial(self._spread, erasure)))
+                    begin(partial(self._surely, partial(self._spread, erasure)))
                 else:
-                    under_way.append(executor.submit(self._surely, partial(self._replicate, entry.shard)))
+                    begin(partial(self._surely, partial(self._replicate, entry.shard)))
                 if len(under_way) > REPLICATIONS_AT_ONCE:  # bounds what is sealed ahead of its replicas
                     self._receipts += under_way.popleft().result()
             for future in under_way:

@@ -273,12 +273,13 @@ def ship(
         list[str] | None, typer.Option(help="node id (or its beginning); repeat for more. Default: all")
     ] = None,
     deadline: Annotated[str, typer.Option(help="give up after this time, such as 10m")] = "10m",
+    pin: Annotated[bool, typer.Option("--pin", help="the copies stay until 'raylog unpin'")] = False,
     as_json: Json = False,
 ) -> None:
     """Copy a version to nodes, straight from the nodes that hold it."""
     deadline_s = parse_seconds(deadline)
     with Options.connect(quiet=as_json) as client, screen.Bar(f"ship {name}", enabled=not as_json) as bar:
-        shipment = client.ship(name, to=to or "all", deadline_s=deadline_s, on_progress=bar)
+        shipment = client.ship(name, to=to or "all", deadline_s=deadline_s, pin=pin, on_progress=bar)
         if shipment.forecast.can_meet is False:
             screen.err.print(f"raylog: too slow for the deadline: {shipment.forecast.reason}", markup=False)
         try:
@@ -293,6 +294,19 @@ def ship(
             f"{name}: {format_bytes(report.moved_bytes)} to {len(report.nodes)} node(s) in "
             f"{format_seconds(report.seconds)} ({format_rate(report.moved_bytes / max(report.seconds, 1e-9))})"
         )
+
+
+@app.command()
+def unpin(
+    name: Name,
+    on: Annotated[
+        list[str] | None, typer.Option(help="node id (or its beginning); repeat for more. Default: all")
+    ] = None,
+) -> None:
+    """Let copies that were shipped with --pin give way again when room is needed."""
+    with Options.connect() as client:
+        client.unpin(name, on or "all")
+    screen.out.print(f"{name}: no copy is pinned on {'these nodes' if on else 'any node'}", markup=False)
 
 
 @app.command()

@@ -224,8 +224,9 @@ class TenantUsage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StorageStanding(msgspec.Struct, frozen=True, kw_only=True):
-    """What of all that is stored is not as it was promised: shards with fewer replicas, those among them of which no
-    node holds a copy and that have no backup, and copies that are still to be written to backups."""
+    """What of all that is stored is not as it was promised: shards with fewer replicas (or, where backups alone were to
+    have it, no whole copy), those among them of which there is no copy anywhere, and copies that are still to be
+    written to backups."""
 
     short_shards: int
     lost_shards: int

@@ -26,6 +26,7 @@ from raylog.actors.requests import (
     DeleteShards,
     EvictShard,
     MeasureDisks,
+    PinShards,
     ProbeBackup,
     PullShard,
     RepairShard,
@@ -331,6 +332,16 @@ class NodeActor:
         if found:  # a warning, since it is the audit: Ray shows nothing below
             log.warning("deleted for %s: %s", asker, ", ".join(found))
         return len(found)
+
+    def pin(self, signed_request: bytes) -> None:
+        """Copies here do not give way, or may again."""
+        asked, asker = self._requests.open(signed_request, PinShards)
+        for shard_id in asked.shard_ids:
+            if asked.is_pinned:
+                self._store.pin_copy(shard_id)
+            else:
+                self._store.unpin_copy(shard_id)
+        log.info("%d shards were %s for %s", len(asked.shard_ids), "pinned" if asked.is_pinned else "unpinned", asker)
 
     def evict(self, signed_request: bytes) -> None:
         """Drops the copy in the arena of a shard that is on disk; nothing to do where there is none."""

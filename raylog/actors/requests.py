@@ -129,6 +129,20 @@ class EvictShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True)
         parse_id(self.shard_id, "shard id")
 
 
+class PinShards(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That the node's copies of these shards do not give way, or may again."""
+
+    action: ClassVar[str] = "node.pin"
+    askers: ClassVar[frozenset[str]] = CLIENTS_AND_CLUSTER
+
+    shard_ids: tuple[str, ...]
+    is_pinned: bool
+
+    def __post_init__(self) -> None:
+        for shard_id in self.shard_ids:
+            parse_id(shard_id, "shard id")
+
+
 class DeleteShards(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """That the node takes shards away, or with `backup` their copies below that URL. A client may ask for those of a
     put that failed; what a version named once is for the catalog to delete, and the node checks that. `is_never_named`:

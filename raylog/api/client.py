@@ -23,7 +23,7 @@ from raylog.api.progress import OnProgress
 from raylog.api.put import Put, PutOptions
 from raylog.api.rebalance import RebalanceReport, rebalance
 from raylog.api.session import Session
-from raylog.api.ship import Shipment, start_shipment
+from raylog.api.ship import Shipment, start_shipment, unpin
 from raylog.api.source import open_source
 from raylog.api.verify import ScrubReport, verify_version
 from raylog.catalog.lineage import Lineage
@@ -194,17 +194,25 @@ class Client:
         *,
         deadline_s: float | None = None,
         qos: str = "ship",
+        pin: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Shipment:
         """Copies a version to nodes (`"all"`, or node ids) straight from the nodes that hold it; returns at once.
 
         `.result(timeout_s)` waits, `.progress()` and `.eta_s` tell, `.forecast` says whether the deadline can be met,
         `.cancel()` stops; `on_progress(done, total)` gets sealed bytes twice a second, in a thread of the shipment.
-        Shipped copies are cache: they do not count as replicas and give way when room is needed. `qos` is the traffic
-        class by which the sending nodes share out their links: "read", "checkpoint", "ship" or "repair". Raises
+        Shipped copies are cache: they do not count as replicas and give way when room is needed, unless with `pin`,
+        which holds them there, in memory where they fit, until `unpin`, after a node's restart too. `qos` is the
+        traffic class by which the sending nodes share out their links: "read", "checkpoint", "ship" or "repair". Raises
         `NotFound` for a version or node that is not there, `UsageError` for an unknown class.
         """
-        return start_shipment(self._session, parse_reference(name), to, parse_qos(qos), deadline_s, on_progress)
+        reference = parse_reference(name)
+        return start_shipment(self._session, reference, to, parse_qos(qos), deadline_s, on_progress, is_pinned=pin)
+
+    def unpin(self, name: str, nodes: str | Sequence[str] = "all") -> None:
+        """Lets copies of a version that were shipped with `pin` give way again. Raises `NotFound`, `UsageError`, and
+        `Unavailable` or `DeadlineExceeded` when a node did not answer, after all were asked."""
+        unpin(self._session, parse_reference(name), nodes)
 
     def verify(self, name: str, *, backups: bool = False, on_progress: OnProgress | None = None) -> ScrubReport:
         """Reads and checks every chunk of every replica, and with `backups` of every copy there; replaces damaged ones

@@ -11,6 +11,7 @@ import msgspec
 
 from raylog.actors import calls
 from raylog.actors.node_info import NodeInfo
+from raylog.actors.requests import SHARDS_MAX, PinShards
 from raylog.api.broadcast import Broadcast
 from raylog.api.pace import Pace, ShipForecast, forecast
 from raylog.api.progress import OnProgress, Reporter
@@ -61,8 +62,11 @@ class Shipment:
         qos: QosClass,
         deadline_s: float,
         on_progress: OnProgress | None,
+        *,
+        is_pinned: bool = False,
     ) -> None:
         self._session = session
+        self._is_pinned = is_pinned
         self._manifest = manifest
         self._targets = targets
         self._qos = qos
@@ -211,6 +215,8 @@ class Shipment:
             sources = self._broadcast.sources(target, shard)
             outcome = self._pulls.pull(target, shard, self._qos, None, sources=sources, timeout_s=left_s)
             moved_bytes, twice_bytes = outcome.moved_bytes, outcome.twice_bytes
+            if self._is_pinned:
+                self._session.ask_node(target, PinShards(shard_ids=(shard.shard_id,), is_pinned=True))
             whole_bytes = shard.stored_bytes
         finally:
             with self._lock:
@@ -228,12 +234,37 @@ def start_shipment(
     qos: QosClass,
     deadline_s: float | None,
     on_progress: OnProgress | None,
+    *,
+    is_pinned: bool,
 ) -> Shipment:
     """Resolves version and targets, raising `NotFound` or `UsageError` at once, and starts the shipment."""
     manifest = session.manifest(reference)
+    targets = _targets(session, to)
+    limit_s = deadline_s or session.settings.pull_deadline_s
+    return Shipment(session, manifest, targets, qos, limit_s, on_progress, is_pinned=is_pinned)
+
+
+def unpin(session: Session, reference: Reference, nodes: str | Sequence[str]) -> None:
+    """Lets copies that were shipped to stay give way again. All nodes are asked before one that did not answer is
+    told. Raises `NotFound`, `UsageError`, `Unavailable`, `DeadlineExceeded`."""
+    shard_ids = list(session.manifest(reference).distinct_shards())
+    failed: RaylogError | None = None
+    for target in _targets(session, nodes):
+        try:
+            for first in range(0, len(shard_ids), SHARDS_MAX):
+                asked = tuple(shard_ids[first : first + SHARDS_MAX])
+                session.ask_node(target, PinShards(shard_ids=asked, is_pinned=False))
+        except (Unavailable, DeadlineExceeded) as error:
+            log.warning("copies on node %s are pinned still: %s", target.node_id[:12], error)
+            failed = error
+    if failed:
+        raise failed
+
+
+def _targets(session: Session, to: str | Sequence[str]) -> list[NodeInfo]:
     if isinstance(to, str) and to != "all":
         raise UsageError(f"expected 'all' or a list of node ids, got {to!r}")
     targets = session.nodes() if to == "all" else [session.node(node_id) for node_id in to]
     if not targets:
-        raise UsageError("expected at least one node to ship to")
-    return Shipment(session, manifest, targets, qos, deadline_s or session.settings.pull_deadline_s, on_progress)
+        raise UsageError("expected at least one node, got none")
+    return targets

@@ -68,13 +68,6 @@ def whole_shard(connection: sqlite3.Connection, shard_id: str) -> str:
     return row[0].hex() if row else shard_id
 
 
-def can_be_had(connection: sqlite3.Connection, shard_id: str) -> bool:
-    """Whether a shard that no node holds has a backup, or as a piece enough siblings."""
-    needed, others = siblings(connection, shard_id)
-    has_siblings = needed > 0 and sum(bool(nodes) for nodes in others) >= needed
-    return has_siblings or remotes.is_expected(connection, whole_shard(connection, shard_id))
-
-
 def _holders(connection: sqlite3.Connection, raw_id: bytes) -> tuple[tuple[str, ...], ...]:
     """Nodes that hold a copy of each piece, piece by piece."""
     held: dict[int, list[str]] = {}

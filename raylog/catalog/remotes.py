@@ -40,11 +40,6 @@ def there(connection: sqlite3.Connection, shard_id: str) -> list[str]:
     return _urls(connection, "shard_id = ? AND state = 1", bytes.fromhex(shard_id))
 
 
-def is_expected(connection: sqlite3.Connection, shard_id: str) -> bool:
-    """Whether some backup has the shard, or nobody has found out that it has not."""
-    return bool(_urls(connection, "shard_id = ? AND state != 2", bytes.fromhex(shard_id)))
-
-
 def perhaps(connection: sqlite3.Connection, shard_id: str) -> list[str]:
     """URLs where a copy may be had, the surest first: it is there, nothing is known, it was found bad."""
     return _urls(connection, "shard_id = ? ORDER BY state = 1 DESC, state, url", bytes.fromhex(shard_id))

@@ -33,6 +33,23 @@ _COUNT_STANDING = (
     "UPDATE shards SET standing = (SELECT count(*) FROM replicas WHERE replicas.shard_id = shards.shard_id"
     f" AND {_COUNTS}) WHERE shard_id = ?"
 )
+_COUNT_LOST = (  # that no node holds, no backup is thought to have, and that cannot be made of other pieces
+    "SELECT count(*) FROM shards LEFT JOIN pieces AS own ON own.piece_id = shards.shard_id"
+    " WHERE refs > 0 AND standing < wanted"
+    " AND NOT EXISTS (SELECT 1 FROM replicas WHERE replicas.shard_id = shards.shard_id)"
+    " AND NOT EXISTS (SELECT 1 FROM remotes"
+    " WHERE remotes.shard_id = coalesce(own.shard_id, shards.shard_id) AND state != 2)"
+    " AND (own.piece_id IS NULL OR own.needed > (SELECT count(DISTINCT others.number) FROM pieces AS others"
+    " JOIN replicas ON replicas.shard_id = others.piece_id"
+    " WHERE others.shard_id = own.shard_id AND others.number != own.number))"
+)
+_COUNT_COLD_LOST = (  # promised to backups alone, where it was found bad
+    "SELECT count(DISTINCT shard_id) FROM remotes INDEXED BY remotes_wanted JOIN shards USING (shard_id)"
+    " WHERE state = 2 AND state != 1 AND refs > 0 AND wanted = 0"
+    " AND NOT EXISTS (SELECT 1 FROM erasures WHERE erasures.shard_id = shards.shard_id)"
+    " AND NOT EXISTS (SELECT 1 FROM replicas WHERE replicas.shard_id = shards.shard_id)"
+    " AND NOT EXISTS (SELECT 1 FROM remotes AS others WHERE others.shard_id = shards.shard_id AND others.state != 2)"
+)
 _DROP_IF_FREE = (
     "DELETE FROM shards WHERE shard_id = ? AND refs = 0"
     " AND NOT EXISTS (SELECT 1 FROM replicas WHERE replicas.shard_id = shards.shard_id)"
@@ -262,15 +279,12 @@ def stored_on_nodes(connection: sqlite3.Connection) -> dict[str, int]:
 def storage_standing(connection: sqlite3.Connection) -> StorageStanding:
     """Counted by the partial indexes: as quick as there is little to count."""
     ((short,),) = connection.execute("SELECT count(*) FROM shards WHERE refs > 0 AND standing < wanted")
-    nowhere = connection.execute(
-        "SELECT shard_id FROM shards WHERE refs > 0 AND standing < wanted AND NOT EXISTS"
-        " (SELECT 1 FROM replicas WHERE replicas.shard_id = shards.shard_id)"
-    )
-    lost = sum(not pieces.can_be_had(connection, shard_id.hex()) for (shard_id,) in nowhere.fetchall())
+    ((lost,),) = connection.execute(_COUNT_LOST)
+    ((cold_lost,),) = connection.execute(_COUNT_COLD_LOST)
     ((to_back_up,),) = connection.execute(
         "SELECT count(*) FROM remotes JOIN shards USING (shard_id) WHERE state != 1 AND refs > 0"
     )
-    return StorageStanding(short_shards=short, lost_shards=lost, copies_to_back_up=to_back_up)
+    return StorageStanding(short_shards=short + cold_lost, lost_shards=lost + cold_lost, copies_to_back_up=to_back_up)
 
 
 def standing(connection: sqlite3.Connection, shard_id: str) -> ShardStanding | None:

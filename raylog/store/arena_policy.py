@@ -25,6 +25,7 @@ class ArenaPolicy:
         self._history = AccessHistory()
         self._lies: dict[str, tuple[int, Disk]] = {}  # bytes and disk of shards that were read from disk
         self._ranks: dict[str, float] = {}
+        self._pinned: set[str] = set()
         self._floor = (0.0, -FLOOR_S)  # what the least of those who stayed was worth, and when
         self._lock = threading.Lock()
 
@@ -54,14 +55,25 @@ class ArenaPolicy:
 
     def worth(self, shard_id: str) -> float:
         """Seconds saved per byte by keeping it in memory. Of a shard that never came from a disk here, as of a slow
-        one's: it may have to come over the network."""
+        one's: it may have to come over the network. Pinned: infinite."""
         with self._lock:
+            if shard_id in self._pinned:
+                return math.inf
             stored_bytes, disk = self._lies.get(shard_id, _ELSEWHERE)
             return worth(self._history.count(shard_id, self._clock()), stored_bytes, disk)
 
     def rank(self, shard_id: str) -> float:
         """Orders shards by `worth`, at any time alike and without asking it of each."""
-        return self._ranks.get(shard_id, -math.inf)
+        return math.inf if shard_id in self._pinned else self._ranks.get(shard_id, -math.inf)
+
+    def pin(self, shard_id: str) -> None:
+        """The shard goes into the arena when it is read, and stays there until `unpin` or `forget`."""
+        with self._lock:
+            self._pinned.add(shard_id)
+
+    def unpin(self, shard_id: str) -> None:
+        with self._lock:
+            self._pinned.discard(shard_id)
 
     def _touch(self, shard_id: str) -> None:
         for one in self._history.touch(shard_id, self._clock()):
@@ -93,6 +105,7 @@ class ArenaPolicy:
         """It was deleted."""
         with self._lock:
             self._history.forget(shard_id)
+            self._pinned.discard(shard_id)
             self._lies.pop(shard_id, None)
             self._ranks.pop(shard_id, None)
 

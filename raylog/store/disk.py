@@ -146,15 +146,32 @@ class DiskTier:
     def mark_cached(self, shard_id: str) -> None:
         """Notes durably that the shard, which may be still to come, is promised to nobody. Raises `NoSpace`,
         `Unavailable`."""
-        path = self._layout.cached_path(shard_id)
-        with storage_errors(self._name, f"mark shard {shard_id} as cached"):
-            path.touch(mode=0o600)
-            fsync_directory(path.parent)
+        self._note(self._layout.cached_path(shard_id))
 
     def mark_kept(self, shard_id: str) -> None:
         """Takes that note back, durably; nothing to do where there is none."""
-        path = self._layout.cached_path(shard_id)
-        with storage_errors(self._name, f"mark shard {shard_id} as kept"):
+        self._take_back(self._layout.cached_path(shard_id))
+
+    def mark_pinned(self, shard_id: str) -> None:
+        """Notes durably that the node's copy of the shard does not give way. Raises `NoSpace`, `Unavailable`."""
+        self._note(self._layout.pinned_path(shard_id))
+
+    def mark_unpinned(self, shard_id: str) -> None:
+        """Takes that note back, durably; nothing to do where there is none."""
+        self._take_back(self._layout.pinned_path(shard_id))
+
+    def pinned(self) -> list[str]:
+        """Shards that are noted not to give way, whether they lie here or not."""
+        with storage_errors(self._name, "read its directory"):
+            return sorted(path.name for path in self._layout.pinned.iterdir())
+
+    def _note(self, path: Path) -> None:
+        with storage_errors(self._name, f"note {path}"):
+            path.touch(mode=0o600)
+            fsync_directory(path.parent)
+
+    def _take_back(self, path: Path) -> None:
+        with storage_errors(self._name, f"remove {path}"):
             if path.exists():
                 path.unlink(missing_ok=True)
                 fsync_directory(path.parent)

@@ -91,6 +91,16 @@ class Disks:
     def cached(self) -> list[str]:
         return list(dict.fromkeys(shard_id for tier in self.tiers for shard_id in _answered(tier, tier.cached)))
 
+    def mark_pinned(self, shard_id: str) -> None:
+        """Noted on the node's own disk, wherever the shard lies: a move does not change it."""
+        self.tiers[0].mark_pinned(shard_id)
+
+    def mark_unpinned(self, shard_id: str) -> None:
+        self.tiers[0].mark_unpinned(shard_id)
+
+    def pinned(self) -> list[str]:
+        return _answered(self.tiers[0], self.tiers[0].pinned)
+
     def put_aside(self) -> list[str]:
         return [shard_id for tier in self.tiers for shard_id in _answered(tier, tier.put_aside)]
 

@@ -7,6 +7,7 @@ shards/ab/<shard id>     committed shards, one sealed file each; ab = the id's f
 partial/<shard id>.part  a shard being received: whole length reserved, trailer missing until the commit
 staging/<stage id>       files that putting processes write into; removed at every start
 cached/<shard id>        empty: the shard of this name is a copy that was promised to nobody
+pinned/<shard id>        empty: the node's copy of this shard, on any of its disks, does not give way
 quarantine/<shard id>    the last damaged file of a shard, kept for inspection until its room is needed
 ```
 
@@ -49,11 +50,12 @@ class Layout:
         self.staging = root / "staging"
         self.quarantine = root / "quarantine"
         self.cached = root / "cached"
+        self.pinned = root / "pinned"
         make_directory(root.absolute())
         self._lock = _lock(root)
         try:
             _claim(root, parse_id(cluster_id, "cluster id"))
-            for path in (self.shards, self.partial, self.staging, self.quarantine, self.cached):
+            for path in (self.shards, self.partial, self.staging, self.quarantine, self.cached, self.pinned):
                 make_directory(path)
             self._clear_leftovers()
         except BaseException:
@@ -75,6 +77,9 @@ class Layout:
 
     def cached_path(self, shard_id: str) -> Path:
         return self.cached / parse_id(shard_id, "shard id")
+
+    def pinned_path(self, shard_id: str) -> Path:
+        return self.pinned / parse_id(shard_id, "shard id")
 
     def shard_ids(self) -> list[str]:
         """Ids of the files under `shards/`, by their names; other names are not ours and left alone."""

@@ -7,6 +7,7 @@ is not recycled, also when its shard was deleted meanwhile. Only when the last v
 
 import itertools
 import logging
+import math
 import mmap
 import threading
 from collections import deque
@@ -51,6 +52,10 @@ class _Held:
         return not self.views and (self.evictable if self.is_committed else not self.is_written)
 
 
+def _by_last_use(_shard_id: str) -> float:
+    return 0.0
+
+
 class MemoryTier:
     """Sealed shards in an arena of `capacity_bytes` at `path`; keeps the promises of `Tier`.
 
@@ -71,9 +76,7 @@ class MemoryTier:
         self._ended: deque[int] = deque()  # generations of views that are gone; filled from any thread, without a lock
         self._generations = itertools.count(1)
         self._uses = itertools.count(1)
-        self.rank: Callable[[str], float] = lambda shard_id: (
-            0.0
-        )  # what goes last when room is needed; equals by last use
+        self.rank: Callable[[str], float] = _by_last_use  # the highest goes last, of equals the last used, inf never
         self._lock = threading.RLock()
 
     @property
@@ -244,7 +247,7 @@ class MemoryTier:
     def _candidates(self) -> list[_Held]:
         """Whatever may go, worth least first."""
         may_go = [(self.rank(shard_id), held.used, held) for shard_id, held in self._shards.items() if held.may_go]
-        return [held for _, _, held in sorted(may_go, key=itemgetter(0, 1))]
+        return [held for rank, _, held in sorted(may_go, key=itemgetter(0, 1)) if rank < math.inf]
 
     def _drop(self, held: _Held) -> None:
         if self._shards.get(held.frame.header.shard_id) is held:

@@ -50,7 +50,14 @@ class TieredStore:
         if memory is not None:
             memory.rank = self.arena.rank
         self._cached_on_disk = dict.fromkeys(self.disk.cached())  # promised to nobody, oldest first
-        self._lock = threading.Lock()  # of the dict: what is promised at this moment does not give way
+        self._pinned: set[str] = set()
+        self._lock = threading.Lock()  # of both: what is promised or pinned at this moment does not give way
+        for shard_id in self.disk.pinned():
+            if self.disk.holds(shard_id):
+                self._pinned.add(shard_id)
+                self.arena.pin(shard_id)
+            else:
+                self.disk.mark_unpinned(shard_id)
 
     @property
     def tiers(self) -> tuple[Tier, ...]:
@@ -105,6 +112,9 @@ class TieredStore:
         cached = self._arena_writer(frame, evictable=True)
         if cached is not None:
             return cached
+        return self._cached_disk_writer(frame)
+
+    def _cached_disk_writer(self, frame: Frame) -> ShardWriter:
         shard_id = frame.header.shard_id
         self.disk.mark_cached(frame)
         try:
@@ -125,15 +135,38 @@ class TieredStore:
             if not self.disk.holds(shard_id):
                 raise self._not_found(shard_id)
             return
-        with (
-            self.memory.open(shard_id) as reader,
-            self._with_room(lambda: self.disk.create(reader.frame)) as writer,
-        ):
+        self._copy_to_disk(self.memory, shard_id, self.disk.create)
+        self.memory.set_evictable(shard_id, True)
+
+    def pin_copy(self, shard_id: str) -> None:
+        """The copy that is here does not give way, be it cached, and stays in the arena once it is there; until
+        `unpin_copy` or its deletion, after a restart too. It counts for no more than before. Raises `NotFound`,
+        `NoSpace`."""
+        if self.memory is not None and not self.disk.holds(shard_id) and self.memory.is_evictable(shard_id):
+            self._copy_to_disk(
+                self.memory, shard_id, self._cached_disk_writer
+            )  # the arena does not outlive the process
+        with self._lock:
+            if not self.tiers_of(shard_id):
+                raise self._not_found(shard_id)
+            self.disk.mark_pinned(shard_id)
+            self._pinned.add(shard_id)
+        self.arena.pin(shard_id)
+
+    def unpin_copy(self, shard_id: str) -> None:
+        """It may give way again, if it is cached; nothing to do where it is not pinned."""
+        with self._lock:
+            if shard_id in self._pinned:
+                self.disk.mark_unpinned(shard_id)
+                self._pinned.discard(shard_id)
+        self.arena.unpin(shard_id)
+
+    def _copy_to_disk(self, memory: MemoryTier, shard_id: str, create: Callable[[Frame], ShardWriter]) -> None:
+        with memory.open(shard_id) as reader, self._with_room(lambda: create(reader.frame)) as writer:
             for first, count in writer.missing():
                 for number in range(first, first + count):
                     writer.write_chunk(number, reader.chunk(number))
             writer.commit()
-        self.memory.set_evictable(shard_id, True)
 
     def keep(self, shard_id: str, durability: Durability) -> None:
         """Gives a copy that is here the promise of `durability`. Raises `NotFound`, `NoSpace`."""
@@ -248,15 +281,15 @@ class TieredStore:
             tier.close()
 
     def _with_room(self, action: Callable[[], T]) -> T:
-        """Does what needs room on disk; cached copies there give way, the oldest first."""
+        """Does what needs room on disk; cached copies there give way, the oldest first, unless pinned."""
         while True:
             try:
                 return action()
             except NoSpace:
                 with self._lock:
-                    if not self._cached_on_disk:
+                    shard_id = next((one for one in self._cached_on_disk if one not in self._pinned), None)
+                    if shard_id is None:
                         raise
-                    shard_id = next(iter(self._cached_on_disk))
                     del self._cached_on_disk[shard_id]
                     with suppress(NotFound):
                         self.disk.delete(shard_id)
@@ -327,6 +360,7 @@ class TieredStore:
                 getattr(tier, action)(shard_id)
                 found += 1
         self._promise(shard_id)  # of the next copy of this name nothing is known
+        self.unpin_copy(shard_id)
         self.arena.forget(shard_id)
         if not found:
             raise self._not_found(shard_id)

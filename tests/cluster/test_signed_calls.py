@@ -16,6 +16,7 @@ from raylog.actors.requests import (
     CloseNode,
     DeleteShards,
     EvictShard,
+    PinShards,
     PullShard,
     RepairShard,
     StopRaylog,
@@ -97,6 +98,7 @@ def requests(shard: ShardRef, holder: NodeInfo, empty: NodeInfo) -> list[tuple[N
         (empty, CancelPull(pull_id=new_id())),
         (holder, RepairShard(shard=shard, numbers=(0,), sources=(), deadline_s=20)),
         (holder, EvictShard(shard_id=shard.shard_id)),
+        (holder, PinShards(shard_ids=(shard.shard_id,), is_pinned=True)),
         (holder, DeleteShards(shard_ids=(shard.shard_id,))),
         (holder, CloseNode()),
     ]

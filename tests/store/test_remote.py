@@ -1,5 +1,6 @@
 """Objects behind a URL: one suite over a folder and over a real Ceph S3 gateway, then what only a network does."""
 
+import datetime
 import threading
 import time
 from collections.abc import Iterator
@@ -130,6 +131,13 @@ class TestFolder(ObjectsContract):
             RemoteObjects(f"{tmp_path.as_uri()}/file").write("a/b", whole(b"x"), soon(2))
 
 
+def set_signing_clock(monkeypatch: pytest.MonkeyPatch, minutes: int) -> None:
+    """This process signs its requests with a time that is so far off."""
+    now = datetime.datetime.now
+    off = datetime.timedelta(minutes=minutes)
+    monkeypatch.setattr("botocore.auth.get_current_datetime", lambda: now(datetime.UTC) + off)
+
+
 class TestS3(ObjectsContract):
     @pytest.fixture
     def bucket(self, gateway: Gateway) -> str:
@@ -174,6 +182,21 @@ class TestS3(ObjectsContract):
             with pytest.raises(NotPermitted, match="credentials") as error:
                 call()
             assert "wrong" not in str(error.value)
+
+    @pytest.mark.parametrize("minutes", [-10, 10])
+    def test_a_clock_that_is_ten_minutes_off(self, objects: RemoteObjects, minutes: int) -> None:
+        with pytest.MonkeyPatch.context() as patched:
+            set_signing_clock(patched, minutes)
+            objects.write("k", whole(b"x"), soon())
+        assert objects.read("k", 0, 1, soon()) == b"x"
+
+    @pytest.mark.parametrize("minutes", [-30, 30])
+    def test_a_clock_that_the_store_refuses_is_told(
+        self, objects: RemoteObjects, minutes: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        set_signing_clock(monkeypatch, minutes)
+        with pytest.raises(NotPermitted, match=r"RequestTimeTooSkewed.* its clock"):
+            objects.write("k", whole(b"x"), soon())
 
     def test_credentials_that_are_replaced_in_their_file(
         self, gateway: Gateway, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -453,3 +453,76 @@ def test_a_deleted_cached_copy_leaves_no_mark(plain: TieredStore) -> None:
     assert plain.disk.cached() == []
     receive(plain, shard, Durability.DISK)
     assert plain.kept_on(shard.shard_id) is TierKind.SSD
+
+
+def receive_cached(store: TieredStore, shard: SampleShard) -> None:
+    with store.create_cached(shard.frame) as writer:
+        fill(writer, shard)
+        writer.commit()
+
+
+def test_a_pinned_copy_stays_in_the_arena_and_on_disk(store: TieredStore) -> None:
+    pinned, *others = (sample_shard(seed, chunk_sizes=(ARENA_BYTES // 3,)) for seed in range(6))
+    receive_cached(store, pinned)
+    assert store.tiers_of(pinned.shard_id) == MEMORY
+    store.pin_copy(pinned.shard_id)
+    assert store.tiers_of(pinned.shard_id) == BOTH, "the arena does not outlive the process"
+    with pytest.raises(NotFound, match="not kept here"):
+        store.kept_on(pinned.shard_id)
+    for shard in others:
+        receive(store, shard, Durability.DISK)
+    assert store.tiers_of(pinned.shard_id) == BOTH, "others give way"
+    store.disk.tiers[0].reserve_bytes = 1 << 60
+    with pytest.raises(NoSpace):
+        store.stage(MIB)
+    assert store.tiers_of(pinned.shard_id) == BOTH
+    assert store.memory is not None
+    assert store.memory.victims(ARENA_BYTES - MIB // 64) is None
+    store.unpin_copy(pinned.shard_id)
+    with pytest.raises(NoSpace):
+        store.stage(MIB)
+    assert store.tiers_of(pinned.shard_id) == MEMORY
+    going = store.memory.victims(ARENA_BYTES - MIB // 64)
+    assert pinned.shard_id in [shard_id for shard_id, _ in going or []]
+
+
+def test_a_pinned_shard_that_is_read_from_disk_takes_the_place_of_others(store: TieredStore) -> None:
+    pinned, *others = (sample_shard(seed, chunk_sizes=(ARENA_BYTES // 3,)) for seed in range(4))
+    receive(store, pinned, Durability.DISK)
+    assert store.memory is not None
+    store.memory.delete(pinned.shard_id)
+    for shard in others:
+        receive(store, shard, Durability.DISK)
+        for _ in range(20):
+            read(store, shard)
+    read(store, pinned)
+    assert store.tiers_of(pinned.shard_id) == DISK, "others are read more"
+    store.pin_copy(pinned.shard_id)
+    read(store, pinned)
+    assert store.tiers_of(pinned.shard_id) == BOTH
+
+
+def test_pins_outlive_a_restart_and_not_their_shard(tmp_path: Path) -> None:
+    cluster, (pinned, other, gone) = new_id(), (sample_shard(seed) for seed in (1, 2, 3))
+    store = TieredStore(None, DiskTier(tmp_path, cluster_id=cluster))
+    for shard in (pinned, other, gone):
+        receive_cached(store, shard)
+    for shard in (pinned, gone):
+        store.pin_copy(shard.shard_id)
+    store.delete(gone.shard_id)
+    with pytest.raises(NotFound):
+        store.pin_copy(gone.shard_id)
+    assert store.disk.pinned() == [pinned.shard_id]
+    store.close()
+    store = TieredStore(None, DiskTier(tmp_path, cluster_id=cluster))
+    store.disk.tiers[0].reserve_bytes = 1 << 60
+    with pytest.raises(NoSpace):
+        store.stage(MIB)
+    assert [ref.shard_id for ref in store.shards()] == [pinned.shard_id]
+    with pytest.raises(NotFound, match="not kept here"):
+        store.kept_on(pinned.shard_id)
+    store.disk.tiers[0].delete(pinned.shard_id)  # by hand, as it were
+    store.close()
+    store = TieredStore(None, DiskTier(tmp_path, cluster_id=cluster))
+    assert store.disk.pinned() == []
+    store.close()

@@ -32,8 +32,8 @@ def test_shipped_to_stay(machine: Machine, client: raylog.Client) -> None:
     assert pinned_marks(machine) == before
     client.ship("pins/one", pin=True).result(60)
     assert client.get("pins/one") == content
+    with pytest.raises(UsageError, match="expected 'all'"):
+        client.unpin("pins/one", some)
     client.delete("pins/one")
     with pytest.raises(NotFound):
         client.unpin("pins/one")
-    with pytest.raises(UsageError, match="expected 'all'"):
-        client.unpin("pins/one", some)

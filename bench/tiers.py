@@ -1,12 +1,12 @@
 """A node's store under an access trace, over memory, a fast and a throttled disk: which reads memory serves, and how
 long a read takes, beside least-recently-used and beside the best static placement in hindsight.
 
-Two traces: reads that were recorded (`traces/git_log.json`, sizes times 256) and Zipf's law (exponent 0.9) over shards
-of lognormal sizes. Shards lie on the two disks in turn; the arena holds an eighth of all. The throttled disk reads at
-100 MB/s. Each policy plays the same trace through a real store, each read verified. The best static placement knows the
-whole trace: it keeps the shards with most reads per byte (`static bytes`), or with most seconds saved per byte (`static
-seconds`), and never changes. `hit_ratio_best_static` is bytes served from memory over those of `static seconds`, which
-has the same aim as raylog.
+Two traces: reads of a git repository's objects that were recorded (`traces/git_log.json`, sizes times 256), and Zipf's
+law (exponent 0.9) over shards of lognormal sizes. Shards lie on the two disks in turn; the arena holds an eighth of
+all. The throttled disk reads at 100 MB/s. Each policy plays the same trace through a real store, each read verified.
+The best static placement knows the whole trace: it keeps the shards with most reads per byte (`static bytes`), or with
+most seconds saved per byte (`static seconds`), and never changes. `hit_ratio_best_static` is bytes served from memory
+over those of `static seconds`, which has the same aim as raylog.
 
 Then two equally fast disks take shards one after another, and one of them slows down twentyfold in the middle: how many
 of the shards after that still go to it, and how many it had before.

@@ -14,10 +14,11 @@ import msgspec
 
 import raylog
 from raylog.jobs import run
+from raylog.spec import parse_labels
 
 
 def main(arguments: argparse.Namespace) -> dict[str, object]:
-    labels = dict(word.split("=", 1) for word in arguments.label)
+    labels = parse_labels(arguments.label)
     options = {"replicas": arguments.replicas, "codec": arguments.codec, "labels": labels, "backup": arguments.backup}
     started_s = time.monotonic()
     with raylog.connect() as client:

@@ -16,7 +16,7 @@ from raylog.catalog.retention import Retention
 from raylog.codec.pieces import parse_erasure
 from raylog.errors import DamagedData, RaylogError, UsageError
 from raylog.settings import Settings, load_settings
-from raylog.spec import parse_backup, parse_name, parse_reference
+from raylog.spec import parse_backup, parse_labels, parse_name, parse_reference
 from raylog.units import format_bytes, format_rate, format_seconds, parse_seconds
 
 INTERRUPTED = 130
@@ -107,7 +107,7 @@ def put(
     as_json: Json = False,
 ) -> None:
     """Seal data and store it as the next version of NAME."""
-    labels = _labels(label)
+    labels = parse_labels(label or ())
     with Options.connect(quiet=as_json) as client, screen.Bar(f"put {name}", enabled=not as_json) as bar:
         version = client.put(
             name,
@@ -157,7 +157,7 @@ def list_artifacts(
 ) -> None:
     """List artifacts and their latest versions."""
     with Options.connect(quiet=as_json) as client:
-        found = client.ls(prefix, labels=_labels(label))
+        found = client.ls(prefix, labels=parse_labels(label or ()))
         if versions:
             found = [version for latest in found for version in client.versions(latest.name)]
     if as_json:
@@ -170,13 +170,6 @@ def list_artifacts(
     screen.print_table(
         ["version", "shards", "rows", "content", "stored"], rows, right={"shards", "rows", "content", "stored"}
     )
-
-
-def _labels(words: list[str] | None) -> dict[str, str]:
-    for word in words or ():
-        if "=" not in word:
-            raise UsageError(f"expected a label as KEY=VALUE, got {word!r}")
-    return dict(word.split("=", 1) for word in words or ())
 
 
 @app.command()

@@ -4,7 +4,7 @@ import enum
 import re
 import unicodedata
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -186,6 +186,17 @@ def parse_backup(text: str) -> str:
     if url.startswith("file:") and not path.startswith("/"):
         raise UsageError(f"expected file:/// and an absolute path, got {text[:200]!r}")
     return url
+
+
+def parse_labels(words: Iterable[str]) -> dict[str, str]:
+    """`["team=nlp"]` -> `{"team": "nlp"}`; raises `UsageError`."""
+    found = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not (key and equals):
+            raise UsageError(f"expected a label as KEY=VALUE, got {word!r}")
+        found[key] = value
+    return found
 
 
 def check_backup_allowed(url: str, allowed: Sequence[str]) -> None:

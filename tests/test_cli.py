@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from raylog.errors import UsageError
+from raylog.spec import parse_labels
+
 RAYLOG = Path(sys.executable).with_name("raylog")
 COMMANDS = ["put", "get", "ls", "rm", "ship", "verify", "up", "down", "status", "place", "doctor", "demo"]
 SEED = """
@@ -106,3 +109,10 @@ def test_up_prepare_makes_the_keys_once_and_privately(tmp_path: Path) -> None:
     done = raylog("--state", str(state), "up", "--prepare", home=tmp_path)
     assert done.returncode == 4
     assert "chmod" in done.stderr
+
+
+@pytest.mark.parametrize("word", ["team", "=nlp", ""])
+def test_a_label_is_a_key_and_a_value(word: str) -> None:
+    assert parse_labels(["team=nlp", "of=a=b", "empty="]) == {"team": "nlp", "of": "a=b", "empty": ""}
+    with pytest.raises(UsageError, match="KEY=VALUE"):
+        parse_labels([word])

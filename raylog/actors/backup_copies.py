@@ -32,14 +32,12 @@ class BackupCopies:
         self._uploads = threading.BoundedSemaphore(UPLOADS_AT_ONCE)
 
     def probe(self, url: str) -> None:
-        """Writes a few bytes below `url`, reads them back and deletes them. Raises `UsageError` for a URL that is not
-        served here or not allowed, `NotFound` when the bucket is not there, `NotPermitted`, `Unavailable`."""
+        """Writes a few bytes below `url`, as any object is written, and deletes them. Raises `UsageError` for a URL
+        that is not served here or not allowed, `NotFound` when the bucket is not there, `NotPermitted`,
+        `Unavailable`."""
         objects, limit = self._at(url), Limit.within(PROBE_S)
-        key, data = (
-            f"{folder(self._cluster_id)}/probe/{self._node_id}-{secrets.token_hex(8)}",
-            secrets.token_bytes(PROBE_BYTES),
-        )
-        objects.write(key, whole(data), limit)
+        key = f"{folder(self._cluster_id)}/probe/{self._node_id}-{secrets.token_hex(8)}"
+        objects.write(key, whole(secrets.token_bytes(PROBE_BYTES)), limit)
         objects.delete(key, limit)
 
     def write(

@@ -34,7 +34,7 @@ ANSWER_GRACE_S = 5.0
 
 class BackupKeeper:
     """A thread of the catalog actor, beside its upkeep: a slow bucket holds up no repair. Every step is repeated until
-    it is done, so a restart loses nothing."""
+    it is done, so a restart loses nothing but which copies of failed puts were to go."""
 
     def __init__(self, catalog: Catalog, trust: Trust, settings: Settings, check: Callable[[], None]) -> None:
         """`check` raises when this catalog must not go on."""
@@ -70,7 +70,7 @@ class BackupKeeper:
 
     def _step(self) -> bool:
         """One round; whether there is more to be done at once."""
-        urls = [url for url in self._backups.urls() if time.monotonic() >= self._pauses.get(url, (0.0, 0.0))[0]]
+        urls = [url for url in self._backups.urls() if not self._is_paused(url)]
         if not urls and not self._discarded:
             return False
         nodes: list[NodeInfo] = calls.call("launch", "nodes", timeout_s=self._settings.call_deadline_s)
@@ -81,10 +81,15 @@ class BackupKeeper:
                 self._delete(nodes, url, free)  # what was freed by records that are there now
                 is_more |= self._write_copies(nodes, url)
         with self._lock:
-            discarded, self._discarded = self._discarded, {}
+            discarded = {url: self._discarded.pop(url) for url in list(self._discarded) if not self._is_paused(url)}
         for url, shard_ids in discarded.items():
-            self._delete(nodes, url, self._catalog.unnamed(shard_ids))
+            left = self._delete(nodes, url, self._catalog.unnamed(shard_ids))
+            if left:
+                self.discard(url, left)
         return is_more
+
+    def _is_paused(self, url: str) -> bool:
+        return time.monotonic() < self._pauses.get(url, (0.0, 0.0))[0]
 
     def _write_copies(self, nodes: Sequence[NodeInfo], url: str) -> bool:
         """Each by a node that holds the shard, the least busy; where none does, any may see whether it is there, or put
@@ -133,17 +138,20 @@ class BackupKeeper:
             log.debug("%s has the catalog up to record %d", url, reached)
         self._backups.end(url)
 
-    def _delete(self, nodes: Sequence[NodeInfo], url: str, shard_ids: Sequence[str]) -> None:
-        """As many as there is time for."""
+    def _delete(self, nodes: Sequence[NodeInfo], url: str, shard_ids: Sequence[str]) -> Sequence[str]:
+        """As many as there is time for; which are left."""
+        done: list[str] = []
         if shard_ids and nodes:
-            self._guarded(url, partial(self._delete_by, nodes[0], url, shard_ids[:SHARDS_MAX]))
+            self._guarded(url, lambda: done.extend(self._delete_by(nodes[0], url, shard_ids[:SHARDS_MAX])))
+        return shard_ids[len(done) :]
 
-    def _delete_by(self, info: NodeInfo, url: str, shard_ids: Sequence[str]) -> None:
+    def _delete_by(self, info: NodeInfo, url: str, shard_ids: Sequence[str]) -> Sequence[str]:
         about = DeleteShards(shard_ids=tuple(shard_ids), backup=url)
         reference = ask(calls.node(info.ray_node_id), info.node_id, about, self._signer)
         done: int = calls.wait(reference, self._settings.call_deadline_s + ANSWER_GRACE_S, f"deleting from {url}")
         for shard_id in shard_ids[:done]:
             self._backups.remove(shard_id, url)
+        return shard_ids[:done]
 
     def _guarded(self, url: str, action: Callable[[], None]) -> bool:
         """Whether it was done. What one backup refuses keeps no other from being written; it is tried again after ever

@@ -113,8 +113,13 @@ class Tiering:
         for ref in disks.shards():
             holder = disks.holder(ref.shard_id)
             if holder is not None:
-                reads = self._store.arena.reads(ref.shard_id)
-                one = Stored(shard_id=ref.shard_id, disk=numbers[holder], stored_bytes=ref.stored_bytes, reads=reads)
+                one = Stored(
+                    shard_id=ref.shard_id,
+                    disk=numbers[holder],
+                    stored_bytes=ref.stored_bytes,
+                    reads=self._store.arena.reads(ref.shard_id),
+                    is_pinned=self._store.is_pinned(ref.shard_id),
+                )
                 stored.append(one)
         for move in plan_moves(disks.states(), stored, MOVES_PER_ROUND):
             if self._stop.is_set():

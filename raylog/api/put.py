@@ -300,11 +300,17 @@ class Put:
         targets = session.piece_targets(erasure)
         with ThreadPoolExecutor(len(refs), thread_name_prefix="piece") as executor:
             pulling = [
-                executor.submit(self._pulls.pull, info, ref, QosClass.CHECKPOINT, self._options.kept_as,
-                use=self._options.use,
-                                sources=sources_for(info, [session.local]))
+                executor.submit(
+                    self._pulls.pull,
+                    info,
+                    ref,
+                    QosClass.CHECKPOINT,
+                    self._options.kept_as,
+                    use=self._options.use,
+                    sources=sources_for(info, [session.local]),
+                )
                 for info, ref in zip(targets, refs, strict=True)
-            ]  # fmt: skip
+            ]
             for one in pulling:
                 one.result()
         receipts = [

@@ -12,8 +12,6 @@ from raylog.store.device_meter import DeviceRates
 from raylog.store.policy import Disk, admits, worth
 
 ARRIVAL_READS = 3  # that a shard which was put or shipped here counts for before anybody reads it
-
-
 FLOOR_S = 0.5  # how long a look at who would have to go is good for
 
 

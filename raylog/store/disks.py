@@ -156,10 +156,8 @@ class Disks:
             if source.is_cached(shard_id):
                 target.mark_cached(shard_id)
             try:
-                with (
-                    suppress(Conflict),
-                    target.create(reader.frame) as writer,
-                ):  # it is there from a move that was cut off
+                # A conflict: it is there from a move that was cut off.
+                with suppress(Conflict), target.create(reader.frame) as writer:
                     for first, count in writer.missing():
                         for number in range(first, first + count):
                             writer.write_chunk(number, reader.chunk(number))

@@ -4,7 +4,7 @@ A copy moves from the fullest node to the emptiest one that may hold it: that ha
 of what it is a piece of, and no neighbour in its failure domain that the copy did not have before.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from raylog.spec import ShardRef, ShardStanding
@@ -102,8 +102,3 @@ class _Planner:
 
     def _fill(self, node_id: str, more_bytes: int = 0) -> float:
         return (self._stored[node_id] + more_bytes) / self._nodes[node_id].room_bytes
-
-
-def spread_of(nodes: Sequence[BalanceNode]) -> Mapping[str, float]:
-    """Each node's fill, by id."""
-    return {node.node_id: node.stored_bytes / node.room_bytes for node in nodes}

@@ -153,6 +153,10 @@ class TieredStore:
             self._pinned.add(shard_id)
         self.arena.pin(shard_id)
 
+    def is_pinned(self, shard_id: str) -> bool:
+        with self._lock:
+            return shard_id in self._pinned
+
     def unpin_copy(self, shard_id: str) -> None:
         """It may give way again, if it is cached; nothing to do where it is not pinned."""
         with self._lock:

@@ -513,6 +513,7 @@ def test_pins_outlive_a_restart_and_not_their_shard(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         store.pin_copy(gone.shard_id)
     assert store.disk.pinned() == [pinned.shard_id]
+    assert [store.is_pinned(shard.shard_id) for shard in (pinned, other, gone)] == [True, False, False]
     store.close()
     store = TieredStore(None, DiskTier(tmp_path, cluster_id=cluster))
     store.disk.tiers[0].reserve_bytes = 1 << 60

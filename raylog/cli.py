@@ -352,6 +352,20 @@ def up(
 
 
 @app.command()
+def standby() -> None:
+    """On another machine that has the cluster's keys: stand by to take the head's place.
+
+    It keeps what the head acknowledges, and runs the head's actors when the head is lost. Bring the keys there first,
+    by 'raylog keys backup' and 'raylog keys restore'."""
+    from raylog.api import operate
+
+    screen.claim_standard_output()
+    with screen.waiting("bringing the standby up to date"):
+        operate.stand_by(Options.address)
+    screen.out.print("this machine stands by, and has all that the head has; 'raylog status' shows it")
+
+
+@app.command()
 def down() -> None:
     """End raylog's actors on this cluster. What is stored stays on the disks."""
     from raylog.api import operate

@@ -187,6 +187,9 @@ def show_status(status: Status) -> None:
         f"{totals.nodes} node(s), {totals.nodes_stale} silent; {totals.damaged_chunks} damaged chunks met, "
         f"{totals.repaired_chunks} repaired, {totals.pulls_failed} pulls failed since the node actors started"
     )
+    for ray_node_id, is_in_sync in status.standbys.items():
+        what = "has all that the head has" if is_in_sync else "is catching up, and cannot take the head's place yet"
+        out.print(f"standby on Ray node {ray_node_id[:12]} {what}", markup=False, style="" if is_in_sync else "yellow")
     storage = status.monitor.storage
     if storage is None:
         out.print("the catalog does not say how what is stored stands", style="yellow")

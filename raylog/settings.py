@@ -52,6 +52,7 @@ class Settings:
     chunk_bytes: int = 2 * MIB
     pull_deadline_s: float = 600.0  # of one shard
     call_deadline_s: float = 30.0  # of one call of an actor
+    head_wait_s: float = 120.0  # that clients wait for actors of the head that are gone to come back, on a standby too
     # classes of what a node sends: weights share out a busy link, caps (such as "100MB" or "1gbit" per second; 0: none)
     # hold all that a node sends, what it sends to each peer, and each class
     read_weight: int = 16
@@ -84,6 +85,7 @@ class Settings:
             "checkpoint_reserve_bytes": (0, 1 << 60),
             "pull_deadline_s": (1, 86400),
             "call_deadline_s": (1, 3600),
+            "head_wait_s": (0, 86400),
             "reconcile_period_s": (0.1, 3600),
             "sample_period_s": (0.1, 60),
             "lost_after_s": (1, 86400),
@@ -145,6 +147,11 @@ class Settings:
     def drill_path(self) -> Path:
         """A file that is there in a cluster that was restored as a drill, and so writes to no backup."""
         return self.catalog_path / "drill"
+
+    @property
+    def standby_path(self) -> Path:
+        """Of a machine with a standby: what this has of the catalog's records."""
+        return self.state / "standby"
 
     @property
     def nodes_path(self) -> Path:

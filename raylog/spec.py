@@ -247,13 +247,15 @@ class StorageStanding(msgspec.Struct, frozen=True, kw_only=True):
 class ShardStanding(msgspec.Struct, frozen=True, kw_only=True):
     """How a shard stands: `wanted` replicas were promised (0: no version names it any more, or nodes are not to keep
     it), `nodes` hold one that counts, `other_nodes` hold a copy that does not (in memory where disk was promised),
-    `backups` are URLs where one may be had, the surest first. A piece of an erasure-coded shard can be made anew from
-    `pieces_needed` of its `siblings`, each given by the nodes that hold it; those nodes are to hold no second one."""
+    `backups` are URLs where one may be had, the surest first. A piece of the erasure-coded shard `piece_of` can be made
+    anew from `pieces_needed` of its `siblings`, each given by the nodes that hold it; those are to hold no second one.
+    """
 
     shard: ShardRef
     wanted: int
     nodes: tuple[str, ...]
     other_nodes: tuple[str, ...] = ()
     backups: tuple[str, ...] = ()
+    piece_of: str = ""
     siblings: tuple[tuple[str, ...], ...] = ()
     pieces_needed: int = 0

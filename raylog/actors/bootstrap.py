@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util import list_named_actors
 
 from raylog.actors import calls
 from raylog.actors.catalog import CatalogActor
+from raylog.actors.gcs import GcsRegister
 from raylog.actors.keys import KeysActor
 from raylog.actors.launch import LaunchActor, detached
 from raylog.actors.monitor import MonitorActor
@@ -58,11 +60,12 @@ def key_paths(settings: Settings) -> KeyPaths:
 
 
 def restore_keys(settings: Settings, data: bytes, recovery_key: Path) -> str:
-    """Puts the keys of a backup where there are none, and makes a join token; the cluster's id. Raises as
-    `key_backup.restore_keys`."""
+    """Puts the keys of a backup where there are none, and makes a join token if there is none; the cluster's id. Raises
+    as `key_backup.restore_keys`."""
     cluster_id = key_backup.restore_keys(data, recovery_key, key_paths(settings))
-    with Authority.load(settings.authority_path, FileKeyring.load(settings.keyring_path)) as authority:
-        authority.make_join_token().save(settings.join_token_path)
+    if not settings.join_token_path.exists():  # it is there on a machine that is to stand by
+        with Authority.load(settings.authority_path, FileKeyring.load(settings.keyring_path)) as authority:
+            authority.make_join_token().save(settings.join_token_path)
     return cluster_id
 
 
@@ -73,6 +76,25 @@ def running_settings() -> Settings | None:
     except Unavailable:
         return None
     return running
+
+
+def wait_for_head(timeout_s: float) -> Settings | None:
+    """As `running_settings`; while nodes of raylog live and its head does not, waits for it to come back, here or on a
+    standby. Raises `Unavailable` when it does not."""
+    deadline = time.monotonic() + timeout_s
+    while (found := running_settings()) is None and _has_nodes():
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                f"raylog's nodes live, its head does not, and no standby took its place within {timeout_s:.0f} s: run "
+                "'raylog up' on the head, or see RECOVERY.md"
+            )
+        time.sleep(0.3)
+    return found
+
+
+def _has_nodes() -> bool:
+    named: list[dict[str, str]] = list_named_actors(all_namespaces=True)
+    return any(one["namespace"] == calls.NAMESPACE and one["name"].startswith("node-") for one in named)
 
 
 def is_head(ray_node_id: str | None = None) -> bool:
@@ -95,27 +117,38 @@ def start(settings: Settings) -> Settings:
     return settings
 
 
-def start_actors(settings: Settings, names: Sequence[str]) -> None:
-    """Starts those of `HEAD_ACTORS` that do not run; this is the head. What keeps one from starting is raised."""
-    head = ray.get_runtime_context().get_node_id()
+def start_actors(settings: Settings, names: Sequence[str], *, is_takeover: bool = False) -> None:
+    """Starts those of `HEAD_ACTORS` that do not run, on this machine, which is the head, or takes its place. What keeps
+    one from starting is raised."""
+    here = ray.get_runtime_context().get_node_id()
     for name in names:
-        handle: Any = ray.remote(HEAD_ACTORS[name]).options(**detached(name, head)).remote(settings)
+        options = {"is_takeover": True} if is_takeover and name == "catalog" else {}
+        handle: Any = ray.remote(HEAD_ACTORS[name]).options(**detached(name, here)).remote(settings, **options)
         calls.wait(handle.ready.remote(), START_TIMEOUT_S, f"starting {name}")
 
 
+def silent_nodes() -> dict[str, str]:
+    """The living Ray nodes that raylog cannot use yet: whose node actor does not answer, or of which the monitor has no
+    sample. Ray node id -> why."""
+    nodes: list[NodeInfo] = calls.call("launch", "nodes", timeout_s=10)
+    problems: dict[str, str] = calls.call("launch", "problems", timeout_s=10)
+    sampled = {sample.node_id for sample in calls.call("monitor", "samples", timeout_s=10)}
+    fit = {info.ray_node_id for info in nodes if info.node_id in sampled}
+    living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return {one: problems.get(one, "not started, or not sampled yet") for one in living - fit}
+
+
 def wait_for_nodes(timeout_s: float, only: str | None = None) -> None:
-    """Until each living Ray node (or the one named `only`) has a node actor that answers and whose samples the monitor
-    has. Raises `Unavailable` that says which are missing and why."""
+    """Until each living Ray node (or the one named `only`) is of use (`silent_nodes`). Raises `Unavailable` that says
+    which are missing and why."""
     deadline = time.monotonic() + timeout_s
     while True:
-        wanted = {only} if only else {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         try:
-            nodes: list[NodeInfo] = calls.call("launch", "nodes", timeout_s=10)
-            sampled = {sample.node_id for sample in calls.call("monitor", "samples", timeout_s=10)}
-            if wanted <= {info.ray_node_id for info in nodes if info.node_id in sampled}:
+            silent = silent_nodes()
+            missing = [one for one in silent if only in (None, one)]
+            if not missing:
                 return
-            problems = calls.call("launch", "problems", timeout_s=10)
-            problem = "; ".join(f"{key[:12]}: {text}" for key, text in problems.items() if key in wanted)
+            problem = "; ".join(f"{one[:12]}: {silent[one]}" for one in missing)
         except RaylogError as error:
             problem = str(error)
         if time.monotonic() > deadline:
@@ -126,14 +159,17 @@ def wait_for_nodes(timeout_s: float, only: str | None = None) -> None:
 def stop(timeout_s: float = 30.0) -> None:
     """Ends every actor of raylog in this cluster; what is stored stays.
 
-    On the head only, since it is asked for in the cluster's name: on any other machine, or without keyring or
-    authority, nothing is ended. Raises `Unavailable`, also when raylog is not up, and `NotPermitted`.
+    Where the cluster's keys are only, since it is asked for in the cluster's name: on any other machine nothing is
+    ended. Raises `Unavailable`, also when raylog is not up, and `NotPermitted`.
     """
     settings = running_settings()
     signer = cluster_signer(settings) if settings else None
     try:
         if signer is None:
             raise Unavailable("raylog is not up on this Ray cluster: start it with 'raylog up'")
+        for standby in GcsRegister(signer.cluster_id).standbys():  # first: they would take over what ends now
+            with suppress(Unavailable):
+                ray.kill(calls.find(calls.standby_name(standby)))
         calls.wait(ask(calls.find(LAUNCH), LAUNCH, StopRaylog(), signer), timeout_s, "launch.stop")
     finally:
         for name in ("launch", "monitor", "placement", "catalog", "keys"):
@@ -142,8 +178,8 @@ def stop(timeout_s: float = 30.0) -> None:
 
 
 def cluster_signer(settings: Settings) -> Signer:
-    """To ask in the cluster's name. Raises `Unavailable` on any other machine than the head."""
-    if not is_head():
+    """To ask in the cluster's name. Raises `Unavailable` on a machine that has not its keys."""
+    if not is_head() and not settings.keyring_path.exists():
         raise Unavailable("only the head has the cluster's key, and so can end raylog: run 'raylog down' there")
     with Authority.load(settings.authority_path, FileKeyring.load(settings.keyring_path)) as authority:
         return Signer.of_cluster(trust_of(authority, time.time))

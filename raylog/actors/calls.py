@@ -1,5 +1,6 @@
 """Names of raylog's actors in a Ray cluster, and calls to them that end by a deadline."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -10,11 +11,40 @@ import ray.exceptions
 from raylog.errors import DeadlineExceeded, RaylogError, Unavailable
 
 NAMESPACE = "raylog"
+ANSWER_S = 5.0  # of an actor that has nothing to do for it
 T = TypeVar("T")
 
 
 def node_actor_name(ray_node_id: str) -> str:
     return f"node-{ray_node_id}"
+
+
+def standby_name(ray_node_id: str) -> str:
+    return f"standby-{ray_node_id}"
+
+
+def exists(name: str) -> bool:
+    """Whether Ray's GCS knows of an actor of that name that runs, or is to run again."""
+    try:
+        find(name)
+    except Unavailable:
+        return False
+    return True
+
+
+def node_of(name: str) -> str:
+    """The Ray node id of the machine that an actor of the head runs on."""
+    found: str = call(name, "runs_on", timeout_s=ANSWER_S)
+    return found
+
+
+def answers(name: str) -> bool:
+    """Whether an actor of the head does."""
+    try:
+        node_of(name)
+    except RaylogError:
+        return False
+    return True
 
 
 def find(name: str) -> Any:
@@ -54,6 +84,11 @@ def _check_connected() -> None:
     """Ray would connect by itself, somewhere, when it is asked while it is not connected."""
     if not ray.is_initialized():
         raise Unavailable("this process is not connected to a Ray cluster: use raylog.connect()")
+
+
+def end_process() -> None:
+    """Ends this actor's process at once; Ray starts it again, unless another one has taken its name."""
+    os._exit(1)
 
 
 def wait_all(references: Sequence[Any], timeout_s: float, what: str) -> list[Any]:

@@ -4,12 +4,12 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 
-from ray.experimental import internal_kv
-
 from raylog.actors import calls
 from raylog.actors.backup_keeper import BackupKeeper
 from raylog.actors.cluster_nodes import RayNodes
 from raylog.actors.eventful import Eventful
+from raylog.actors.gcs import GcsRegister
+from raylog.actors.standbys import Standbys
 from raylog.actors.upkeep import Upkeep
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.journal import FILE_NAME, Journal
@@ -37,22 +37,24 @@ from raylog.spec import Reference, StorageStanding, TenantUsage, Version, parse_
 
 log = logging.getLogger("raylog.catalog")
 TENANT_DEFAULT = "0" * 32
-EPOCH_CLAIMS_MAX = 10_000
 
 
 class CatalogActor(Eventful):
     """Runs on the head. A restart opens the journal again, begins a higher epoch, and asks the nodes what they hold."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, is_takeover: bool = False) -> None:
+        """`is_takeover`: made by a standby that has all that was acknowledged."""
         super().__init__("catalog")
         authority = Authority.load(settings.authority_path, FileKeyring.load(settings.keyring_path))
         trust = trust_of(authority, time.time)
         self._requests = Receiver(CATALOG, trust.cluster_id, trust.verify, trust.identify, time.time)
         journal = Journal(settings.catalog_path, trust, time.time, create=may_create(settings))
         self._catalog = Catalog(journal, settings.backup_urls, is_drill=settings.drill_path.exists())
-        self._catalog.begin_epoch(claim_epoch(authority.cluster_id, self._catalog.epoch_seen()))
+        register = GcsRegister(trust.cluster_id)
+        self._catalog.begin_epoch(register.claim_epoch(self._catalog.epoch_seen()))
         nodes = RayNodes(Signer.of_cluster(trust), settings.call_deadline_s)
-        self._upkeep = Upkeep(self._catalog, nodes, settings, trust.cluster_id)
+        standbys = Standbys("catalog", register, self.runs_on(), when_superseded=calls.end_process)
+        self._upkeep = Upkeep(self._catalog, nodes, settings, trust.cluster_id, standbys, may_overrule=is_takeover)
         self._upkeep.start()
         self._keeper = BackupKeeper(self._catalog, trust, settings, self._upkeep.check_not_outdated)
 
@@ -167,7 +169,10 @@ class CatalogActor(Eventful):
         return self._catalog.lineage(reference)
 
     def replicas(self, shard_ids: Sequence[str]) -> dict[str, list[str]]:
-        return self._catalog.replicas(shard_ids)
+        found = self._catalog.replicas(shard_ids)
+        if not self._upkeep.has_asked and not all(found.values()):
+            raise Unavailable("the catalog has just begun, and asks the nodes what they hold: ask again in a moment")
+        return found
 
     def short_without(self, node_id: str) -> int:
         """How many shards would be short of replicas if the node were gone; counted up to `STANDINGS_MAX`."""
@@ -189,12 +194,3 @@ def may_create(settings: Settings) -> bool:
             "records: run 'raylog catalog rebuild' here; an empty catalog would forget what is stored"
         )
     return not copies
-
-
-def claim_epoch(cluster_id: str, seen: int) -> int:
-    """An epoch above `seen` that nobody else has, by set-if-absent in Ray's GCS."""
-    for epoch in range(seen + 1, seen + EPOCH_CLAIMS_MAX):
-        key = f"raylog/{cluster_id}/epoch/{epoch}".encode()
-        if not internal_kv._internal_kv_put(key, b"claimed", overwrite=False, namespace=calls.NAMESPACE.encode()):
-            return epoch
-    raise Unavailable(f"{EPOCH_CLAIMS_MAX} epochs above {seen} are claimed in Ray's GCS: restart Ray")

@@ -45,6 +45,14 @@ class Nodes(Protocol):
         """What a node answers to the cluster alone."""
         ...
 
+    def call_standby(self, standby: str, method: str, *arguments: Any, timeout_s: float) -> Any:
+        """As `call`, of the standby on a machine of that Ray node id."""
+        ...
+
+    def ask_standby(self, standby: str, about: Request, timeout_s: float) -> Any:
+        """As `ask`."""
+        ...
+
     def together(self, actions: Sequence[Callable[[], None]]) -> None:
         """Does them all, a few at a time; they raise nothing."""
         ...
@@ -81,6 +89,14 @@ class RayNodes:
     def ask(self, info: NodeInfo, about: Request, timeout_s: float) -> Any:
         reference = ask(calls.node(info.ray_node_id), info.node_id, about, self._signer)
         return calls.wait(reference, timeout_s, f"{about.action} {info.node_id[:12]}")
+
+    def call_standby(self, standby: str, method: str, *arguments: Any, timeout_s: float) -> Any:
+        reference = getattr(calls.find(calls.standby_name(standby)), method).remote(*arguments)
+        return calls.wait(reference, timeout_s, f"standby {standby[:12]}.{method}")
+
+    def ask_standby(self, standby: str, about: Request, timeout_s: float) -> Any:
+        name = calls.standby_name(standby)
+        return calls.wait(ask(calls.find(name), name, about, self._signer), timeout_s, f"{about.action} {standby[:12]}")
 
     def together(self, actions: Sequence[Callable[[], None]]) -> None:
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="repair") as executor:

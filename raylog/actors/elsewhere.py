@@ -1,10 +1,13 @@
 """A shard that no node gives whole: had from the pieces of an erasure-coded one, or from a backup; and a piece made
 anew."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
+from types import TracebackType
 
 import msgspec
 
@@ -16,20 +19,24 @@ from raylog.errors import DamagedData, NotFound, RaylogError, Unavailable
 from raylog.spec import ShardRef
 from raylog.store.objects import Limit
 from raylog.store.remote_shard import ShardSource
+from raylog.store.tier import ShardWriter
 from raylog.store.tiered import TieredStore
 from raylog.wire.fetcher import Source
 
+log = logging.getLogger("raylog.pull")
 STRIPES_AT_ONCE = 16  # whose pieces are in memory together
 
 
 class Elsewhere(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a shard may be had besides from nodes that hold it (catalog/pieces.py, `Whereabouts`); `sources`: nodes that
-    hold each piece, piece by piece."""
+    hold each piece, piece by piece; `beside`: when a piece is made anew, these others are made of the same stripes, as
+    copies in the cache that other nodes get them from."""
 
     backups: tuple[str, ...] = ()
     erasure: Erasure | None = None
     number: int | None = None
     sources: tuple[tuple[Source, ...], ...] = ()
+    beside: tuple[int, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.backups or self.erasure)
@@ -48,7 +55,7 @@ def ways(
     erasure, number = elsewhere.erasure, elsewhere.number
     if erasure is not None:
         gathering = _Gathering(erasure, elsewhere.sources, store, fetch, limit)
-        yield partial(_of_pieces, ref, erasure, number, ShardOfPieces(erasure, gathering.stripe))
+        yield partial(_of_pieces, ref, elsewhere, erasure, ShardOfPieces(erasure, gathering.stripe), store)
     for url in elsewhere.backups:
         if erasure is None or number is None:
             yield partial(backups.open, ref, url, limit)
@@ -56,9 +63,11 @@ def ways(
             yield partial(_PieceOfBackup, erasure, number, backups, url, limit)
 
 
-def _of_pieces(ref: ShardRef, erasure: Erasure, number: int | None, shard: ShardOfPieces) -> ShardSource:
-    if number is not None:
-        return _PieceAnew(erasure.frames()[number], lambda stripe: shard.piece(number, stripe))
+def _of_pieces(
+    ref: ShardRef, elsewhere: Elsewhere, erasure: Erasure, shard: ShardOfPieces, store: TieredStore
+) -> ShardSource:
+    if elsewhere.number is not None:
+        return _PieceAnew(erasure, elsewhere.number, shard, _Beside(erasure, elsewhere.beside, shard, store))
     return _Whole(Frame.read(shard.read, erasure.shard.stored_bytes, ref.frame_digest), shard)
 
 
@@ -81,15 +90,59 @@ class _Whole:
 class _PieceAnew:
     """A piece, computed stripe by stripe."""
 
-    def __init__(self, frame: Frame, piece: Callable[[int], memoryview]) -> None:
-        self.frame, self._piece = frame, piece
+    def __init__(self, erasure: Erasure, number: int, shard: ShardOfPieces, beside: "_Beside") -> None:
+        self.frame = erasure.frames()[number]
+        self._number, self._shard, self._beside = number, shard, beside
 
     def chunks(self, numbers: Sequence[int], limit: Limit) -> Iterator[tuple[int, memoryview]]:
-        for stripe in sorted(numbers):
-            limit.check()
-            made = self._piece(stripe)
-            self.frame.verify_chunk(stripe, made)
-            yield stripe, made
+        with self._beside:
+            for stripe in sorted(numbers):
+                limit.check()
+                made = self._shard.piece(self._number, stripe)
+                self.frame.verify_chunk(stripe, made)
+                self._beside.make(stripe)
+                yield stripe, made
+
+
+class _Beside:
+    """Other pieces of the same shard, made along the way into the cache. Where that fails they are missing there, and
+    whoever is to have them makes them itself."""
+
+    def __init__(self, erasure: Erasure, numbers: Sequence[int], shard: ShardOfPieces, store: TieredStore) -> None:
+        self._frames = {number: erasure.frames()[number] for number in numbers}
+        self._shard, self._store = shard, store
+        self._writers: dict[int, ShardWriter] = {}
+
+    def make(self, stripe: int) -> None:
+        for number, writer in list(self._writers.items()):
+            with self._given_up_on(number):
+                writer.write_chunk(stripe, self._shard.piece(number, stripe))
+
+    @contextmanager
+    def _given_up_on(self, number: int) -> Iterator[None]:
+        try:
+            yield
+        except RaylogError as error:
+            log.info("piece %d is not made beside another one: %s", number, error)
+            writer = self._writers.pop(number, None)
+            if writer is not None:
+                writer.abort()
+
+    def __enter__(self) -> None:
+        for number, frame in self._frames.items():
+            with self._given_up_on(number):
+                self._writers[number] = self._store.create_cached(frame)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, writer in list(self._writers.items()):
+            with self._given_up_on(number):
+                if writer.missing():  # of a piece some stripes of which were there already
+                    writer.abort()
+                else:
+                    writer.commit()
+            writer.close()
 
 
 class _PieceOfBackup:

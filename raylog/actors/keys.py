@@ -3,13 +3,24 @@ carries no secret and proves nothing."""
 
 import threading
 import time
+from dataclasses import dataclass
 
 from raylog.actors.eventful import Eventful
+from raylog.actors.key_copies import KeyCopies
 from raylog.security.certs import Authority
 from raylog.security.envelopes import EnvelopeStore
 from raylog.security.grants import Granter
 from raylog.security.providers.file import FileKeyring
+from raylog.security.requests import Signer
+from raylog.security.trust import trust_of
 from raylog.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    authority: Authority
+    granter: Granter
+    copies: KeyCopies
 
 
 class KeysActor(Eventful):
@@ -19,7 +30,7 @@ class KeysActor(Eventful):
         super().__init__("keys")
         self._settings = settings
         self._lock = threading.Lock()
-        self._opened: tuple[Authority, Granter] | None = None
+        self._opened: _Keys | None = None
 
     def ready(self) -> None:
         """Answers once the keys are read; what keeps them from being read is raised to whoever asks."""
@@ -27,20 +38,32 @@ class KeysActor(Eventful):
 
     def admit(self, request: bytes) -> bytes:
         """A join request in, a certificate out (security/join.py)."""
-        authority, _ = self._open()
-        return authority.admit(request, time.time())
+        keys = self._open()
+        certificate = keys.authority.admit(request, time.time())
+        keys.copies.acknowledge()
+        return certificate
 
     def grant(self, request: bytes) -> bytes:
         """A signed grant request in, data keys sealed to the asker out (security/grants.py)."""
-        _, granter = self._open()
-        return granter.handle(request, time.time())
+        keys = self._open()
+        grant = keys.granter.handle(request, time.time())
+        keys.copies.acknowledge()  # before anything is sealed under a fresh key
+        return grant
 
-    def _open(self) -> tuple[Authority, Granter]:
+    def _open(self) -> _Keys:
         """At the first call, not at the start: a keyring that may not be read is told to every caller until it is put
         right, while an actor that fails to start is gone for good and can tell nobody."""
         with self._lock:
             if self._opened is None:
                 keyring = FileKeyring.load(self._settings.keyring_path)
                 authority = Authority.load(self._settings.authority_path, keyring)
-                self._opened = authority, Granter(EnvelopeStore(self._settings.envelopes_path, keyring), authority)
+                envelopes = EnvelopeStore(self._settings.envelopes_path, keyring)
+                copies = KeyCopies(
+                    authority,
+                    envelopes,
+                    Signer.of_cluster(trust_of(authority, time.time)),
+                    self.runs_on(),
+                    self._settings.reconcile_period_s,
+                )
+                self._opened = _Keys(authority, Granter(envelopes, authority), copies)
             return self._opened

@@ -69,6 +69,9 @@ class LaunchActor(Eventful):
     def settings(self) -> Settings:
         return self._settings
 
+    def cluster_id(self) -> str:
+        return self._signer.cluster_id
+
     def nodes(self) -> list[NodeInfo]:
         """The nodes whose actor answers, by node id."""
         with self._lock:

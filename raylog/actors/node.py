@@ -30,6 +30,7 @@ from raylog.actors.requests import (
     ProbeBackup,
     PullShard,
     RepairShard,
+    RestartRecords,
 )
 from raylog.actors.scrub import BackgroundScrub
 from raylog.actors.slot import claim_slot
@@ -285,6 +286,11 @@ class NodeActor:
         """Copies of the catalog's records; where the copy ends, once that is on this disk. Raises
         `NotPermitted` for a catalog that was superseded, `DamagedData` for a gap or a forged record."""
         return self._records.append(entries)
+
+    def restart_records(self, signed_request: bytes) -> None:
+        """Drops the copies of the catalog's records, which are of another chain than the catalog's that asks."""
+        asked, _ = self._requests.open(signed_request, RestartRecords)
+        self._records.restart(asked.epoch)
 
     @ray.method(concurrency_group=CONTROL)
     def records_tail(self) -> Tail:

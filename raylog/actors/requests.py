@@ -1,10 +1,12 @@
-"""What node actors and the launch actor are asked to do, who may ask, and how it is sent (security/requests.py)."""
+"""What node actors, standbys and the launch actor are asked to do, who may ask, and how it is sent
+(security/requests.py)."""
 
 import time
 from typing import Any, ClassVar
 
 from raylog.actors.elsewhere import NOWHERE, Elsewhere
 from raylog.errors import UsageError
+from raylog.security.replicated import Row
 from raylog.security.requests import CLUSTER, Request, Signer, sign_request
 from raylog.spec import Durability, QosClass, ShardRef, Use, parse_backup, parse_id
 from raylog.wire.fetcher import Source
@@ -160,6 +162,29 @@ class DeleteShards(Request, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise UsageError(f"expected at most {SHARDS_MAX} shards to delete at a time, got {len(self.shard_ids)}")
         for shard_id in self.shard_ids:
             parse_id(shard_id, "shard id")
+
+
+class RestartRecords(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That the node, or standby, drops its copy of the catalog's records and takes those of the catalog of `epoch` from
+    the first on: what its copy has beyond those was never acknowledged."""
+
+    action: ClassVar[str] = "node.restart_records"
+    askers: ClassVar[frozenset[str]] = frozenset({CLUSTER})
+
+    epoch: int
+
+
+class KeepKeys(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That the standby has these rows of the key actor's files (security/replicated.py): the changes after those of the
+    numbers `after`, up to `reached`, of the authority and of the envelopes."""
+
+    action: ClassVar[str] = "standby.keep_keys"
+    askers: ClassVar[frozenset[str]] = frozenset({CLUSTER})
+
+    authority: tuple[Row, ...]
+    envelopes: tuple[Row, ...]
+    after: tuple[int, int]
+    reached: tuple[int, int]
 
 
 class CloseNode(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):

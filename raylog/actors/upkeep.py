@@ -1,11 +1,12 @@
 """What the catalog actor does between calls: keeps copies of its records on other nodes, gives up nodes that are gone,
 restores replicas, removes shards that nothing names. Plans come from pure code; here they are carried out."""
 
+import dataclasses
 import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,8 @@ import msgspec
 from raylog.actors.cluster_nodes import Nodes
 from raylog.actors.elsewhere import NOWHERE, Elsewhere
 from raylog.actors.node_info import NodeInfo, elsewhere_for, sources_for
-from raylog.actors.requests import SHARDS_MAX, DeleteShards, PullShard, RepairShard
+from raylog.actors.requests import SHARDS_MAX, DeleteShards, PullShard, RepairShard, RestartRecords
+from raylog.actors.standbys import Standbys
 from raylog.catalog.catalog import STANDINGS_MAX, Catalog
 from raylog.catalog.leases import Leases, Orphans
 from raylog.catalog.record import Tail
@@ -31,6 +33,7 @@ ANSWER_GRACE_S = 5.0
 MOVES_PER_ROUND = 8  # of a rebalancing
 MEND_AGAIN_S = 60.0  # after a try that failed: nobody else held it
 ELSEWHERE_AGAIN_S = 30.0
+STANDBY_TIMEOUT_S = 5.0  # that an acknowledgement waits for a standby, before it is struck off
 
 
 class Upkeep:
@@ -42,10 +45,15 @@ class Upkeep:
         nodes: Nodes,
         settings: Settings,
         cluster_id: str,
+        standbys: Standbys,
+        *,
+        may_overrule: bool = False,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
+        """`may_overrule`: this catalog has all that was acknowledged, so that what others have beyond it was not."""
         self._catalog, self._nodes, self._settings = catalog, nodes, settings
+        self._standbys, self._may_overrule = standbys, may_overrule
         self._clock, self._wall_clock = clock, wall_clock
         self._by = f"raylog://{cluster_id}/catalog/retention"
         self._reconcile_every_s = min(RECONCILE_PERIOD_S, settings.orphan_grace_s)
@@ -60,15 +68,21 @@ class Upkeep:
         self._hopeless: dict[str, str] = {}  # shard that cannot be repaired -> why, as it was told
         self._is_rebalancing = False  # asked for; a restart forgets it, and whoever waits asks again
         self._outdated = ""  # why this catalog must not go on
+        self._has_asked = False  # the nodes for what they hold
 
     def start(self) -> None:
         """From here on, in a thread of its own, again and again."""
         threading.Thread(target=self._run, name="upkeep", daemon=True).start()
 
     def copy_to_another_node(self, sequence: int) -> None:
-        """Returns once another node has the records up to `sequence` on its disk; where there is no other, the one that
-        there is, if it answers. Raises `Unavailable` when there is another one and none of them took them."""
+        """Returns once another machine has the records up to `sequence` on its disk: each standby in sync, where there
+        are none another node; where there is no other, the one that there is, if it answers. Raises `Unavailable` when
+        there is another one and none of them took them, or another catalog takes this one's place."""
+        if self._standbys.acknowledge(self._bring_to_standby):
+            return
         own, others = self._own_and_others()
+        if not own and not others:
+            raise Unavailable("committed here, but no node has told yet that it is there: ask again")
         if not others:
             for info in own:
                 with self._tolerated(f"copying records to node {info.node_id}"):
@@ -84,6 +98,11 @@ class Upkeep:
         raise Unavailable(
             f"committed here, but no other node has copied the record yet ({'; '.join(failures)}): ask again"
         )
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether every living node was asked what it holds, once at least: a journal made anew does not know it."""
+        return self._has_asked
 
     def renew_lease(self, version_id: str) -> None:
         """A put is under way: what it sealed is no leftover."""
@@ -107,6 +126,9 @@ class Upkeep:
         for info in nodes:  # the catalog's own too: a node knows by its copy what clients may not have deleted
             with self._tolerated(f"copying records to node {info.node_id}"):
                 self._copy_to(info, self._settings.call_deadline_s)
+        for standby in self._standbys.waiting():
+            with suppress(RaylogError):  # it is gone, or is tried again
+                self._standbys.admit(standby, self._bring_to_standby)
         self.check_not_outdated()
         self._delete_due()
         self._notice(nodes)
@@ -191,21 +213,37 @@ class Upkeep:
 
     def _copy_to(self, info: NodeInfo, timeout_s: float) -> int:
         """Sends a node the records that it lacks; the sequence number that it has reached."""
+        call, restart = partial(self._nodes.call, info), partial(self._nodes.ask, info)
+        reached = self._bring(f"node {info.node_id}", call, restart, timeout_s)
+        self._catalog.copied(info.node_id, reached)
+        return reached
+
+    def _bring_to_standby(self, standby: str) -> None:
+        """All records that there are now. Raises what keeps the standby from having them."""
+        call, restart = partial(self._nodes.call_standby, standby), partial(self._nodes.ask_standby, standby)
+        self._bring(f"standby {standby}", call, restart, min(STANDBY_TIMEOUT_S, self._settings.call_deadline_s))
+
+    def _bring(self, who: str, call: Callable[..., Any], ask: Callable[..., Any], timeout_s: float) -> int:
+        """Sends `who` the records that its copy lacks; the sequence number that it has reached."""
         deadline = time.monotonic() + timeout_s
         if not self._lock.acquire(timeout=timeout_s):
-            raise DeadlineExceeded(f"records for node {info.node_id}: another copy took more than {timeout_s:.0f} s")
+            raise DeadlineExceeded(f"records for {who}: another copy took more than {timeout_s:.0f} s")
         try:
-            tail: Tail = self._on(info, "records_tail", timeout_s=deadline - time.monotonic())
+            tail: Tail = call("records_tail", timeout_s=deadline - time.monotonic())
             if not self._catalog.contains(tail):
-                self._outdated = (
-                    f"node {info.node_id} holds records up to {tail.sequence} that this catalog does not have: its "
-                    "journal is an older or another one; restore the newest, nothing is committed or removed until then"
-                )
-                raise Unavailable(self._outdated)
+                if not self._may_overrule or tail.epoch >= self._catalog.epoch:
+                    self._outdated = (
+                        f"{who} holds records up to {tail.sequence} that this catalog does not have: its journal is an "
+                        "older or another one. Nothing is committed or removed until the newest is back; where it is "
+                        "lost, move this one away and run 'raylog catalog rebuild'"
+                    )
+                    raise Unavailable(self._outdated)
+                log.warning("%s has records of epoch %d that were never acknowledged", who, tail.epoch)
+                ask(RestartRecords(epoch=self._catalog.epoch), deadline - time.monotonic())
+                tail = Tail()
             while tail.sequence < self._catalog.sequence:
                 entries = self._catalog.records(tail.sequence)
-                tail = self._on(info, "append_records", entries, timeout_s=deadline - time.monotonic())
-            self._catalog.copied(info.node_id, tail.sequence)
+                tail = call("append_records", entries, timeout_s=deadline - time.monotonic())
             return tail.sequence
         finally:
             self._lock.release()
@@ -220,6 +258,7 @@ class Upkeep:
                     self._reconcile(info)
                     self._reconciled[info.node_id] = (info.pid, now_s)
         present = {info.node_id for info in nodes}
+        self._has_asked = self._has_asked or bool(present)
         for node_id in self._catalog.holding_nodes() - present:
             if now_s - self._absent_since_s.setdefault(node_id, now_s) > self._settings.lost_after_s:
                 self._catalog.forget_node(node_id)
@@ -314,11 +353,19 @@ class Upkeep:
         for reason in set(hopeless.values()) - set(self._hopeless.values()):
             log.warning("%s", reason)
         self._hopeless = hopeless
-        self._nodes.together([partial(self._try_step, step, by_id) for step in plan.steps])
+        self._nodes.together([partial(self._try_steps, steps, by_id) for steps in _by_pieces(plan.steps)])
 
-    def _try_step(self, step: RepairStep, by_id: dict[str, NodeInfo]) -> None:
+    def _try_steps(self, steps: Sequence[RepairStep], by_id: dict[str, NodeInfo]) -> None:
+        """Several, when they are of pieces of one shard that have to be made anew: the first node makes them all, and
+        the others get theirs from it."""
+        first, *others = steps
+        self._try_step(first, by_id, beside=[step.shard.shard_id for step in others])
+        for step in others:
+            self._try_step(dataclasses.replace(step, sources=(first.target,)), by_id)
+
+    def _try_step(self, step: RepairStep, by_id: dict[str, NodeInfo], beside: Sequence[str] = ()) -> None:
         try:
-            self._carry_out(step, by_id)
+            self._carry_out(step, by_id, beside)
         except RaylogError as error:
             log.warning("a repair failed, it is planned again: %s", error)
             if step.elsewhere:
@@ -344,7 +391,7 @@ class Upkeep:
             if info.node_id in free
         ]
 
-    def _carry_out(self, step: RepairStep, by_id: dict[str, NodeInfo]) -> None:
+    def _carry_out(self, step: RepairStep, by_id: dict[str, NodeInfo], beside: Sequence[str] = ()) -> None:
         log.info("Repairing: %s", step.reason)
         target, limit_s = by_id[step.target], self._settings.pull_deadline_s
         peers = sources_for(target, [by_id[node_id] for node_id in step.sources])  # none: its own copy goes to disk
@@ -355,14 +402,20 @@ class Upkeep:
             durability=Durability.DISK,
             qos=QosClass.REPAIR,
             deadline_s=limit_s,
-            elsewhere=self._elsewhere(target, step.shard.shard_id, list(by_id.values())) if step.elsewhere else NOWHERE,
+            elsewhere=self._elsewhere(target, step.shard.shard_id, list(by_id.values()), beside)
+            if step.elsewhere
+            else NOWHERE,
         )
         self._ask(target, pull, timeout_s=limit_s + ANSWER_GRACE_S)
         for receipt in self._on(target, "receipts", [step.shard]):
             self._catalog.add_replica(receipt)
 
-    def _elsewhere(self, target: NodeInfo, shard_id: str, nodes: Sequence[NodeInfo]) -> Elsewhere:
-        return elsewhere_for(target, self._catalog.whereabouts([shard_id])[shard_id], nodes)
+    def _elsewhere(
+        self, target: NodeInfo, shard_id: str, nodes: Sequence[NodeInfo], beside: Sequence[str] = ()
+    ) -> Elsewhere:
+        found = self._catalog.whereabouts([shard_id, *beside])
+        numbers = tuple(one.number for one in (found[other] for other in beside) if one.number is not None)
+        return msgspec.structs.replace(elsewhere_for(target, found[shard_id], nodes), beside=numbers)
 
     def _on(self, info: NodeInfo, method: str, *arguments: Any, timeout_s: float | None = None) -> Any:
         return self._nodes.call(info, method, *arguments, timeout_s=timeout_s or self._settings.call_deadline_s)
@@ -370,6 +423,15 @@ class Upkeep:
     def _ask(self, info: NodeInfo, about: Request, timeout_s: float | None = None) -> Any:
         """Has a node do what it does only for who may ask."""
         return self._nodes.ask(info, about, timeout_s or self._settings.call_deadline_s)
+
+
+def _by_pieces(steps: Sequence[RepairStep]) -> list[list[RepairStep]]:
+    """Steps that are done together: those that make pieces of one shard anew; each other one by itself."""
+    together: dict[str, list[RepairStep]] = {}
+    for step in steps:
+        is_anew = step.piece_of and not step.sources
+        together.setdefault(step.piece_of if is_anew else f"{step.shard.shard_id} {step.target}", []).append(step)
+    return list(together.values())
 
 
 def failure_domain(info: NodeInfo) -> str:

@@ -6,7 +6,7 @@ from contextlib import suppress
 import msgspec
 import ray
 
-from raylog.actors import bootstrap, calls, rebuild
+from raylog.actors import bootstrap, calls, rebuild, standby
 from raylog.actors.monitor import ClusterStatus
 from raylog.actors.node_info import NodeInfo
 from raylog.actors.rebuild import RebuildReport, RestoreReport
@@ -23,10 +23,12 @@ NODES_TIMEOUT_S = 60.0
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """A cluster as `raylog status` shows it. `problems` maps Ray node ids to why no node actor answers there."""
+    """A cluster as `raylog status` shows it. `problems` maps Ray node ids to why no node actor answers there,
+    `standbys` to whether the standby there has all that the head has."""
 
     nodes: list[NodeInfo]
     problems: dict[str, str]
+    standbys: dict[str, bool]
     monitor: ClusterStatus
     settings: dict[str, object]
 
@@ -51,6 +53,18 @@ def up(address: str | None, settings: Settings, *, allow_open_ray: bool) -> list
         bootstrap.wait_for_nodes(NODES_TIMEOUT_S)
         nodes: list[NodeInfo] = calls.call("launch", "nodes")
         return nodes
+    finally:
+        ray.shutdown()
+
+
+def stand_by(address: str | None) -> None:
+    """Makes this machine a standby of the raylog that runs; raises as `actors.standby.start_standby`."""
+    _connect_running(address)
+    try:
+        settings = bootstrap.running_settings()
+        if settings is None:
+            raise Unavailable("raylog is not up on this Ray cluster: run 'raylog up' on its head first")
+        standby.start_standby(settings)
     finally:
         ray.shutdown()
 
@@ -97,6 +111,7 @@ def status(address: str | None) -> Status:
         return Status(
             nodes=calls.call("launch", "nodes"),
             problems=calls.call("launch", "problems"),
+            standbys=standby.standbys(calls.call("launch", "cluster_id")),
             monitor=calls.call("monitor", "status"),
             settings=calls.call("launch", "settings").as_mapping(),
         )

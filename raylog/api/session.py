@@ -2,9 +2,9 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import msgspec
 import ray
@@ -62,6 +62,7 @@ from raylog.spec import Durability, QosClass, Reference, ShardRef, Use, Version
 from raylog.wire.fetcher import Source
 from raylog.wire.local_client import LocalClient
 
+T = TypeVar("T")
 NODE_TIMEOUT_S = 60.0
 RESTART_TIMEOUT_S = 15.0  # of a node's actor
 STALE_INFO_S = 6.0  # at most, that the launch actor still tells of the process before; pids of containers may differ
@@ -86,7 +87,7 @@ class Session:
         does not run; anywhere else that is for 'raylog up'. What was begun is taken down again when this fails."""
         connection = connect_ray(address)
         try:
-            running = bootstrap.running_settings()
+            running = bootstrap.wait_for_head(settings.head_wait_s)
             if running is None and not connection.is_started:
                 ray_access.refuse_open(ray.get_runtime_context().gcs_address)
             return cls(running or bootstrap.start(settings), connection)
@@ -125,9 +126,18 @@ class Session:
         return calls.call(actor, method, *arguments, timeout_s=timeout_s or self.settings.call_deadline_s)
 
     def retried(self, actor: str, method: str, *arguments: Any) -> Any:
-        """An idempotent call, asked again while the actor restarts, within the deadline of one call."""
-        limit_s = self.settings.call_deadline_s
-        return calls.retried(lambda left_s: self.call(actor, method, *arguments, timeout_s=left_s), limit_s)
+        """An idempotent call, asked again while the actor restarts."""
+        return self._retried(actor, lambda left_s: self.call(actor, method, *arguments, timeout_s=left_s))
+
+    def _retried(self, actor: str, attempt: Callable[[float], T]) -> T:
+        """Within the deadline of one call; while the actor is gone, within `head_wait_s`."""
+        gone_until = time.monotonic() + self.settings.head_wait_s
+        while True:
+            try:
+                return calls.retried(attempt, self.settings.call_deadline_s)
+            except RaylogError as error:
+                if not error.is_retryable or time.monotonic() > gone_until or calls.answers(actor):
+                    raise
 
     def on_node(self, info: NodeInfo, method: str, *arguments: Any, timeout_s: float | None = None) -> Any:
         """A call of one node's actor."""
@@ -305,7 +315,7 @@ class Session:
             "placement", "replica_targets", [ref], replicas, self.local.node_id, durability
         )
         if plan.shortfall:
-            silent: dict[str, str] = self.retried("launch", "problems")
+            silent = bootstrap.silent_nodes()
             if silent:  # a node that restarts is fit again in a moment
                 raise Unavailable(f"{plan.shortfall[0].reason}, while {len(silent)} nodes do not answer: ask again")
             raise Unsatisfiable(f"{plan.shortfall[0].reason}: add nodes or room, or ask for fewer replicas")
@@ -363,7 +373,7 @@ class Session:
             grant = self.call("keys", "grant", pending.request, timeout_s=left_s)
             return open_grant(grant, pending, credentials.cluster_public_key, time.time())
 
-        return calls.retried(attempt, self.settings.call_deadline_s)
+        return self._retried("keys", attempt)
 
     def _connect_local(self) -> tuple[NodeInfo, LocalClient]:
         """This machine's node and its store. While the node restarts, what is known of it is a moment old: it is asked

@@ -78,6 +78,11 @@ class Catalog:
         """What a node has seen. An epoch above this catalog's own stops it: every change raises `Unavailable`."""
         self._journal.observe_epoch(epoch)
 
+    @property
+    def epoch(self) -> int:
+        """This catalog's own; 0 before `begin_epoch`."""
+        return self._journal.epoch
+
     def epoch_seen(self) -> int:
         return self._journal.epoch_seen()
 

@@ -5,6 +5,7 @@ was copied); `named`: the shards of all those manifests; `fence`: the highest ep
 signed and that did not fit here, since the chain was forked. An append is on the disk when it returns.
 """
 
+import logging
 import sqlite3
 import threading
 from collections.abc import Generator, Sequence
@@ -15,9 +16,10 @@ from raylog.catalog.database import Database, held
 from raylog.catalog.journal import Entry
 from raylog.catalog.manifest import Manifest, open_manifest
 from raylog.catalog.record import Record, RecordKind, Tail, check_not_superseded, follow, open_record
-from raylog.errors import DamagedData
+from raylog.errors import DamagedData, NotPermitted
 from raylog.security.trust import Verify
 
+log = logging.getLogger("raylog.catalog")
 FILE_NAME = "records.sqlite"
 SCHEMA_VERSION = 2
 _SCHEMA = (
@@ -112,6 +114,24 @@ class RecordCopy:
                 raise
             self._epoch_seen = max(self._epoch_seen, self._tail.epoch)
         return self._tail
+
+    def restart(self, epoch: int) -> None:
+        """Drops all records, as the catalog of `epoch` asks, whose chain this copy is not of: it sends its own from the
+        first on. Raises `NotPermitted` unless it has begun after the last record here."""
+        with held(self._turn, self._database.path):
+            if epoch <= self._tail.epoch:
+                raise NotPermitted(
+                    f"the records here go up to epoch {self._tail.epoch}: a catalog of epoch {epoch} cannot replace "
+                    "them",
+                    epoch=self._tail.epoch,
+                )
+            dropped = self._tail.sequence
+            with self._database.write() as connection:
+                connection.execute("DELETE FROM entries")
+                connection.execute("DELETE FROM named")
+                connection.execute("UPDATE fence SET epoch = max(epoch, ?)", (epoch,))
+            self._tail, self._epoch_seen = Tail(), max(self._epoch_seen, epoch)
+        log.warning("%d records of an older catalog were dropped for one of epoch %d", dropped, epoch)
 
     def entries(self) -> Generator[tuple[Record, bytes]]:
         """Every record from the first, verified again, with its committed manifest (empty where there is none): what a

@@ -179,6 +179,11 @@ class Journal:
         """Where the chain ends. A copy of it that is longer means that this file is an old one: do not use it."""
         return self._tail
 
+    @property
+    def epoch(self) -> int:
+        """That was begun here; 0 before `begin_epoch`."""
+        return self._epoch
+
     def epoch_seen(self) -> int:
         """The highest epoch that was begun here or observed elsewhere; a new one must be above it."""
         with self.database.read() as connection:

@@ -465,6 +465,7 @@ def _standings(connection: sqlite3.Connection, condition: str, count_max: int) -
                 nodes=tuple(node_id for node_id, tier in copies if tier in kinds),
                 other_nodes=tuple(node_id for node_id, tier in copies if tier not in kinds),
                 backups=tuple(remotes.perhaps(connection, whole_id)),
+                piece_of=whole_id if needed else "",
                 siblings=siblings,
                 pieces_needed=needed,
             )

@@ -38,6 +38,8 @@ from raylog.security.identity import (
 from raylog.security.keys import KEY_BYTES, KeyHolder, Provider, labelled, new_key, seal, unseal
 from raylog.security.messages import ReplayCache, check_fresh
 from raylog.security.private_files import check_private_file, make_private_directory, publish_private
+from raylog.security.replicated import Replicated
+from raylog.security.replicated import schema as replicated_schema
 from raylog.spec import new_id
 
 __all__ = [
@@ -55,6 +57,7 @@ LIFETIME_S = 24 * 3600.0
 _LIFETIME_S_MIN, _LIFETIME_S_MAX = 60.0, 30 * 86400.0
 _AUTHORITY_LIFETIME_S = 10 * 365 * 86400.0
 _BINDING_KEPT_S = 30 * 86400.0  # after the certificate's expiry the id stays its key's for so long
+_KEPT_ELSEWHERE = {"tokens": "token_id", "bindings": "uri"}
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS authority (ca_der BLOB NOT NULL, wrapped BLOB NOT NULL, sealed BLOB NOT NULL)",
     "CREATE TABLE IF NOT EXISTS tokens (token_id TEXT PRIMARY KEY, roles TEXT NOT NULL, wrapped BLOB NOT NULL, "
@@ -79,6 +82,7 @@ class Authority(KeyHolder):
         self._ca_key = Ed25519PrivateKey.from_private_bytes(keys[:KEY_BYTES])
         self._cluster_key = Ed25519PrivateKey.from_private_bytes(keys[KEY_BYTES:])
         self.audit = AuditLog(database, provider)
+        self.rows = Replicated(database, _KEPT_ELSEWHERE)
         self._replays = ReplayCache()
 
     @classmethod
@@ -287,7 +291,7 @@ def _open(path: Path, provider: Provider) -> Database:
         kind="authority",
         format_version=FORMAT_VERSION,
         cluster_id=provider.cluster_id,
-        schema=(*_SCHEMA, *AUDIT_SCHEMA),
+        schema=(*_SCHEMA, *AUDIT_SCHEMA, *replicated_schema(_KEPT_ELSEWHERE)),
     )
 
 

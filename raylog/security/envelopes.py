@@ -5,6 +5,8 @@ destroying one artifact key destroys that artifact in every replica and every ba
 """
 
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -15,9 +17,13 @@ from raylog.security.audit import SCHEMA as AUDIT_SCHEMA
 from raylog.security.audit import AuditLog
 from raylog.security.database import Database
 from raylog.security.keys import KeyHolder, Provider, labelled, new_key, seal, unseal
+from raylog.security.replicated import Replicated, Row
+from raylog.security.replicated import schema as replicated_schema
 from raylog.spec import new_id, parse_id
 
 FORMAT_VERSION = 1
+_WRAPPED = 2  # the column of artifacts and of deks; null once the key was destroyed
+_KEPT_ELSEWHERE = {"artifacts": "artifact_id", "deks": "dek_id"}  # the audit log is not: each machine has its own
 _REWRAPPED_AT_ONCE = 500  # artifacts per transaction, so that grants wait for milliseconds only
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS artifacts (artifact_id TEXT PRIMARY KEY, tenant TEXT NOT NULL, wrapped BLOB, "
@@ -41,8 +47,9 @@ class EnvelopeStore(KeyHolder):
             kind="envelopes",
             format_version=FORMAT_VERSION,
             cluster_id=provider.cluster_id,
-            schema=(*_SCHEMA, *AUDIT_SCHEMA),
+            schema=(*_SCHEMA, *AUDIT_SCHEMA, *replicated_schema(_KEPT_ELSEWHERE)),
         )
+        self.rows = Replicated(self._database, _KEPT_ELSEWHERE)
         try:
             self.audit = AuditLog(self._database, provider)
         except BaseException:
@@ -115,6 +122,23 @@ class EnvelopeStore(KeyHolder):
                 after = rows[-1][0]
         self._database.forget_deleted()
         return count
+
+    def take(self, rows: Sequence[Row]) -> None:
+        """Takes over what another machine's store of this cluster has (`rows.since`), all or nothing; what is destroyed
+        there is destroyed here. Raises `NotPermitted` when a key is wrapped under a KEK that is not here,
+        `DamagedData`.
+        """
+        with self._database.transaction():
+            self.rows.take(rows)
+            for row in rows:
+                if row.table == "artifacts":
+                    self._check_opens(row.key)
+        if any(row.values and row.values[_WRAPPED] is None for row in rows):
+            self._database.forget_deleted()
+
+    def _check_opens(self, artifact_id: str) -> None:
+        with suppress(NotFound):  # destroyed
+            self._artifact(artifact_id)
 
     def close(self) -> None:
         """Nothing may be called afterwards."""

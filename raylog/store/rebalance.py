@@ -61,6 +61,7 @@ class _Planner:
         self.moves: list[BalanceMove] = []
         self._nodes = {node.node_id: node for node in nodes}
         self._stored = {node.node_id: node.stored_bytes for node in nodes}
+        self._gets_pieces: dict[str, set[str]] = {}  # erasure-coded shard -> nodes that this plan gives a piece of it
         self._mean = sum(self._stored.values()) / max(sum(node.room_bytes for node in nodes), 1)
 
     def consider(self, standing: ShardStanding) -> None:
@@ -83,11 +84,14 @@ class _Planner:
         self._stored[source] -= size
         self._stored[target] += size
         self.moves.append(BalanceMove(shard=standing.shard, source=source, target=target, reason=reason))
+        if standing.piece_of:
+            self._gets_pieces.setdefault(standing.piece_of, set()).add(target)
 
     def _target(self, standing: ShardStanding, source: str) -> str | None:
         size = standing.shard.stored_bytes
         siblings = {node_id for held in standing.siblings for node_id in held}
-        kept_apart = {*standing.nodes, *standing.other_nodes, *siblings}
+        coming = self._gets_pieces.get(standing.piece_of, set())
+        kept_apart = {*standing.nodes, *standing.other_nodes, *siblings, *coming}
         neighbours = {self._nodes[one].domain for one in kept_apart - {source} if one in self._nodes}
         own_domain = self._nodes[source].domain
         able = [

@@ -4,7 +4,7 @@ The same input gives the same plan, whatever its order. Copies that are more tha
 """
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -30,14 +30,15 @@ class RepairNode:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairStep:
     """One copy to make: `target` pulls the shard from `sources`, the least busy first, or `elsewhere`: from a backup,
-    or made anew from other pieces of the shard that it is a piece of. Where the target is the only source, it makes its
-    own copy (in memory) one that counts (on disk)."""
+    or made anew from other pieces of the shard `piece_of` that it is a piece of. Where the target is the only source,
+    it makes its own copy (in memory) one that counts (on disk)."""
 
     shard: ShardRef
     sources: tuple[str, ...]
     target: str
     reason: str
     elsewhere: bool = False
+    piece_of: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +82,8 @@ def plan_repair(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Need:
-    """A shard, who has it for good, who can send it, who has it and leaves, who gone had it, its backups, who holds
-    other pieces of what it is a piece of, and whether these are enough to make it anew."""
+    """A shard, who has it for good, who can send it, who has it and leaves, who gone had it, its backups, what it is a
+    piece of, who holds other pieces of that, and whether these are enough to make it anew."""
 
     shard: ShardRef
     wanted: int
@@ -91,6 +92,7 @@ class _Need:
     leaving: tuple[str, ...]
     gone: tuple[str, ...]
     backups: tuple[str, ...]
+    piece_of: str
     apart: frozenset[str]
     siblings: int
     siblings_needed: int
@@ -111,6 +113,7 @@ class _Need:
             leaving=leaving,
             gone=tuple(node_id for node_id in holders if node_id not in nodes),
             backups=standing.backups,
+            piece_of=standing.piece_of,
             apart=frozenset().union(*siblings),
             siblings=sum(bool(held) for held in siblings),
             siblings_needed=standing.pieces_needed,
@@ -152,6 +155,7 @@ class _Planner:
         self._free = {node.node_id: node.free_bytes for node in nodes}
         self._receives = dict.fromkeys(self.nodes, 0)
         self._sends = dict.fromkeys(self.nodes, 0)
+        self._gets_pieces: dict[str, set[str]] = {}  # erasure-coded shard -> nodes that this plan gives a piece of it
         # Nodes that may receive: least to receive first, then most room; the id only makes the order whole.
         self._queue = [(0, -node.free_bytes, node.node_id) for node in nodes if not node.is_draining]
         heapq.heapify(self._queue)
@@ -201,7 +205,7 @@ class _Planner:
 
     def _target(self, need: _Need, holders: set[str]) -> RepairNode | None:
         """The best node to receive the shard, out of the queue; it goes back by `_add`."""
-        held = {self.nodes[node_id].domain for node_id in holders | need.apart}
+        held = {self.nodes[node_id].domain for node_id in holders | self._apart(need)}
         fresh_domain_exists = bool(self._domains - held)
         passed: list[tuple[int, int, str]] = []
         best: tuple[int, int, str] | None = None
@@ -224,7 +228,11 @@ class _Planner:
 
     def _can_take(self, need: _Need, node: RepairNode, holders: set[str]) -> bool:
         has_room = self._free[node.node_id] >= need.shard.stored_bytes
-        return has_room and node.node_id not in holders and node.node_id not in need.apart
+        return has_room and node.node_id not in holders and node.node_id not in self._apart(need)
+
+    def _apart(self, need: _Need) -> Set[str]:
+        """Nodes that have, or are to get, another piece of the same shard."""
+        return need.apart | self._gets_pieces.get(need.piece_of, set())
 
     def _has_hands(self, node_id: str) -> bool:
         return self._receives[node_id] < self._steps_max
@@ -239,8 +247,11 @@ class _Planner:
                 target=target.node_id,
                 reason=f"{need.why()};{origin} to node {target.node_id} because {self._because(target, holders)}",
                 elsewhere=bool(need.origin),
+                piece_of=need.piece_of,
             )
         )
+        if need.piece_of:
+            self._gets_pieces.setdefault(need.piece_of, set()).add(target.node_id)
         if others:
             self._sends[others[0]] += 1
         self._receives[target.node_id] += 1

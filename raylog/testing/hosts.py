@@ -59,7 +59,8 @@ set -e
 echo "$1" > /proc/sys/kernel/hostname
 mount --bind "$2" /dev/shm
 mount --bind "$3" /etc/hosts
-shift 3
+test "$4" = "" || mount --bind "$5" "$4"
+shift 5
 exec "$@"
 """
 
@@ -96,8 +97,9 @@ def current_host() -> int:
 
 
 @contextlib.contextmanager
-def hosts(count: int, *, rate: str | None = None, nics: int = 1) -> Iterator["Hosts"]:
-    """`count` hosts, numbered from 1, with `nics` interfaces each, at `rate` (as tc writes it: "1gbit").
+def hosts(count: int, *, rate: str | None = None, nics: int = 1, own: str = "") -> Iterator["Hosts"]:
+    """`count` hosts, numbered from 1, with `nics` interfaces each, at `rate` (as tc writes it: "1gbit"). At the path
+    `own`, a folder, each host has one of its own.
 
     Ends every process on them and removes everything when the block is left. Raises `Unavailable` where the machine
     cannot.
@@ -110,7 +112,7 @@ def hosts(count: int, *, rate: str | None = None, nics: int = 1) -> Iterator["Ho
     with _claimed_number() as number:
         prefix = _prefix(number)
         folder = tempfile.mkdtemp(prefix=f"{prefix}-")
-        testbed = Hosts(number=number, count=count, nics=nics, folder=folder, owner_pid=os.getpid())
+        testbed = Hosts(number=number, count=count, nics=nics, folder=folder, owner_pid=os.getpid(), own=own)
         try:
             testbed._make()
             for host in testbed.numbers if rate else ():
@@ -130,6 +132,7 @@ class Hosts:
     nics: int
     folder: str  # goes with the testbed; the hosts' TMPDIRs are in it
     owner_pid: int
+    own: str = ""
 
     @property
     def numbers(self) -> range:
@@ -139,6 +142,10 @@ class Hosts:
         """A host's name, which every host can look up."""
         self._check(host)
         return f"{_prefix(self.number)}-h{host}"
+
+    def own_folder(self, host: int) -> str:
+        """What a host has at `own`, as everybody else sees it."""
+        return f"{self.folder}/own{host}"
 
     def address(self, host: int, nic: int = 0) -> str:
         """A host's IPv4 address; 254 is this machine."""
@@ -153,7 +160,7 @@ class Hosts:
         environment = {**os.environ, **(options.pop("env", None) or {})}
         environment |= {"TMPDIR": self._temporary(host), VARIABLE: json.dumps(asdict(self)), HOST_VARIABLE: str(host)}
         entered = ["ip", "netns", "exec", self.name(host), "unshare", "--uts", "sh", "-c", _ENTER, "hosts"]
-        mounts = [self.name(host), self._shm(host), f"{self.folder}/hosts"]
+        mounts = [self.name(host), self._shm(host), f"{self.folder}/hosts", self.own, self.own_folder(host)]
         return subprocess.Popen([*entered, *mounts, *command], text=True, env=environment, **options)
 
     def run(
@@ -272,7 +279,7 @@ class Hosts:
 
     def _make(self) -> None:
         for host in self.numbers:
-            for path in (self._shm(host), self._temporary(host)):
+            for path in (self._shm(host), self._temporary(host), self.own_folder(host)):
                 Path(path).mkdir()
             self._machine("mount", "-t", "tmpfs", "-o", "mode=1777", f"{_prefix(self.number)}-shm", self._shm(host))
         named = [f"{self.address(host)} {self.name(host)}" for host in self.numbers]

@@ -88,10 +88,16 @@ class RayHosts:
 
 @contextlib.contextmanager
 def ray_hosts(
-    count: int, *, rate: str | None = None, nics: int = 1, store_bytes: int = STORE_BYTES_MIN, cpus: int = 1
+    count: int,
+    *,
+    rate: str | None = None,
+    nics: int = 1,
+    store_bytes: int = STORE_BYTES_MIN,
+    cpus: int = 1,
+    own: str = "",
 ) -> Iterator[RayHosts]:
     """Ray with token authentication on `count` fresh hosts; all of it is gone when the block is left."""
-    with hosts(count, rate=rate, nics=nics) as testbed:
+    with hosts(count, rate=rate, nics=nics, own=own) as testbed:
         cluster = RayHosts(hosts=testbed, store_bytes=store_bytes, cpus=cpus, token=secrets.token_hex(32))
         cluster.start(1)
         with ThreadPoolExecutor(STARTS_AT_ONCE) as executor:

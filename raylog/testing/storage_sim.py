@@ -26,6 +26,7 @@ from raylog.actors.backup_copies import BackupCopies
 from raylog.actors.elsewhere import Elsewhere, ways
 from raylog.actors.node_info import NodeInfo, elsewhere_for, sources_for
 from raylog.actors.requests import DeleteShards, PullShard, RepairShard
+from raylog.actors.standbys import Standbys
 from raylog.actors.upkeep import Upkeep
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.copy import RecordCopy
@@ -44,6 +45,7 @@ from raylog.store.scrub import check_shard
 from raylog.store.tier import ShardWriter
 from raylog.store.tiered import TieredStore
 from raylog.testing.catalog_cluster import TENANT, Cluster, Member
+from raylog.testing.register import MemoryRegister
 from raylog.testing.shards import SampleShard, sample_shard
 from raylog.wire.fetcher import Source
 
@@ -290,6 +292,12 @@ class SimNodes:
     def ask(self, info: NodeInfo, about: Request, timeout_s: float) -> Any:
         return self._answered(info, lambda node: node.obey(about))
 
+    def call_standby(self, standby: str, method: str, *arguments: Any, timeout_s: float) -> Any:
+        raise Unavailable("there are no standbys")
+
+    def ask_standby(self, standby: str, about: Request, timeout_s: float) -> Any:
+        raise Unavailable("there are no standbys")
+
     def together(self, actions: Sequence[Callable[[], None]]) -> None:
         for action in actions:
             action()
@@ -350,7 +358,14 @@ class World:
         self.catalog.begin_epoch(self.catalog.epoch_seen() + 1)
         self.is_catalog_alive = True
         cluster_id = self.cluster.cluster_id
-        self.upkeep = Upkeep(self.catalog, SimNodes(self), self.settings, cluster_id, lambda: self.now_s)
+        self.upkeep = Upkeep(
+            self.catalog,
+            SimNodes(self),
+            self.settings,
+            cluster_id,
+            Standbys("catalog", MemoryRegister(), "head", when_superseded=lambda: None),
+            clock=lambda: self.now_s,
+        )
 
     def kill_catalog(self) -> None:
         self.is_catalog_alive = False

@@ -121,6 +121,18 @@ def test_a_piece_waits_for_a_node_rather_than_joining_another() -> None:
     assert not left.lost and "2 living nodes cannot hold 3 pieces; add 1 more" in left.reason
 
 
+def test_two_pieces_of_a_shard_never_go_to_one_node_in_one_plan() -> None:
+    lost = [
+        standing(name, ("gone",), wanted=1, siblings=(("a",), ("b",), ()), pieces_needed=2, piece_of="whole")
+        for name in ("p", "q")
+    ]
+    nodes = [node("a"), node("b"), node("c", free_bytes=10**9), node("d", free_bytes=10)]
+    steps = plan_repair(lost, [*nodes[:3], node("d", free_bytes=10**9)]).steps
+    assert {step.target for step in steps} == {"c", "d"} and {step.piece_of for step in steps} == {"whole"}
+    plan = plan_repair(lost, nodes[:3])
+    assert [step.target for step in plan.steps] == ["c"] and plan.deferred == 1
+
+
 def test_a_copy_that_does_not_count_is_a_source_and_may_become_one_that_counts() -> None:
     (step,) = plan_repair([standing("s", (), wanted=1, other_nodes=("a",))], [node("a"), node("b", free_bytes=0)]).steps
     assert (step.sources, step.target) == (("a",), "a")

@@ -1,0 +1,40 @@
+"""A register of standbys in memory, where nothing is lost and nobody is late."""
+
+from collections.abc import Callable, Collection
+
+
+class MemoryRegister:
+    """`before_each` may raise, or let others act between any two calls."""
+
+    def __init__(self, before_each: Callable[[], None] = lambda: None) -> None:
+        self._before_each = before_each
+        self._standbys: set[str] = set()
+        self._in_sync: dict[str, frozenset[str]] = {}
+        self._terms: dict[str, int] = {}
+
+    def enlist(self, standby: str) -> None:
+        self._before_each()
+        self._standbys.add(standby)
+
+    def standbys(self) -> list[str]:
+        self._before_each()
+        return sorted(self._standbys)
+
+    def in_sync(self, what: str) -> frozenset[str]:
+        self._before_each()
+        return self._in_sync.get(what, frozenset())
+
+    def set_in_sync(self, what: str, standbys: Collection[str]) -> None:
+        self._before_each()
+        self._in_sync[what] = frozenset(standbys)
+
+    def term(self, what: str) -> int:
+        self._before_each()
+        return self._terms.get(what, 0)
+
+    def claim_term(self, what: str, term: int) -> bool:
+        self._before_each()
+        if term <= self._terms.get(what, 0):
+            return False
+        self._terms[what] = term
+        return True

@@ -232,7 +232,7 @@ def _node_figures(sample: NodeSample) -> NodeFigures:
         cpu_share=sample.host.cpu_share,
         cpus=sample.host.cpus,
         memory_available_bytes=sample.host.memory_available_bytes,
-        disk_free_bytes=sum(tier.free_bytes for tier in sample.tiers if tier.kind is not TierKind.MEMORY),
+        disk_free_bytes=sum(tier.free_bytes or 0 for tier in sample.tiers if tier.kind is not TierKind.MEMORY),
         gpus=len(sample.gpus),
         gpu_problem=sample.gpu_problem,
         is_killed=False,

@@ -211,7 +211,8 @@ def show_tiers(samples: Sequence[NodeSample]) -> None:
 
 def _tier_cells(tier: TierSample) -> list[object]:
     days = "" if tier.days_to_full is None else f"{tier.days_to_full:.0f} days"
-    room = [tier.kind, format_bytes(tier.capacity_bytes), format_bytes(tier.free_bytes), days, tier.shards]
+    sizes = ["" if size is None else format_bytes(size) for size in (tier.capacity_bytes, tier.free_bytes)]
+    room = [tier.kind, *sizes, days, "" if tier.shards is None else tier.shards]
     device = tier.device
     if device is None:
         return [*room, "", "", "", "", "ok"]
@@ -266,8 +267,8 @@ def _path_cells(path: PathReport) -> list[object]:
 
 
 def _node_cells(row: NodeRow) -> list[object]:
-    free = {tier.kind: tier.free_bytes for tier in row.tiers}
-    disk_bytes = sum(tier.free_bytes for tier in row.tiers if tier.kind is not TierKind.MEMORY)
+    free = {tier.kind: tier.free_bytes or 0 for tier in row.tiers}
+    disk_bytes = sum(tier.free_bytes or 0 for tier in row.tiers if tier.kind is not TierKind.MEMORY)
     gpus = (
         f"{row.gpus.count} at {row.gpus.utilisation:.0%}" if row.gpus.utilisation is not None else str(row.gpus.count)
     )

@@ -149,6 +149,11 @@ class Settings:
         return self.catalog_path / "drill"
 
     @property
+    def state_id_path(self) -> Path:
+        """What tells this machine's state from that of a standby."""
+        return self.state / "state-id"
+
+    @property
     def standby_path(self) -> Path:
         """Of a machine with a standby: what this has of the catalog's records."""
         return self.state / "standby"

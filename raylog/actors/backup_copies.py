@@ -7,8 +7,11 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from raylog.actors.tiering import device_sample
 from raylog.errors import Conflict, DamagedData, DeadlineExceeded, NotFound, UsageError
-from raylog.spec import ShardRef, check_backup_allowed, parse_backup
+from raylog.monitor.samples import TierSample
+from raylog.spec import ShardRef, TierKind, check_backup_allowed, parse_backup
+from raylog.store.device_meter import DeviceRates
 from raylog.store.objects import Limit, whole
 from raylog.store.remote import RemoteObjects
 from raylog.store.remote_shard import RemoteReader, ShardSource, folder, open_shard, shard_key, write_shard
@@ -91,6 +94,16 @@ class BackupCopies:
     def read(self, ref: ShardRef, url: str, start: int, length: int, limit: Limit) -> bytes:
         """Bytes of a shard's file in a backup, not verified."""
         return self._at(url).read(shard_key(self._cluster_id, ref.shard_id), start, length, limit)
+
+    def rates(self, url: str) -> DeviceRates:
+        """At which this node reads from there and writes, lately."""
+        return self._at(url).meter.rates
+
+    def samples(self) -> list[TierSample]:
+        """The backups that this node has read from or written to."""
+        with self._lock:
+            known = list(self._objects.values())
+        return [TierSample(kind=TierKind.REMOTE, path=one.url, device=device_sample(one.meter)) for one in known]
 
     def delete(self, shard_ids: Sequence[str], url: str, deadline_s: float) -> int:
         """Takes copies away, one after another; how many there was time for. Those that are not there are no error."""

@@ -18,6 +18,7 @@ from raylog.actors.monitor import MonitorActor
 from raylog.actors.node_info import NodeInfo
 from raylog.actors.placement import PlacementActor
 from raylog.actors.requests import LAUNCH, StopRaylog, ask
+from raylog.actors.slot import kept_id
 from raylog.errors import NotPermitted, RaylogError, Unavailable
 from raylog.security import key_backup
 from raylog.security.certs import Authority
@@ -30,6 +31,7 @@ from raylog.spec import new_id
 
 HEAD_RESOURCE = "node:__internal_head__"
 START_TIMEOUT_S = 60.0
+STATEFUL = ("keys", "catalog")  # the other actors of the head begin with nothing
 HEAD_ACTORS = {
     "keys": KeysActor,
     "catalog": CatalogActor,
@@ -107,14 +109,28 @@ def start(settings: Settings) -> Settings:
     """Starts what is missing on the head and returns the cluster's settings, which are those of the first start while
     it runs. What keeps an actor from starting is raised, each actor's in turn.
 
-    Raises `Unavailable` on any other machine than the head.
+    Raises `Unavailable` on any other machine than the head, or one that has taken its place, and on one whose state is
+    older than another's.
     """
-    if not is_head():
+    if not is_head() and not settings.state_id_path.exists():
         raise Unavailable("raylog is not up on this Ray cluster: run 'raylog up' on its head, where the state is kept")
     settings = running_settings() or settings
     prepare(settings)
+    _check_newest(settings)
     start_actors(settings, list(HEAD_ACTORS))
     return settings
+
+
+def _check_newest(settings: Settings) -> None:
+    """Raises `Unavailable` when an actor that does not run now has run on another machine's state since."""
+    register, here = GcsRegister(FileKeyring.load(settings.keyring_path).cluster_id), kept_id(settings.state_id_path)
+    for what in STATEFUL:
+        if register.holder(what) not in ("", here) and not calls.exists(what):
+            raise Unavailable(
+                f"a standby has taken the head's place, and has what was acknowledged since: run 'raylog up' there "
+                f"({what} ran on state {register.holder(what)[:12]}, here is {here[:12]}); if that machine is lost, "
+                "restart Ray to begin with what is here"
+            )
 
 
 def start_actors(settings: Settings, names: Sequence[str], *, is_takeover: bool = False) -> None:

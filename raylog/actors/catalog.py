@@ -9,6 +9,7 @@ from raylog.actors.backup_keeper import BackupKeeper
 from raylog.actors.cluster_nodes import RayNodes
 from raylog.actors.eventful import Eventful
 from raylog.actors.gcs import GcsRegister
+from raylog.actors.slot import kept_id
 from raylog.actors.standbys import Standbys
 from raylog.actors.upkeep import Upkeep
 from raylog.catalog.catalog import Catalog
@@ -52,6 +53,7 @@ class CatalogActor(Eventful):
         self._catalog = Catalog(journal, settings.backup_urls, is_drill=settings.drill_path.exists())
         register = GcsRegister(trust.cluster_id)
         self._catalog.begin_epoch(register.claim_epoch(self._catalog.epoch_seen()))
+        register.set_holder("catalog", kept_id(settings.state_id_path))
         nodes = RayNodes(Signer.of_cluster(trust), settings.call_deadline_s)
         standbys = Standbys("catalog", register, self.runs_on(), when_superseded=calls.end_process)
         self._upkeep = Upkeep(self._catalog, nodes, settings, trust.cluster_id, standbys, may_overrule=is_takeover)

@@ -78,7 +78,7 @@ class RayNodes:
     def free_bytes(self) -> dict[str, int]:
         samples: list[NodeSample] = calls.call("monitor", "samples", timeout_s=self._timeout_s)
         return {
-            sample.node_id: sum(tier.free_bytes for tier in sample.tiers if tier.kind is not TierKind.MEMORY)
+            sample.node_id: sum(tier.free_bytes or 0 for tier in sample.tiers if tier.kind is not TierKind.MEMORY)
             for sample in samples
         }
 

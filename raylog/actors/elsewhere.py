@@ -58,7 +58,7 @@ def ways(
         yield partial(_of_pieces, ref, elsewhere, erasure, ShardOfPieces(erasure, gathering.stripe), store)
     for url in elsewhere.backups:
         if erasure is None or number is None:
-            yield partial(backups.open, ref, url, limit)
+            yield partial(_of_backup, ref, url, store, backups, limit)
         else:
             yield partial(_PieceOfBackup, erasure, number, backups, url, limit)
 
@@ -69,6 +69,12 @@ def _of_pieces(
     if elsewhere.number is not None:
         return _PieceAnew(erasure, elsewhere.number, shard, _Beside(erasure, elsewhere.beside, shard, store))
     return _Whole(Frame.read(shard.read, erasure.shard.stored_bytes, ref.frame_digest), shard)
+
+
+def _of_backup(ref: ShardRef, url: str, store: TieredStore, backups: BackupCopies, limit: Limit) -> ShardSource:
+    source = backups.open(ref, url, limit)
+    store.arena.came_from(ref.shard_id, ref.stored_bytes, backups.rates(url))
+    return source
 
 
 class _Whole:

@@ -1,4 +1,5 @@
-"""What raylog keeps in Ray's GCS, which grants names to actors and lives as long as they: epochs, and standbys."""
+"""What raylog keeps in Ray's GCS, which grants names to actors and lives as long as they: epochs, standbys, and on
+which machine's state an actor ran last."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -25,18 +26,28 @@ class GcsRegister:
     def standbys(self) -> list[str]:
         return self._list("standby/")
 
-    def in_sync(self, what: str) -> frozenset[str]:
-        found = self._get(f"in-sync/{what}")
-        return frozenset(msgspec.json.decode(found, type=list[str])) if found else frozenset()
+    def in_sync(self, what: str, term: int) -> frozenset[str]:
+        for begun in range(term, -1, -1):
+            found = self._get(f"in-sync/{what}/{begun}")
+            if found:
+                return frozenset(msgspec.json.decode(found, type=list[str]))
+        return frozenset()
 
-    def set_in_sync(self, what: str, standbys: Collection[str]) -> None:
-        self._put(f"in-sync/{what}", msgspec.json.encode(sorted(standbys)))
+    def set_in_sync(self, what: str, term: int, standbys: Collection[str]) -> None:
+        self._put(f"in-sync/{what}/{term}", msgspec.json.encode(sorted(standbys)))
 
     def term(self, what: str) -> int:
         return max(map(int, self._list(f"term/{what}/")), default=0)
 
     def claim_term(self, what: str, term: int) -> bool:
         return self._put(f"term/{what}/{term}", b"claimed", overwrite=False)
+
+    def holder(self, what: str) -> str:
+        """Whose state the actor ran on last (`Settings.state_id_path`); "" where it never ran."""
+        return (self._get(f"holder/{what}") or b"").decode()
+
+    def set_holder(self, what: str, state_id: str) -> None:
+        self._put(f"holder/{what}", state_id.encode())
 
     def claim_epoch(self, seen: int) -> int:
         """An epoch above `seen` that nobody else has."""

@@ -64,7 +64,13 @@ class KeyCopies:
                 reached = (authority_at, envelopes_at)
                 if reached == after:
                     return
-                about = KeepKeys(authority=tuple(authority), envelopes=tuple(envelopes), after=after, reached=reached)
+                about = KeepKeys(
+                    authority=tuple(authority),
+                    envelopes=tuple(envelopes),
+                    term=self._standbys.term,
+                    after=after,
+                    reached=reached,
+                )
                 name = calls.standby_name(standby)
                 calls.wait(ask(calls.find(name), name, about, self._signer), STANDBY_TIMEOUT_S, f"keys to {name[:20]}")
                 self._reached[standby] = reached

@@ -6,7 +6,9 @@ import time
 from dataclasses import dataclass
 
 from raylog.actors.eventful import Eventful
+from raylog.actors.gcs import GcsRegister
 from raylog.actors.key_copies import KeyCopies
+from raylog.actors.slot import kept_id
 from raylog.security.certs import Authority
 from raylog.security.envelopes import EnvelopeStore
 from raylog.security.grants import Granter
@@ -57,6 +59,7 @@ class KeysActor(Eventful):
             if self._opened is None:
                 keyring = FileKeyring.load(self._settings.keyring_path)
                 authority = Authority.load(self._settings.authority_path, keyring)
+                GcsRegister(authority.cluster_id).set_holder("keys", kept_id(self._settings.state_id_path))
                 envelopes = EnvelopeStore(self._settings.envelopes_path, keyring)
                 copies = KeyCopies(
                     authority,

@@ -151,7 +151,7 @@ class NodeActor:
 
     @ray.method(concurrency_group=CONTROL)
     def sample(self) -> NodeSample:
-        return self._sampler.sample(self._tiering.samples(), self._scrub.sample())
+        return self._sampler.sample(self._tiering.samples() + self._backups.samples(), self._scrub.sample())
 
     def measure(self, signed_request: bytes) -> None:
         """Measures the disks anew; `sample` tells what came of it."""

@@ -104,7 +104,7 @@ class PlacementActor(Eventful):
 def _free_by_kind(sample: NodeSample) -> dict[TierKind, int]:
     free: dict[TierKind, int] = {}
     for tier in sample.tiers:
-        free[tier.kind] = free.get(tier.kind, 0) + tier.free_bytes
+        free[tier.kind] = free.get(tier.kind, 0) + (tier.free_bytes or 0)
     return free
 
 

@@ -176,13 +176,14 @@ class RestartRecords(Request, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 class KeepKeys(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """That the standby has these rows of the key actor's files (security/replicated.py): the changes after those of the
-    numbers `after`, up to `reached`, of the authority and of the envelopes."""
+    numbers `after`, up to `reached`, of the authority and of the envelopes. `term` is the key actor's (standbys.py)."""
 
     action: ClassVar[str] = "standby.keep_keys"
     askers: ClassVar[frozenset[str]] = frozenset({CLUSTER})
 
     authority: tuple[Row, ...]
     envelopes: tuple[Row, ...]
+    term: int
     after: tuple[int, int]
     reached: tuple[int, int]
 

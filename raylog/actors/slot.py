@@ -30,15 +30,7 @@ class Slot:
 
     def node_id(self) -> str:
         """The node's identity: made at the first claim, the same ever after."""
-        file = self.path / "node-id"
-        if not file.exists():
-            temporary = self.path / "node-id.new"
-            with temporary.open("w") as handle:
-                handle.write(new_id())
-                handle.flush()
-                os.fsync(handle.fileno())
-            temporary.replace(file)
-        return parse_id(file.read_text().strip(), f"node id in {file}")
+        return kept_id(self.path / "node-id")
 
     @property
     def arena_path(self) -> Path:
@@ -58,6 +50,18 @@ class Slot:
         os.close(self.lock_fd)
         with suppress(OSError):
             self.socket_path.parent.rmdir()
+
+
+def kept_id(file: Path) -> str:
+    """The id in a file: made when it is asked for the first time, the same ever after."""
+    if not file.exists():
+        temporary = file.with_name(f"{file.name}.new")
+        with temporary.open("w") as handle:
+            handle.write(new_id())
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(file)
+    return parse_id(file.read_text().strip(), f"id in {file}")
 
 
 def claim_slot(nodes_path: Path, ray_node_id: str) -> Slot:

@@ -5,7 +5,6 @@ import logging
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 import ray
@@ -30,8 +29,6 @@ from raylog.security.trust import trust_of
 from raylog.settings import Settings
 
 log = logging.getLogger("raylog.standby")
-STATEFUL = ("keys", "catalog")  # the others begin with nothing
-NODE_TIMEOUT_S = 5.0
 IN_SYNC_TIMEOUT_S = 60.0
 
 
@@ -53,6 +50,7 @@ class StandbyActor(Eventful):
         self._lock = threading.Lock()  # nothing is taken in while this standby looks at what it has
         self._taking_over: Collection[str] = ()
         self._lacked: list[str] = []
+        self._keys_term = self._register.term("keys")
         self._keys_reached = (0, 0)  # not kept: after a restart the key actor sends all again
         self._register.enlist(self._ray_node_id)
         threading.Thread(target=self._run, name="standby", daemon=True).start()
@@ -83,6 +81,8 @@ class StandbyActor(Eventful):
         request, _ = self._requests.open(signed_request, KeepKeys)
         with self._lock:
             self._check_still("keys")
+            if request.term < self._keys_term:
+                raise NotPermitted("this key actor was superseded: another machine has taken its place")
             if request.after not in (self._keys_reached, (0, 0)):
                 raise Unavailable(f"expected what comes after changes {self._keys_reached} of the keys, or all of it")
             self._authority.rows.take(request.authority)
@@ -115,10 +115,10 @@ class StandbyActor(Eventful):
         with self._lock:
             self._taking_over = names
         try:
-            for what in STATEFUL:
-                if what in names:
-                    claim(what, self._register, self._ray_node_id)
+            if "keys" in names:
+                self._keys_term = claim("keys", self._register, self._ray_node_id)
             if "catalog" in names:
+                claim("catalog", self._register, self._ray_node_id)
                 self._make_journal()
             bootstrap.start_actors(self._settings, names, is_takeover=True)
         finally:
@@ -127,12 +127,9 @@ class StandbyActor(Eventful):
         log.warning("This machine is the head of raylog now: %s run here", ", ".join(names))
 
     def _make_journal(self) -> None:
-        """From this standby's copy, and whatever nodes have beyond it; a journal here that lacks that is moved
-        aside."""
-        for node in ray.nodes():
-            if node["Alive"]:
-                with suppress(RaylogError):  # it does not answer, or what it has was never acknowledged
-                    self._catch_up_with(node["NodeID"])
+        """From this standby's copy, which from here on takes nothing from the catalog that was; a journal here that
+        lacks what is in it is moved aside. What nodes have beyond it was never acknowledged."""
+        self._records.observe(self._register.claim_epoch(self._records.highest_epoch()))
         directory = self._settings.catalog_path
         if (directory / FILE_NAME).exists():
             journal = Journal(directory, self._trust, time.time, create=False)
@@ -152,15 +149,6 @@ class StandbyActor(Eventful):
             yield from page
             since += len(page)
 
-    def _catch_up_with(self, ray_node_id: str) -> None:
-        node = calls.node(ray_node_id)
-        while True:
-            answer = node.records.remote(self._records.tail.sequence, ENTRIES_MAX)
-            entries: list[Entry] = calls.wait(answer, NODE_TIMEOUT_S, f"node {ray_node_id[:12]}.records")
-            if not entries:
-                return
-            self._records.append(entries)
-
 
 def start_standby(settings: Settings) -> None:
     """Makes this machine of the Ray cluster a standby, and waits until it has all that the head has; keys of the
@@ -179,8 +167,8 @@ def start_standby(settings: Settings) -> None:
         raise Conflict("this machine is the head: a standby is another one, which takes its place when it is lost")
     handle: Any = ray.remote(StandbyActor).options(**detached(calls.standby_name(here), here)).remote(settings)
     cluster_id: str = calls.wait(handle.cluster_id.remote(), bootstrap.START_TIMEOUT_S, "starting the standby")
-    register, deadline = GcsRegister(cluster_id), time.monotonic() + IN_SYNC_TIMEOUT_S
-    while any(here not in register.in_sync(what) for what in STATEFUL):
+    deadline = time.monotonic() + IN_SYNC_TIMEOUT_S
+    while not standbys(cluster_id).get(here):
         if time.monotonic() > deadline:
             raise Unavailable(
                 f"the standby runs, and was not in sync after {IN_SYNC_TIMEOUT_S:.0f} s: 'raylog status --events' says "
@@ -190,7 +178,10 @@ def start_standby(settings: Settings) -> None:
 
 
 def standbys(cluster_id: str) -> dict[str, bool]:
-    """Ray node ids of the living standbys -> whether they have all that the head has."""
+    """Ray node ids of the living standbys, without the one that is the head now -> whether they have all that it
+    has."""
+    heads = {calls.node_of(what) for what in bootstrap.STATEFUL}
     register = GcsRegister(cluster_id)
-    in_sync = frozenset.intersection(*(register.in_sync(what) for what in STATEFUL))
-    return {one: one in in_sync for one in register.standbys() if calls.exists(calls.standby_name(one))}
+    in_sync = frozenset.intersection(*(register.in_sync(one, register.term(one)) for one in bootstrap.STATEFUL))
+    living = [one for one in register.standbys() if one not in heads and calls.exists(calls.standby_name(one))]
+    return {one: one in in_sync for one in living}

@@ -28,11 +28,12 @@ class Register(Protocol):
         """All that were ever enlisted."""
         ...
 
-    def in_sync(self, what: str) -> frozenset[str]:
-        """The standbys that have all that the actor has acknowledged."""
+    def in_sync(self, what: str, term: int) -> frozenset[str]:
+        """The standbys that have all that the actor of that term has acknowledged, as it says; until it has begun, as
+        those before it said last."""
         ...
 
-    def set_in_sync(self, what: str, standbys: Collection[str]) -> None: ...
+    def set_in_sync(self, what: str, term: int, standbys: Collection[str]) -> None: ...
 
     def term(self, what: str) -> int:
         """How often somebody has begun to take the actor's place."""
@@ -51,11 +52,12 @@ class Standbys:
         process, as another one has its place, or Ray starts it again."""
         self._what, self._register, self._own = what, register, own
         self._when_superseded = when_superseded
-        self._term = register.term(what)
+        self.term = register.term(what)
         self._lock = threading.RLock()
-        # What an earlier run of this actor listed has all that was acknowledged, and gets what is to come.
-        self._listed = {standby for standby in register.in_sync(what) if standby != own}
+        # Those that were in sync have all that was acknowledged, and get what is to come.
+        self._listed = {standby for standby in register.in_sync(what, self.term) if standby != own}
         self._copied_to = set(self._listed)
+        register.set_in_sync(what, self.term, self._listed)
         self._told: dict[str, str] = {}  # standby -> why it was not in sync, the last time
 
     @property
@@ -64,7 +66,8 @@ class Standbys:
             return frozenset(self._listed)
 
     def waiting(self) -> list[str]:
-        """Standbys that are not in sync."""
+        """Standbys that are not in sync. To be asked now and then: it is seen here that this actor's place is taken."""
+        self._check_not_superseded()
         return [one for one in self._register.standbys() if one != self._own and one not in self.in_sync]
 
     def admit(self, standby: str, catch_up: Callable[[str], None]) -> None:
@@ -78,7 +81,7 @@ class Standbys:
             raise
         with self._lock:
             if standby in self._copied_to:
-                self._register.set_in_sync(self._what, self._listed | {standby})
+                self._register.set_in_sync(self._what, self.term, self._listed | {standby})
                 self._listed.add(standby)
                 self._told.pop(standby, None)
         log.info("standby %s has all that %s has", standby[:12], self._what)
@@ -108,12 +111,15 @@ class Standbys:
             if self._told.get(standby) != str(why):
                 self._told[standby] = str(why)
                 log.warning("standby %s cannot take the place of %s now: %s", standby[:12], self._what, why)
-            self._register.set_in_sync(self._what, self._listed - {standby})
-            if self._register.term(self._what) > self._term:
-                self._when_superseded()
-                raise Unavailable(f"another machine takes the place of this {self._what}: ask again in a moment")
+            self._register.set_in_sync(self._what, self.term, self._listed - {standby})
+            self._check_not_superseded()
             self._listed.discard(standby)
             self._copied_to.discard(standby)
+
+    def _check_not_superseded(self) -> None:
+        if self._register.term(self._what) > self.term:
+            self._when_superseded()
+            raise Unavailable(f"another machine takes the place of this {self._what}: ask again in a moment")
 
 
 def claim(what: str, register: Register, standby: str) -> int:
@@ -122,7 +128,7 @@ def claim(what: str, register: Register, standby: str) -> int:
     term = register.term(what) + 1
     if not register.claim_term(what, term):
         raise Unavailable(f"another standby takes the place of {what}")
-    if standby not in register.in_sync(what):
+    if standby not in register.in_sync(what, term):
         raise Unavailable(
             f"this standby may lack what {what} has acknowledged, and does not take its place: bring the head back, or "
             "begin with 'raylog catalog rebuild' on a machine that has the keys"

@@ -10,11 +10,12 @@ from raylog.monitor.samples import DeviceSample, TierSample
 from raylog.settings import Settings
 from raylog.spec import TierKind
 from raylog.store.device import device_kind
+from raylog.store.device_meter import DeviceMeter
 from raylog.store.disk import DiskTier
 from raylog.store.disks import Disks
 from raylog.store.filling import Filling
 from raylog.store.memory import MemoryTier
-from raylog.store.policy import Stored, plan_moves
+from raylog.store.policy import Stored, gives_way, plan_moves
 from raylog.store.tier import Tier
 from raylog.store.tiered import TieredStore
 
@@ -88,7 +89,7 @@ class Tiering:
             free_bytes=free_bytes,
             shards=shards,
             days_to_full=None if tier.kind is TierKind.MEMORY else filling.days_to_full(free_bytes),
-            device=_device(tier) if isinstance(tier, DiskTier) else None,
+            device=device_sample(tier.meter) if isinstance(tier, DiskTier) else None,
         )
 
     def _run(self) -> None:
@@ -103,8 +104,6 @@ class Tiering:
 
     def _move(self) -> None:
         disks = self._store.disk
-        if len(disks.tiers) < 2:
-            return
         for tier in disks.tiers:
             if tier.meter.slow:  # seen to be slow: is it, or was much asked of it at once?
                 tier.measure()
@@ -119,8 +118,11 @@ class Tiering:
                     stored_bytes=ref.stored_bytes,
                     reads=self._store.arena.reads(ref.shard_id),
                     is_pinned=self._store.is_pinned(ref.shard_id),
+                    is_cached=self._store.is_cached(ref.shard_id),
                 )
                 stored.append(one)
+        for one in gives_way(disks.states(), [one for one in stored if one.is_cached], self._store.arena.worth_on_disk):
+            self._store.drop_cached(one.shard_id)
         for move in plan_moves(disks.states(), stored, MOVES_PER_ROUND):
             if self._stop.is_set():
                 return
@@ -132,8 +134,7 @@ class Tiering:
                 log.warning("shard %s stays where it is: %s", move.shard_id, error)
 
 
-def _device(tier: DiskTier) -> DeviceSample:
-    meter = tier.meter
+def device_sample(meter: DeviceMeter) -> DeviceSample:
     measured, now, counters = meter.measured, meter.rates, meter.counters
     return DeviceSample(
         measured_read_bytes_per_s=measured.read_bytes_per_s if measured else None,

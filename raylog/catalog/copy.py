@@ -110,10 +110,21 @@ class RecordCopy:
                 self._tail = self._take(entries, opened)
             except DamagedData:
                 if newest and opened[0].record.sequence <= self._tail.sequence + 1:  # a fork and no mere gap
-                    self._observe(newest.epoch)
+                    self._observe(newest.epoch)  # its records may not fit here, but the older catalog has ended
                 raise
             self._epoch_seen = max(self._epoch_seen, self._tail.epoch)
         return self._tail
+
+    def observe(self, epoch: int) -> None:
+        """Raises the fence, for good: from here on no catalog of an older epoch has its records taken."""
+        with held(self._turn, self._database.path):
+            self._observe(epoch)
+
+    def _observe(self, epoch: int) -> None:
+        if epoch > self._epoch_seen:
+            with self._database.write() as connection:
+                connection.execute("UPDATE fence SET epoch = ?", (epoch,))
+            self._epoch_seen = epoch
 
     def restart(self, epoch: int) -> None:
         """Drops all records, as the catalog of `epoch` asks, whose chain this copy is not of: it sends its own from the
@@ -187,13 +198,6 @@ class RecordCopy:
                 ids = [(bytes.fromhex(shard_id),) for shard_id in shard_ids]
                 connection.executemany("INSERT OR IGNORE INTO named VALUES (?)", ids)
         return tail
-
-    def _observe(self, epoch: int) -> None:
-        """Raises the fence, for good: the newer catalog's records may not fit here, but the older one has ended."""
-        if epoch > self._epoch_seen:
-            with self._database.write() as connection:
-                connection.execute("UPDATE fence SET epoch = ?", (epoch,))
-            self._epoch_seen = epoch
 
     def _check_same(self, connection: sqlite3.Connection, entry: Entry, record: Record) -> None:
         row = connection.execute("SELECT record FROM entries WHERE sequence = ?", (record.sequence,)).fetchone()

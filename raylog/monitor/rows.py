@@ -185,13 +185,15 @@ def _gpu_sum(nodes: Sequence[GpuSummary]) -> GpuSummary:
 def _tier_totals(tiers: Iterable[TierSample]) -> tuple[TierTotal, ...]:
     by_kind: dict[TierKind, list[TierSample]] = {}
     for tier in tiers:
+        if tier.capacity_bytes is None:
+            continue
         by_kind.setdefault(tier.kind, []).append(tier)
     return tuple(
         TierTotal(
             kind=kind,
-            capacity_bytes=sum(tier.capacity_bytes for tier in by_kind[kind]),
-            free_bytes=sum(tier.free_bytes for tier in by_kind[kind]),
-            shards=sum(tier.shards for tier in by_kind[kind]),
+            capacity_bytes=sum(tier.capacity_bytes or 0 for tier in by_kind[kind]),
+            free_bytes=sum(tier.free_bytes or 0 for tier in by_kind[kind]),
+            shards=sum(tier.shards or 0 for tier in by_kind[kind]),
         )
         for kind in TierKind
         if kind in by_kind

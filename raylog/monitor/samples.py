@@ -146,14 +146,14 @@ class DeviceSample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TierSample(msgspec.Struct, frozen=True, kw_only=True):
-    """One tier of one node. `path` is the arena's file or the tier's directory; `days_to_full` at the last day's rate,
-    None while it does not fill."""
+    """One tier of one node. `path` is the arena's file, the tier's directory or a backup's URL, of which nobody knows
+    how much it holds and may hold (None); `days_to_full` at the last day's rate, None while it does not fill."""
 
     kind: TierKind
     path: str
-    capacity_bytes: int
-    free_bytes: int
-    shards: int
+    capacity_bytes: int | None = None
+    free_bytes: int | None = None
+    shards: int | None = None
     days_to_full: float | None = None
     device: DeviceSample | None = None
 

@@ -22,6 +22,7 @@ class ArenaPolicy:
         self._clock = clock
         self._history = AccessHistory()
         self._lies: dict[str, tuple[int, Disk]] = {}  # bytes and disk of shards that were read from disk
+        self._origins: dict[str, tuple[int, Disk]] = {}  # bytes of shards that came from a backup, and how it does
         self._ranks: dict[str, float] = {}
         self._pinned: set[str] = set()
         self._floor = (0.0, -FLOOR_S)  # what the least of those who stayed was worth, and when
@@ -46,6 +47,23 @@ class ArenaPolicy:
                 self._lies[shard_id] = stored_bytes, disk
                 self._rank(shard_id)
 
+    def came_from(self, shard_id: str, stored_bytes: int, rates: DeviceRates) -> None:
+        """The shard is had from a backup, and would be had from there again."""
+        with self._lock:
+            origin = Disk(kind=TierKind.REMOTE, capacity_bytes=0, free_bytes=0, rates=rates)
+            self._origins[shard_id] = stored_bytes, origin
+
+    def is_from_afar(self, shard_id: str) -> bool:
+        """Whether it came from a backup."""
+        with self._lock:
+            return shard_id in self._origins
+
+    def worth_on_disk(self, shard_id: str) -> float:
+        """Seconds saved per byte by a cached copy on disk: what it took to have it from elsewhere."""
+        with self._lock:
+            stored_bytes, origin = self._origins.get(shard_id, _ELSEWHERE)
+            return worth(self._history.count(shard_id, self._clock()), stored_bytes, origin)
+
     def reads(self, shard_id: str) -> float:
         """How often it was read lately, faded."""
         with self._lock:
@@ -57,8 +75,12 @@ class ArenaPolicy:
         with self._lock:
             if shard_id in self._pinned:
                 return math.inf
-            stored_bytes, disk = self._lies.get(shard_id, _ELSEWHERE)
+            stored_bytes, disk = self._next_copy(shard_id)
             return worth(self._history.count(shard_id, self._clock()), stored_bytes, disk)
+
+    def _next_copy(self, shard_id: str) -> tuple[int, Disk]:
+        """What reading the shard costs where it is not in memory."""
+        return self._lies.get(shard_id) or self._origins.get(shard_id, _ELSEWHERE)
 
     def rank(self, shard_id: str) -> float:
         """Orders shards by `worth`, at any time alike and without asking it of each."""
@@ -77,10 +99,11 @@ class ArenaPolicy:
         for one in self._history.touch(shard_id, self._clock()):
             self._ranks.pop(one, None)
             self._lies.pop(one, None)
+            self._origins.pop(one, None)
         self._rank(shard_id)
 
     def _rank(self, shard_id: str) -> None:
-        stored_bytes, disk = self._lies.get(shard_id, _ELSEWHERE)
+        stored_bytes, disk = self._next_copy(shard_id)
         self._ranks[shard_id] = self._history.order(shard_id) + math.log(worth(1.0, stored_bytes, disk))
 
     def may_admit(self, shard_id: str) -> bool:
@@ -105,6 +128,7 @@ class ArenaPolicy:
             self._history.forget(shard_id)
             self._pinned.discard(shard_id)
             self._lies.pop(shard_id, None)
+            self._origins.pop(shard_id, None)
             self._ranks.pop(shard_id, None)
 
 

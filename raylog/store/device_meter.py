@@ -71,9 +71,11 @@ class _Slowness:
 
 @dataclass
 class DeviceMeter:
-    """What is known of one device. `measured`: by `measure.py`, when nothing else was asked of it."""
+    """What is known of one device. `measured`: by `measure.py`, when nothing else was asked of it; `assumed`: what it
+    passes for while nothing is known of it."""
 
     measured: DeviceRates | None = None
+    assumed: DeviceRates = DeviceRates(read_bytes_per_s=500e6, write_bytes_per_s=200e6, sync_s=0.01)
     _counters: DeviceCounters = field(default_factory=DeviceCounters)
     _read: _Rate = field(default_factory=_Rate)
     _written: _Rate = field(default_factory=_Rate)
@@ -145,9 +147,9 @@ class DeviceMeter:
 
     @property
     def rates(self) -> DeviceRates:
-        """As they are now, as far as is known; a device of which nothing is known passes for an ordinary one."""
+        """As they are now, as far as is known."""
         with self._lock:
-            measured = self.measured or DeviceRates(read_bytes_per_s=500e6, write_bytes_per_s=200e6, sync_s=0.01)
+            measured = self.measured or self.assumed
             return DeviceRates(
                 read_bytes_per_s=self._read.known or measured.read_bytes_per_s,
                 write_bytes_per_s=self._written.known or measured.write_bytes_per_s,

@@ -1,6 +1,6 @@
 """What belongs where in a node's store. Pure; every decision about its tiers stands here, with its reason."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from raylog.spec import TierKind, Use
@@ -10,7 +10,7 @@ from raylog.units import format_bytes
 ARENA_SHARE = 0.5  # of the arena, at most, for one shard: a larger one would push out everything else
 HIGH_WATERMARK = 0.90  # of a disk: above it, what is worth least moves to a slower one
 LOW_WATERMARK = 0.80  # down to here; and what is read often moves up as far as here
-SEEK_S = {TierKind.SSD: 0.0001, TierKind.HDD: 0.008}
+SEEK_S = {TierKind.SSD: 0.0001, TierKind.HDD: 0.008, TierKind.REMOTE: 0.05}
 PROMOTED_READS_MIN = 2.0  # faded reads, below which a shard stays on its slow disk
 ALIKE = 1.5  # disks whose commits differ by less than this factor are filled alike
 SPEED_GAP = 2.0  # a disk that reads at less than this times another one's rate is not faster than it
@@ -46,13 +46,14 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """A shard on one of the disks: its bytes, its reads (faded), and what it is used for."""
+    """A shard on one of the disks: its bytes, its reads (faded), and whether it may move down, or go altogether."""
 
     shard_id: str
     disk: int
     stored_bytes: int
     reads: float
     is_pinned: bool = False
+    is_cached: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +118,7 @@ def plan_moves(disks: Sequence[Disk], stored: Sequence[Stored], moves_max: int) 
             planner.add(shard, target, f"disk {shard.disk} is slow or fails ({disk.slow or 'errors'})")
     for shard in sorted(stored, key=lambda one: (one.reads, -one.stored_bytes, one.shard_id)):
         limit = LOW_WATERMARK if shard.disk in planner.drained else HIGH_WATERMARK
-        if planner.fill(shard.disk) > limit and not shard.is_pinned:
+        if planner.fill(shard.disk) > limit and not shard.is_pinned and not shard.is_cached:
             reason = f"disk {shard.disk} is {planner.fill(shard.disk):.0%} full, and it is read least"
             if planner.add(shard, planner.slower(shard), reason):
                 planner.drained.add(shard.disk)
@@ -125,6 +126,34 @@ def plan_moves(disks: Sequence[Disk], stored: Sequence[Stored], moves_max: int) 
         if shard.reads >= PROMOTED_READS_MIN:
             planner.add(shard, planner.faster(shard), f"it was read {shard.reads:.0f} times lately")
     return planner.moves
+
+
+def has_room_to_spare(disks: Sequence[Disk], stored_bytes: int) -> bool:
+    """Whether a copy that nobody was promised fits on a healthy disk below its high watermark."""
+    return any(
+        not disk.is_failing and disk.free_bytes > stored_bytes and _fill(disk, stored_bytes) <= HIGH_WATERMARK
+        for disk in disks
+    )
+
+
+def gives_way(disks: Sequence[Disk], cached: Sequence[Stored], worth_of: Callable[[str], float]) -> list[Stored]:
+    """Which cached copies are to go: of each disk above the high watermark, what is worth least, down to the low one.
+    `worth_of` orders them by the seconds that they save per byte, having come from elsewhere."""
+    going: list[Stored] = []
+    for number, disk in enumerate(disks):
+        free_bytes = disk.free_bytes
+        if 1 - free_bytes / max(disk.capacity_bytes, 1) <= HIGH_WATERMARK:
+            continue
+        here = sorted(
+            (one for one in cached if one.disk == number), key=lambda one: (worth_of(one.shard_id), one.shard_id)
+        )
+        for one in here:
+            if 1 - free_bytes / max(disk.capacity_bytes, 1) <= LOW_WATERMARK:
+                break
+            if not one.is_pinned:
+                free_bytes += one.stored_bytes
+                going.append(one)
+    return going
 
 
 class _Moves:

@@ -21,13 +21,15 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from s3fs import S3FileSystem
 
-from raylog.errors import DamagedData, NotFound, NotPermitted, RaylogError, Unavailable, UsageError
+from raylog.errors import DamagedData, DeadlineExceeded, NotFound, NotPermitted, RaylogError, Unavailable, UsageError
+from raylog.store.device_meter import DeviceMeter, DeviceRates
 from raylog.store.files import fsync_directory
 from raylog.store.objects import Blob, Limit, persistently
 from raylog.units import MIB
 
 log = logging.getLogger(__name__)
 
+ASSUMED_RATES = DeviceRates(read_bytes_per_s=50e6, write_bytes_per_s=50e6, sync_s=0.0)
 PART_BYTES = 16 * MIB
 PARTS_AT_ONCE = 4
 BLOCKING_AT_ONCE = 16
@@ -46,11 +48,17 @@ class RemoteObjects:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        self.meter = DeviceMeter(assumed=ASSUMED_RATES)
         self._lock = threading.Lock()
         self._credentials = _credentials_stamp()
         self._fs, self._root = _open(self.url)
 
     def write(self, key: str, blob: Blob, limit: Limit) -> None:
+        began_s = time.monotonic()
+        self._write(key, blob, limit)
+        self.meter.wrote(blob.size, time.monotonic() - began_s, 0.0)
+
+    def _write(self, key: str, blob: Blob, limit: Limit) -> None:
         fs, path = self._place(key)
         if isinstance(fs, S3FileSystem):
             self._write_s3(key, blob, limit)
@@ -63,7 +71,9 @@ class RemoteObjects:
             )
 
     def read(self, key: str, start: int, length: int, limit: Limit) -> bytes:
+        began_s = time.monotonic()
         data: bytes = self._persistently(key, "cat_file", limit, start=start, end=start + length)
+        self.meter.read(len(data), time.monotonic() - began_s)
         if len(data) != length:
             raise DamagedData(
                 f"{self.url}: expected {length} bytes at {start} of {key}, got {len(data)}: it was truncated or "
@@ -128,7 +138,9 @@ class RemoteObjects:
         """What the libraries below raise, of which there is no end, in this package's terms."""
         try:
             yield
-        except RaylogError:
+        except RaylogError as error:
+            if isinstance(error, Unavailable) and not isinstance(error, DeadlineExceeded):
+                self.meter.failed()  # no answer in time
             raise
         except FileNotFoundError as error:
             message = f"{self.url}: {what}: not there, or the bucket is not: check the URL ({_said(error)})"
@@ -145,6 +157,8 @@ class RemoteObjects:
                     f"{self.url}: {what}: the object ends before: it was truncated or replaced"
                 ) from error
             kind = UsageError if _code(error) in MISTAKES else Unavailable
+            if kind is Unavailable:
+                self.meter.failed()
             raise kind(f"{self.url}: {what}: {_said(error)}") from error
 
     # Writing

@@ -1,6 +1,7 @@
 """A node's store: its memory tier in front of its disk tier."""
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
@@ -16,8 +17,8 @@ from raylog.store.disks import Disks
 from raylog.store.hot import HotWriter, PromotingReader
 from raylog.store.memory import MemoryTier, MemoryWriter
 from raylog.store.pin import Pin
-from raylog.store.policy import belongs_in_arena
-from raylog.store.shard_file import DiskReader
+from raylog.store.policy import belongs_in_arena, has_room_to_spare
+from raylog.store.shard_file import DiskReader, DiskWriter
 from raylog.store.tier import ShardReader, ShardWriter, Tier
 
 log = logging.getLogger(__name__)
@@ -105,16 +106,31 @@ class TieredStore:
         return writer if hot is None else HotWriter(writer, hot, self._keep_hot)
 
     def create_cached(self, frame: Frame) -> ShardWriter:
-        """A writer of a copy that may go when room is needed: in the arena, or on disk where the arena has none. On
-        disk nothing makes way for it."""
+        """A writer of a copy that may go when room is needed: in the arena, or on disk where the arena has none; on
+        disk too if it comes from a backup, from where it would be long in coming a second time."""
         self._refuse_present(frame)
         self.arena.arrived(frame.header.shard_id)
+        on_disk = self._second_chance(frame) if self.arena.is_from_afar(frame.header.shard_id) else None
+        if on_disk is not None and on_disk.missing() != [(0, len(frame.chunks))]:
+            return on_disk  # resumed: the arena lacks what the disk has
         cached = self._arena_writer(frame, evictable=True)
-        if cached is not None:
-            return cached
-        return self._cached_disk_writer(frame)
+        if cached is None:
+            return on_disk or self._cached_disk_writer(frame)
+        return cached if on_disk is None else HotWriter(on_disk, cached, self._keep_hot)
 
-    def _cached_disk_writer(self, frame: Frame) -> ShardWriter:
+    def _second_chance(self, frame: Frame) -> DiskWriter | None:
+        """A cached copy on disk for one that is in the arena: below the high watermark, and for it only what is worth
+        less gives way."""
+        shard_id = frame.header.shard_id
+        while not has_room_to_spare(self.disk.states(), frame.stored_bytes):
+            if not self._give_way(self.arena.worth_on_disk(shard_id)):
+                return None
+        try:
+            return self._cached_disk_writer(frame)
+        except NoSpace:
+            return None
+
+    def _cached_disk_writer(self, frame: Frame) -> DiskWriter:
         shard_id = frame.header.shard_id
         self.disk.mark_cached(frame)
         try:
@@ -285,20 +301,39 @@ class TieredStore:
             tier.close()
 
     def _with_room(self, action: Callable[[], T]) -> T:
-        """Does what needs room on disk; cached copies there give way, the oldest first, unless pinned."""
+        """Does what needs room on disk; cached copies there give way, unless pinned."""
         while True:
             try:
                 return action()
             except NoSpace:
-                with self._lock:
-                    shard_id = next((one for one in self._cached_on_disk if one not in self._pinned), None)
-                    if shard_id is None:
-                        raise
-                    del self._cached_on_disk[shard_id]
-                    with suppress(NotFound):
-                        self.disk.delete(shard_id)
-                    self.disk.mark_kept(shard_id)
-                log.info("shard %s, a cached copy on disk, gave way", shard_id)
+                if not self._give_way():
+                    raise
+
+    def _give_way(self, worth: float = math.inf) -> bool:
+        """Drops the cached copy on disk that is worth least, if that is less than `worth`; of equals the oldest."""
+        with self._lock:
+            able = [one for one in self._cached_on_disk if one not in self._pinned]
+        least = min(able, key=self.arena.worth_on_disk, default=None)
+        if least is None or self.arena.worth_on_disk(least) >= worth:
+            return False
+        self.drop_cached(least)
+        return True
+
+    def is_cached(self, shard_id: str) -> bool:
+        """Whether the copy on disk is promised to nobody."""
+        with self._lock:
+            return shard_id in self._cached_on_disk
+
+    def drop_cached(self, shard_id: str) -> None:
+        """The cached copy on disk goes, unless it was promised or pinned meanwhile."""
+        with self._lock:
+            if shard_id not in self._cached_on_disk or shard_id in self._pinned:
+                return
+            del self._cached_on_disk[shard_id]
+            with suppress(NotFound):
+                self.disk.delete(shard_id)
+            self.disk.mark_kept(shard_id)
+        log.info("shard %s, a cached copy on disk, gave way", shard_id)
 
     def _promise(self, shard_id: str) -> None:
         """A copy on disk, here or to come, does not give way from here on."""

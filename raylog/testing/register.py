@@ -9,7 +9,7 @@ class MemoryRegister:
     def __init__(self, before_each: Callable[[], None] = lambda: None) -> None:
         self._before_each = before_each
         self._standbys: set[str] = set()
-        self._in_sync: dict[str, frozenset[str]] = {}
+        self._in_sync: dict[tuple[str, int], frozenset[str]] = {}
         self._terms: dict[str, int] = {}
 
     def enlist(self, standby: str) -> None:
@@ -20,13 +20,14 @@ class MemoryRegister:
         self._before_each()
         return sorted(self._standbys)
 
-    def in_sync(self, what: str) -> frozenset[str]:
+    def in_sync(self, what: str, term: int) -> frozenset[str]:
         self._before_each()
-        return self._in_sync.get(what, frozenset())
+        begun = [self._in_sync[what, one] for one in range(term, -1, -1) if (what, one) in self._in_sync]
+        return begun[0] if begun else frozenset()
 
-    def set_in_sync(self, what: str, standbys: Collection[str]) -> None:
+    def set_in_sync(self, what: str, term: int, standbys: Collection[str]) -> None:
         self._before_each()
-        self._in_sync[what] = frozenset(standbys)
+        self._in_sync[what, term] = frozenset(standbys)
 
     def term(self, what: str) -> int:
         self._before_each()

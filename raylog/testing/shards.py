@@ -8,6 +8,7 @@ from blake3 import blake3
 from raylog.codec.chunk import TAG_BYTES
 from raylog.codec.frame import INDEX_TAG_BYTES, ChunkEntry, Frame, encode_index
 from raylog.codec.header import Header
+from raylog.codec.pieces import Erasure, digests_of, encode_stripe
 from raylog.spec import CHUNK_CONTENT_BYTES_MAX, Codec, Kind
 
 
@@ -67,3 +68,24 @@ def sample_shard(
         offset += len(sealed)
     metadata = header + encode_index(entries) + source.randbytes(INDEX_TAG_BYTES)
     return SampleShard(frame=Frame.decode(metadata, None), chunks=chunks)
+
+
+def cut(shard: SampleShard, data: int, parity: int) -> tuple[Erasure, list[SampleShard]]:
+    """The shard in `data` + `parity` pieces."""
+    file, stripes = shard.file, []
+
+    def digests(blank: Erasure) -> bytes:
+        found = b""
+        for stripe in range(blank.stripes):
+            size, start = blank.piece_bytes(stripe), stripe * blank.parity.stripe_bytes
+            whole = file[start : start + blank.parity.stripe_bytes].ljust(size * data, b"\0")
+            pieces = encode_stripe(blank, stripe, memoryview(whole), memoryview(bytearray(size * parity)))
+            stripes.append([bytes(piece) for piece in pieces])
+            found += digests_of(pieces)
+        return found
+
+    erasure = Erasure.plan(shard.frame.ref(), shard.frame.header, data, parity, digests)
+    return erasure, [
+        SampleShard(frame=frame, chunks=tuple(pieces[number] for pieces in stripes))
+        for number, frame in enumerate(erasure.frames())
+    ]

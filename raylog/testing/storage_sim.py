@@ -34,7 +34,6 @@ from raylog.catalog.journal import Entry, Journal
 from raylog.catalog.manifest import ShardEntry
 from raylog.catalog.rebuild import best_copy, rebuild
 from raylog.catalog.record import Tail
-from raylog.codec.pieces import Erasure, digests_of, encode_stripe
 from raylog.errors import DamagedData, NotFound, RaylogError, Unavailable
 from raylog.security.requests import Request
 from raylog.settings import Settings
@@ -46,7 +45,7 @@ from raylog.store.tier import ShardWriter
 from raylog.store.tiered import TieredStore
 from raylog.testing.catalog_cluster import TENANT, Cluster, Member
 from raylog.testing.register import MemoryRegister
-from raylog.testing.shards import SampleShard, sample_shard
+from raylog.testing.shards import SampleShard, cut, sample_shard
 from raylog.wire.fetcher import Source
 
 NODES = 4
@@ -492,7 +491,7 @@ class History:
             self._copy(nodes[1], shard.frame.ref(), nodes[0])
             receipts = [receipt for node in nodes[:2] for receipt in node.receipts([shard.frame.ref()])]
             return ShardEntry.whole(shard.frame.ref(), dek_ids, tag), receipts
-        erasure, pieces = _cut(shard)
+        erasure, pieces = cut(shard, 2, 1)
         receipts = []
         for node, piece in zip(nodes, pieces, strict=True):
             self._write(node, piece)
@@ -517,7 +516,7 @@ class History:
         target.check()
 
     def _discard(self, shards: Sequence[SampleShard], is_coded: bool) -> None:
-        ids = [one.shard_id for shard in shards for one in (_cut(shard)[1] if is_coded else [shard])]
+        ids = [one.shard_id for shard in shards for one in (cut(shard, 2, 1)[1] if is_coded else [shard])]
         for node in self.world.living():
             for shard_id in ids:
                 with suppress(RaylogError):
@@ -671,27 +670,6 @@ class History:
 def node_sources(target: SimNode, holders: Sequence[SimNode]) -> tuple[Source, ...]:
     """The holders as `target` asks them."""
     return sources_for(target.info(), [node.info() for node in holders])
-
-
-def _cut(shard: SampleShard) -> tuple[Erasure, list[SampleShard]]:
-    """2+1 pieces."""
-    file, made = shard.file, []
-
-    def digests(blank: Erasure) -> bytes:
-        found = b""
-        for stripe in range(blank.stripes):
-            size, start = blank.piece_bytes(stripe), stripe * blank.parity.stripe_bytes
-            whole = file[start : start + blank.parity.stripe_bytes].ljust(size * 2, b"\0")
-            pieces = encode_stripe(blank, stripe, memoryview(whole), memoryview(bytearray(size)))
-            made.append([bytes(piece) for piece in pieces])
-            found += digests_of(pieces)
-        return found
-
-    erasure = Erasure.plan(shard.frame.ref(), shard.frame.header, 2, 1, digests)
-    return erasure, [
-        SampleShard(frame=frame, chunks=tuple(pieces[number] for pieces in made))
-        for number, frame in enumerate(erasure.frames())
-    ]
 
 
 @dataclass(frozen=True)

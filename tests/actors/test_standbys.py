@@ -81,8 +81,8 @@ class World:
 
         late = self.register.set_in_sync
 
-        def set_in_sync(what: str, standbys: frozenset[str]) -> None:
-            late(what, standbys)
+        def set_in_sync(what: str, term: int, standbys: frozenset[str]) -> None:
+            late(what, term, standbys)
             if self.is_late and self.calls == self.fail_at:
                 raise Unavailable("the answer was lost")
 
@@ -137,8 +137,43 @@ def test_a_standby_in_sync_takes_over_and_the_old_actor_ends() -> None:
         with pytest.raises(Unavailable, match="takes the place of this it"):
             actor.acknowledge(lambda _: machine.take({2}))
     assert ended
+    with pytest.raises(Unavailable, match="takes the place of this it"):
+        actor.waiting()
     successor = Standbys("it", register, "standby", when_superseded=lambda: None)
     assert successor.in_sync == frozenset() and not successor.acknowledge(lambda _: None)
+
+
+def test_what_the_old_actor_lists_later_does_not_count() -> None:
+    register = MemoryRegister()
+    old = Standbys("it", register, "head", when_superseded=lambda: None)
+    for standby in ("first", "second", "third"):
+        register.enlist(standby)
+        old.admit(standby, lambda _: None)
+
+    def gone(standby: str) -> None:
+        raise Unavailable(f"{standby} is gone")
+
+    assert claim("it", register, "first") == 1
+    new = Standbys("it", register, "first", when_superseded=lambda: None)
+    assert new.in_sync == {"second", "third"}
+    assert not new.acknowledge(gone)
+    with pytest.raises(Unavailable, match="takes the place"):
+        old.acknowledge(lambda standby: gone(standby) if standby == "first" else None)
+    assert register.in_sync("it", register.term("it")) == frozenset()
+    with pytest.raises(Unavailable, match="may lack"):
+        claim("it", register, "second")
+
+
+def test_one_that_fails_to_take_over_leaves_it_to_another() -> None:
+    register = MemoryRegister()
+    actor = Standbys("it", register, "head", when_superseded=lambda: None)
+    for standby in ("first", "second"):
+        register.enlist(standby)
+    actor.admit("second", lambda _: None)
+    with pytest.raises(Unavailable, match="may lack"):
+        claim("it", register, "first")
+    assert claim("it", register, "second") == 2
+    assert claim("it", register, "second") == 3  # again, after its start has failed
 
 
 def test_a_restarted_actor_goes_on_with_those_in_sync() -> None:
@@ -160,5 +195,5 @@ def test_one_that_does_not_catch_up_is_not_in_sync() -> None:
 
     with pytest.raises(Unavailable, match="later"):
         actor.admit("standby", slow)
-    assert actor.in_sync == register.in_sync("it") == frozenset()
+    assert actor.in_sync == register.in_sync("it", 0) == frozenset()
     assert not actor.acknowledge(slow)  # nobody waits for it

@@ -1,6 +1,6 @@
 """A client on a network host: `standby_driver.py CONFIG put NAME REPLICAS FILE` puts version after version until FILE
 is there, and prints the number of each that was acknowledged; `standby_driver.py CONFIG check` prints what there is,
-having read all of it; `standby_driver.py CONFIG standby` is `raylog standby`."""
+having read all of it; `standby_driver.py CONFIG standby | up | down` is what `raylog` does."""
 
 import hashlib
 import json
@@ -51,12 +51,17 @@ def check(client: raylog.Client) -> dict[str, list[int]]:
     return found
 
 
+STEPS = {
+    "up": bootstrap.start,
+    "down": lambda _: bootstrap.stop(),
+    "standby": start_standby,
+}
+
+
 def main(config: str, step: str, *arguments: str) -> None:
-    if step == "standby":
+    if step in STEPS:
         with joined():
-            settings = bootstrap.running_settings()
-            assert settings is not None
-            start_standby(settings)
+            STEPS[step](load_settings(config))
         return
     with joined() as address, raylog.connect(address, settings=load_settings(config)) as client:
         if step == "put":

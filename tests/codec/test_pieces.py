@@ -17,32 +17,20 @@ from raylog.codec.pieces import (
     Erasure,
     Parity,
     ShardOfPieces,
-    digests_of,
-    encode_stripe,
     parse_erasure,
     piece_id,
 )
 from raylog.errors import DamagedData, UsageError
 from raylog.spec import Kind
+from raylog.testing import shards
 from raylog.testing.shards import SampleShard, sample_shard
 
 Made = list[list[bytes]]  # stripe -> pieces
 
 
 def cut(shard: SampleShard, data: int, parity: int) -> tuple[Erasure, Made]:
-    file, made = shard.file, []
-
-    def digests(blank: Erasure) -> bytes:
-        found = b""
-        for stripe in range(blank.stripes):
-            size, start = blank.piece_bytes(stripe), stripe * blank.parity.stripe_bytes
-            whole = file[start : start + blank.parity.stripe_bytes].ljust(size * data, b"\0")
-            pieces = encode_stripe(blank, stripe, memoryview(whole), memoryview(bytearray(size * parity)))
-            made.append([bytes(piece) for piece in pieces])
-            found += digests_of(pieces)
-        return found
-
-    return Erasure.plan(shard.frame.ref(), shard.frame.header, data, parity, digests), made
+    erasure, pieces = shards.cut(shard, data, parity)
+    return erasure, [[piece.chunks[stripe] for piece in pieces] for stripe in range(erasure.stripes)]
 
 
 @given(

@@ -16,6 +16,7 @@ from raylog.store.policy import (
     admits,
     belongs_in_arena,
     choose_disk,
+    gives_way,
     plan_moves,
     worth,
 )
@@ -92,6 +93,17 @@ def test_what_is_read_least_moves_down_until_the_low_watermark() -> None:
     assert all((one.source, one.target) == (0, 1) for one in plan)
     pinned = [stored("00", 0, 0, 5 * GIB, is_pinned=True), *shards[1:]]
     assert "00" not in [one.shard_id for one in plan_moves([ssd(free_bytes=5 * GIB), hdd()], pinned, 10)]
+
+
+def test_cached_copies_go_from_a_full_disk_and_are_not_moved_down() -> None:
+    full, roomy = ssd(free_bytes=5 * GIB), hdd()
+    cached = [stored(f"c{n}", 0, reads=float(n), stored_bytes=6 * GIB, is_cached=True) for n in range(4)]
+    pinned = stored("p", 0, reads=0.0, is_cached=True, is_pinned=True)
+    worths = {one.shard_id: one.reads for one in (*cached, pinned)}
+    going = gives_way([full, roomy], [*cached, pinned], worths.__getitem__)
+    assert [one.shard_id for one in going] == ["c0", "c1", "c2"], "down to the low watermark, what is worth least first"
+    assert gives_way([ssd(free_bytes=11 * GIB), roomy], cached, worths.__getitem__) == []
+    assert plan_moves([full, roomy], cached, 9) == []
 
 
 def test_what_is_read_often_moves_up_while_there_is_room() -> None:

@@ -10,6 +10,7 @@ import pytest
 from raylog.errors import DamagedData
 from raylog.spec import new_id
 from raylog.store.disk import DiskTier
+from raylog.store.disks import Disks
 from raylog.testing.power_cut import Event, Said, SyncFile, SyncNames, Trace, Write, states
 from raylog.testing.shards import sample_shard
 from raylog.testing.tier_contract import fill, read_all, store
@@ -176,3 +177,63 @@ def test_the_model_finds_a_missing_fsync(events: list[Event], tmp_path: Path, ki
                 check(tier, careless)
             finally:
                 tier.close()
+
+
+MOVED, LEAVES, PASSING = (sample_shard(seed, (64, 5000, 17), shard_id=f"{seed:02x}" * 16) for seed in range(11, 14))
+
+
+def disks_in(top: Path) -> Disks:
+    return Disks([DiskTier(top / name, cluster_id=CLUSTER) for name in ("fast", "slow")])
+
+
+def move_about(disks: Disks, trace: Trace) -> None:
+    """There and back, a cached copy too, and one that is deleted afterwards."""
+    fast, slow = disks.tiers
+    for shard in (MOVED, LEAVES):
+        store(fast, shard)
+        trace.say(Stored(shard.shard_id))
+    fast.mark_cached(PASSING.shard_id)
+    store(fast, PASSING)
+    for shard in (MOVED, LEAVES, PASSING):
+        disks.move(shard.shard_id, slow)
+        trace.say(Stored(shard.shard_id) if shard is not PASSING else shard.shard_id)
+    disks.move(MOVED.shard_id, fast)
+    trace.say(Stored(MOVED.shard_id))
+    trace.say(Leaving(LEAVES.shard_id))
+    disks.delete(LEAVES.shard_id)
+    trace.say(Gone(LEAVES.shard_id))
+
+
+def test_a_move_between_disks_loses_nothing_at_any_point(tmp_path: Path) -> None:
+    trace = Trace(tmp_path / "traced")
+    with trace.recording():
+        disks = disks_in(tmp_path / "traced")
+        move_about(disks, trace)
+        disks.close()
+    shards = {shard.shard_id: shard for shard in (MOVED, LEAVES, PASSING)}
+    looked_at = 0
+    for end in range(len(trace.events) + 1):
+        events = trace.events[:end]
+        for number, left in enumerate(states(events, seed=end, random_states=RANDOM_STATES)):
+            top = tmp_path / f"{end}-{number}"
+            left.write(top)
+            disks = disks_in(top)
+            try:
+                listed = {ref.shard_id for ref in disks.shards()}
+                assert standing(events) <= listed
+                assert PASSING.shard_id not in listed or PASSING.shard_id in disks.cached(), "it is promised to nobody"
+                if events and events[-1] == Said(Gone(LEAVES.shard_id)):
+                    assert LEAVES.shard_id not in listed
+                for shard_id in listed:
+                    with disks.open(shard_id) as reader:
+                        assert read_all(reader) == shards[shard_id].chunks
+                    disks.move(shard_id, disks.tiers[1])  # whatever a move left is no obstacle to the next
+                    assert [tier.holds(shard_id) for tier in disks.tiers] == [False, True]
+            except Exception as error:
+                error.add_note(f"after {end} of {len(trace.events)} events, state {number}: {str(events[-1:])[:200]}")
+                raise
+            finally:
+                disks.close()
+            looked_at += 1
+    print(f"{looked_at} states after {len(trace.events)} events")
+    assert looked_at == (len(trace.events) + 1) * (4 + RANDOM_STATES)

@@ -11,6 +11,8 @@ import pytest
 
 from raylog.errors import Conflict, DamagedData, NoSpace, NotFound
 from raylog.spec import Durability, TierKind, new_id
+from raylog.store import policy
+from raylog.store.device_meter import DeviceRates
 from raylog.store.disk import DiskTier
 from raylog.store.memory import MemoryTier
 from raylog.store.tiered import Mending, TieredStore
@@ -459,6 +461,60 @@ def receive_cached(store: TieredStore, shard: SampleShard) -> None:
     with store.create_cached(shard.frame) as writer:
         fill(writer, shard)
         writer.commit()
+
+
+SLOW = DeviceRates(read_bytes_per_s=1e6, write_bytes_per_s=1e6, sync_s=0.0)
+
+
+def test_a_copy_from_a_backup_is_cached_on_disk_too(store: TieredStore) -> None:
+    near, far, *others = (sample_shard(seed, chunk_sizes=(ARENA_BYTES // 3,)) for seed in range(6))
+    store.arena.came_from(far.shard_id, far.frame.stored_bytes, SLOW)
+    receive_cached(store, near)
+    receive_cached(store, far)
+    assert store.tiers_of(near.shard_id) == MEMORY and store.tiers_of(far.shard_id) == BOTH
+    with pytest.raises(NotFound, match="not kept here"):
+        store.kept_on(far.shard_id)
+    for shard in others:
+        receive_cached(store, shard)
+    assert far.shard_id in [ref.shard_id for ref in store.disk.shards()], "it is not asked of the backup again"
+    assert b"".join(read(store, far)) == b"".join(bytes(far.sealed(n)) for n in range(len(far.frame.chunks)))
+
+
+def test_of_cached_copies_on_disk_the_one_worth_least_gives_way(plain: TieredStore) -> None:
+    often, seldom, slow = (sample_shard(seed) for seed in (1, 2, 3))
+    for shard in (often, seldom, slow):
+        if shard is slow:
+            plain.arena.came_from(shard.shard_id, shard.frame.stored_bytes, SLOW)
+        receive_cached(plain, shard)
+    for _ in range(20):
+        plain.open(often.shard_id).close()
+    gone = []
+    for _ in range(3):
+        before = {ref.shard_id for ref in plain.shards()}
+        plain._give_way()
+        (one,) = before - {ref.shard_id for ref in plain.shards()}
+        gone.append(one)
+    assert gone[0] == seldom.shard_id and gone[-1] == slow.shard_id
+    assert not plain._give_way()
+
+
+def test_a_cached_copy_displaces_nothing_that_is_worth_more(
+    plain: TieredStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worthy, newcomer, promised = (sample_shard(seed) for seed in (1, 2, 3))
+    receive(plain, promised, Durability.DISK)
+    for shard in (worthy, newcomer):
+        plain.arena.came_from(shard.shard_id, shard.frame.stored_bytes, SLOW)
+    receive_cached(plain, worthy)
+    for _ in range(20):
+        plain.open(worthy.shard_id).close()
+    monkeypatch.setattr(policy, "HIGH_WATERMARK", 0.0)  # as if others had filled the disk to its watermark
+    assert plain._second_chance(newcomer.frame) is None
+    assert {ref.shard_id for ref in plain.shards()} == {worthy.shard_id, promised.shard_id}
+    for _ in range(40):
+        plain.arena.read(newcomer.shard_id)
+    assert plain._second_chance(newcomer.frame) is None, "no room is made, but what is worth less has gone"
+    assert {ref.shard_id for ref in plain.shards()} == {promised.shard_id}
 
 
 def test_a_pinned_copy_stays_in_the_arena_and_on_disk(store: TieredStore) -> None:

@@ -28,7 +28,7 @@ from raylog.catalog.requests import (
 )
 from raylog.catalog.retention import Retention
 from raylog.catalog.state import Pending
-from raylog.errors import Conflict, Unavailable
+from raylog.errors import Conflict, NotFound, Unavailable
 from raylog.security.certs import Authority
 from raylog.security.providers.file import FileKeyring
 from raylog.security.requests import Receiver, Signer
@@ -77,6 +77,18 @@ class CatalogActor(Eventful):
         version = self._catalog.commit(signed_manifest, receipts, base)
         self._upkeep.copy_to_another_node(self._catalog.sequence)
         return version
+
+    def committed(self, name: str, digest: str) -> Version | None:
+        """The version of that digest, acknowledged as by `commit`; None where there is none. What `versions` shows may
+        be on this disk alone yet."""
+        try:
+            found = next((one for one in self._catalog.versions(name) if one.digest == digest), None)
+        except NotFound:
+            return None
+        if found is not None:
+            self._upkeep.check_not_outdated()
+            self._upkeep.copy_to_another_node(self._catalog.sequence)
+        return found
 
     def delete(self, signed_request: bytes) -> list[Version]:
         """`signed_request` is for `DeleteVersions`: a Ray call alone proves nothing."""

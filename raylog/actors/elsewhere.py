@@ -3,7 +3,8 @@ anew."""
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -55,7 +56,7 @@ def ways(
     erasure, number = elsewhere.erasure, elsewhere.number
     if erasure is not None:
         gathering = _Gathering(erasure, elsewhere.sources, store, fetch, limit)
-        yield partial(_of_pieces, ref, elsewhere, erasure, ShardOfPieces(erasure, gathering.stripe), store)
+        yield partial(_of_pieces, ref, elsewhere, erasure, gathering, store)
     for url in elsewhere.backups:
         if erasure is None or number is None:
             yield partial(_of_backup, ref, url, store, backups, limit)
@@ -64,11 +65,13 @@ def ways(
 
 
 def _of_pieces(
-    ref: ShardRef, elsewhere: Elsewhere, erasure: Erasure, shard: ShardOfPieces, store: TieredStore
+    ref: ShardRef, elsewhere: Elsewhere, erasure: Erasure, gathering: "_Gathering", store: TieredStore
 ) -> ShardSource:
+    shard = ShardOfPieces(erasure, gathering.stripe)
     if elsewhere.number is not None:
-        return _PieceAnew(erasure, elsewhere.number, shard, _Beside(erasure, elsewhere.beside, shard, store))
-    return _Whole(Frame.read(shard.read, erasure.shard.stored_bytes, ref.frame_digest), shard)
+        beside = _Beside(erasure, elsewhere.beside, shard, store)
+        return _PieceAnew(erasure, elsewhere.number, shard, beside, gathering)
+    return _Whole(Frame.read(shard.read, erasure.shard.stored_bytes, ref.frame_digest), shard, gathering)
 
 
 def _of_backup(ref: ShardRef, url: str, store: TieredStore, backups: BackupCopies, limit: Limit) -> ShardSource:
@@ -80,10 +83,12 @@ def _of_backup(ref: ShardRef, url: str, store: TieredStore, backups: BackupCopie
 class _Whole:
     """The shard itself, put together of pieces."""
 
-    def __init__(self, frame: Frame, shard: ShardOfPieces) -> None:
-        self.frame, self._shard, self._buffers = frame, shard, BufferPool()
+    def __init__(self, frame: Frame, shard: ShardOfPieces, gathering: "_Gathering") -> None:
+        self.frame, self._shard, self._gathering, self._buffers = frame, shard, gathering, BufferPool()
 
     def chunks(self, numbers: Sequence[int], limit: Limit) -> Iterator[tuple[int, memoryview]]:
+        chunks = [self.frame.chunks[number] for number in numbers]
+        self._gathering.expect_bytes((entry.offset, entry.sealed_bytes) for entry in chunks)
         for number in sorted(numbers):
             limit.check()
             entry = self.frame.chunks[number]
@@ -96,11 +101,14 @@ class _Whole:
 class _PieceAnew:
     """A piece, computed stripe by stripe."""
 
-    def __init__(self, erasure: Erasure, number: int, shard: ShardOfPieces, beside: "_Beside") -> None:
+    def __init__(
+        self, erasure: Erasure, number: int, shard: ShardOfPieces, beside: "_Beside", gathering: "_Gathering"
+    ) -> None:
         self.frame = erasure.frames()[number]
-        self._number, self._shard, self._beside = number, shard, beside
+        self._number, self._shard, self._beside, self._gathering = number, shard, beside, gathering
 
     def chunks(self, numbers: Sequence[int], limit: Limit) -> Iterator[tuple[int, memoryview]]:
+        self._gathering.expect(numbers)
         with self._beside:
             for stripe in sorted(numbers):
                 limit.check()
@@ -174,8 +182,8 @@ class _PieceOfBackup:
 
 
 class _Gathering:
-    """Any k pieces of each stripe: those here, else from nodes, a few stripes at a time. A piece that fails once is not
-    asked for again. For one thread."""
+    """Any k pieces of each stripe: those here, else from nodes, a few of the expected stripes at a time. A piece that
+    fails once is not asked for again. For one thread."""
 
     def __init__(
         self,
@@ -186,17 +194,31 @@ class _Gathering:
         limit: Limit,
     ) -> None:
         self._erasure, self._sources, self._store, self._fetch, self._limit = erasure, sources, store, fetch, limit
+        self._expected: Sequence[int] = ()
         self._failures: dict[int, str] = {}
         self._stripes: dict[int, dict[int, memoryview]] = {}
         self._lock = threading.Lock()
 
+    def expect(self, stripes: Iterable[int]) -> None:
+        """Which stripes will be asked for: nothing else comes with them."""
+        self._expected = sorted(set(stripes))
+
+    def expect_bytes(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """As `expect`, by ranges (start, length) of the shard's file."""
+        size = self._erasure.parity.stripe_bytes
+        self.expect(
+            stripe for start, length in ranges for stripe in range(start // size, (start + length - 1) // size + 1)
+        )
+
     def stripe(self, stripe: int) -> Pieces:
         """Raises `Unavailable` that says which pieces could not be had, and why."""
         if stripe not in self._stripes:
-            self._stripes = self._load(range(stripe, min(stripe + STRIPES_AT_ONCE, self._erasure.stripes)))
+            at = bisect_left(self._expected, stripe)
+            coming = self._expected[at : at + STRIPES_AT_ONCE]
+            self._stripes = self._load(coming if coming[:1] == [stripe] else [stripe])
         return self._stripes[stripe]
 
-    def _load(self, stripes: range) -> dict[int, dict[int, memoryview]]:
+    def _load(self, stripes: Sequence[int]) -> dict[int, dict[int, memoryview]]:
         needed = self._erasure.parity.data_pieces
         had: dict[int, Mapping[int, memoryview]] = {}
         with ThreadPoolExecutor(needed, thread_name_prefix="pieces") as executor:
@@ -214,7 +236,7 @@ class _Gathering:
         refs = self._erasure.refs()
         return sorted(range(len(refs)), key=lambda n: (not self._store.tiers_of(refs[n].shard_id), n))
 
-    def _try(self, number: int, stripes: range) -> Mapping[int, memoryview] | None:
+    def _try(self, number: int, stripes: Sequence[int]) -> Mapping[int, memoryview] | None:
         ref = self._erasure.refs()[number]
         self._limit.check()
         try:
@@ -222,13 +244,13 @@ class _Gathering:
             if here is not None:
                 return here
             sources = self._sources[number] if number < len(self._sources) else ()
-            return self._fetch(ref, list(stripes), sources, self._limit)
+            return self._fetch(ref, stripes, sources, self._limit)
         except RaylogError as error:
             with self._lock:
                 self._failures[number] = str(error)
             return None
 
-    def _read_here(self, ref: ShardRef, stripes: range) -> Mapping[int, memoryview] | None:
+    def _read_here(self, ref: ShardRef, stripes: Sequence[int]) -> Mapping[int, memoryview] | None:
         try:
             with self._store.open(ref.shard_id) as reader:
                 if reader.frame.digest == ref.frame_digest:

@@ -23,15 +23,15 @@ class Broadcast:
         targets: Sequence[NodeInfo],
         rates: Mapping[str, float | None],
     ) -> None:
-        self._holders = holders
+        self._holders = dict(holders)
         self._nodes = {info.node_id: info for info in targets}
         self._nodes |= {info.node_id: info for infos in holders.values() for info in infos}
-        receivers = [info.node_id for info in sorted(targets, key=_neighbourhood)]
-        slow = slow_nodes({node_id: rates.get(node_id) for node_id in receivers})
-        self._plans = {
-            shard_id: plan_broadcast([info.node_id for info in infos], receivers, slow)
-            for shard_id, infos in holders.items()
-        }
+        self._receivers = [info.node_id for info in sorted(targets, key=_neighbourhood)]
+        self._slow = slow_nodes({node_id: rates.get(node_id) for node_id in self._receivers})
+        self._plans = {shard_id: self._plan(infos) for shard_id, infos in holders.items()}
+
+    def _plan(self, holders: Sequence[NodeInfo]) -> dict[str, list[Step]]:
+        return plan_broadcast([info.node_id for info in holders], self._receivers, self._slow)
 
     @classmethod
     def of_replicas(
@@ -58,6 +58,15 @@ class Broadcast:
     def holds_all(self, target: NodeInfo) -> bool:
         """Whether a node holds a replica of every shard."""
         return all(target.node_id in {info.node_id for info in infos} for infos in self._holders.values())
+
+    def is_nowhere(self, shard: ShardRef) -> bool:
+        """Whether no living node holds a replica of it."""
+        return not self._holders[shard.shard_id]
+
+    def came_to(self, target: NodeInfo, shard: ShardRef) -> None:
+        """From here on the others get it from `target`, which had it from elsewhere."""
+        self._holders[shard.shard_id] = [target]
+        self._plans[shard.shard_id] = self._plan([target])
 
     def sources(self, target: NodeInfo, shard: ShardRef) -> tuple[Source, ...]:
         """Where `target` gets the shard; for one that holds it, the others that do; none when no living node does."""

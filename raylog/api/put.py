@@ -28,7 +28,7 @@ from raylog.catalog.encoding import digest_of, encode
 from raylog.catalog.manifest import Manifest, ShardEntry, sign_manifest
 from raylog.codec.keys import GroupKey
 from raylog.codec.pieces import Erasure, parse_erasure, piece_id
-from raylog.errors import Cancelled, NoSpace, NotFound, RaylogError, Unavailable, UsageError
+from raylog.errors import Cancelled, NoSpace, RaylogError, Unavailable, UsageError
 from raylog.spec import (
     Codec,
     Durability,
@@ -208,7 +208,8 @@ class Put:
         try:
             version: Version = self._session.retried("catalog", "commit", signed, self._receipts, base)
         except RaylogError:
-            committed = self._find(digest)  # the answer may have been lost; raises when the catalog does not say
+            # The answer may have been lost. Raises when the catalog does not say.
+            committed: Version | None = self._session.retried("catalog", "committed", self._name, digest)
             if committed is None:
                 self._may_be_visible = False
                 raise
@@ -357,14 +358,6 @@ class Put:
 
     def _back_up(self, ref: ShardRef, holder: NodeInfo) -> list[bytes]:
         return [self._pulls.back_up(holder, ref, self._options.backup)]
-
-    def _find(self, digest: str) -> Version | None:
-        """The version of this put, if it was committed."""
-        try:
-            versions: list[Version] = self._session.retried("catalog", "versions", self._name)
-        except NotFound:
-            return None
-        return next((version for version in versions if version.digest == digest), None)
 
     def _sign(self, content: Content, plan: SealPlan, tag_dek_id: str) -> tuple[bytes, str]:
         """The signed manifest, and the digest (hex) that its version will have."""

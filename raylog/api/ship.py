@@ -153,12 +153,11 @@ class Shipment:
         return len(self._targets) * sum(entry.shard.stored_bytes for entry in self._manifest.shards)
 
     def _run(self) -> None:
-        work = [(target, entry.shard) for entry in self._manifest.shards for target in self._targets]
         try:
             workers = min(SHARDS_AT_ONCE * len(self._targets), PULLS_AT_ONCE_MAX)
             with ThreadPoolExecutor(workers, thread_name_prefix="ship") as executor:
                 try:
-                    self._follow({executor.submit(self._pull, target, shard) for target, shard in work})
+                    self._follow(executor)
                 finally:
                     self._pulls.cancel()  # after an error: the rest is of no use to anybody
             self._reporter.finish(self._total_bytes)
@@ -168,13 +167,34 @@ class Shipment:
             self._seconds = time.monotonic() - self._started_s
             self._finished.set()
 
-    def _follow(self, pending: set[Future[None]]) -> None:
-        """Until all pulls are done; whoever listens hears of it in this thread alone, so in order."""
+    def _follow(self, executor: ThreadPoolExecutor) -> None:
+        """Until all pulls are done; whoever listens hears of it in this thread alone, so in order. A shard that no node
+        has goes from its backup to one target, and from there to the others."""
+        pending: dict[Future[None], tuple[NodeInfo, ShardRef]] = {}
+        brought: set[Future[None]] = set()
+
+        def begin(target: NodeInfo, shard: ShardRef) -> Future[None]:
+            future = executor.submit(self._pull, target, shard)
+            pending[future] = target, shard
+            return future
+
+        for number, shard in enumerate(entry.shard for entry in self._manifest.shards):
+            if self._broadcast.is_nowhere(shard):
+                brought.add(begin(self._targets[number % len(self._targets)], shard))
+            else:
+                for target in self._targets:
+                    begin(target, shard)
         polled_s = time.monotonic()
         while pending:
-            done, pending = wait(pending, timeout=POLL_PERIOD_S, return_when=FIRST_COMPLETED)
+            done, _ = wait(pending, timeout=POLL_PERIOD_S, return_when=FIRST_COMPLETED)
             for future in done:
+                bringer, shard = pending.pop(future)
                 future.result()
+                if future in brought:
+                    self._broadcast.came_to(bringer, shard)
+                    for target in self._targets:
+                        if target is not bringer:
+                            begin(target, shard)
             if self._is_watched() and time.monotonic() - polled_s >= POLL_PERIOD_S:
                 self._poll()
                 polled_s = time.monotonic()

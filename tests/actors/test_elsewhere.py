@@ -77,6 +77,27 @@ def test_all_are_made_of_the_same_pieces(store: TieredStore, lost: tuple[list[Sa
             store.kept_on(pieces[number].shard_id)
 
 
+def test_a_chunk_is_had_by_its_stripes_alone(
+    store: TieredStore, lost: tuple[list[SampleShard], Elsewhere], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces, elsewhere = lost
+    erasure = elsewhere.erasure
+    assert erasure is not None
+    whole = sample_shard(1)
+    for wanted in (1, 3):
+        fetch = Counted(pieces, [0, 2, 3])
+        limit = Limit.within(10)
+        everything = Elsewhere(erasure=erasure, sources=elsewhere.sources)
+        (way,) = ways(whole.frame.ref(), everything, store, BackupCopies(store, new_id(), "node", ()), fetch, limit)
+        source = way()
+        fetch.asked.clear()  # what came before is the frame
+        ((number, sealed),) = source.chunks([wanted], limit)
+        assert (number, bytes(sealed)) == (wanted, whole.chunks[wanted])
+        entry, size = whole.frame.chunks[wanted], erasure.parity.stripe_bytes
+        needed = set(range(entry.offset // size, (entry.offset + entry.sealed_bytes - 1) // size + 1))
+        assert {stripe for _, stripe in fetch.asked} <= needed < set(range(erasure.stripes))
+
+
 def test_one_that_is_here_already_is_no_obstacle(store: TieredStore, lost: tuple[list[SampleShard], Elsewhere]) -> None:
     pieces, elsewhere = lost
     with store.create(pieces[1].frame, Durability.DISK) as writer:

@@ -2,6 +2,7 @@
 version. The backup is a folder here; a real S3 gateway has a test of its own."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from raylog.errors import DamagedData, NotFound, RaylogError, UsageError
 from raylog.units import MIB
 
 WITHIN_S = 30.0
+
+
+def read_from(client: raylog.Client, url: str) -> int:
+    """Bytes that all nodes have read from a backup, by their samples."""
+    devices = [tier.device for sample in client.telemetry() for tier in sample.tiers if tier.path == url]
+    return sum(device.read_bytes for device in devices if device is not None)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,6 +66,18 @@ def test_a_version_is_copied_after_its_commit(client: raylog.Client, backup: Pat
     assert content[:4096] not in b"".join(path.read_bytes() for path in objects(backup, "shards"))
     client.delete("backup/after")
     wait_until(lambda: not objects(backup, "shards"), WITHIN_S, "the copies of a deleted version are gone")
+
+
+def test_a_cold_version_is_read_once_for_all_nodes(client: raylog.Client, backup: Path) -> None:
+    content, url = noise(20, 9 * MIB), backup.as_uri()
+    version = client.put("backup/shipped", content, replicas=0, backup=url, durability="remote")
+    report = client.ship("backup/shipped").result(60)
+    assert len(report.nodes) == 3 and report.moved_bytes >= 3 * version.stored_bytes
+    wait_until(lambda: read_from(client, url) >= version.stored_bytes, 10, "the reads are told")
+    assert client.get("backup/shipped") == content
+    time.sleep(2.5)  # every node has told its newest figures
+    assert read_from(client, url) < 1.2 * version.stored_bytes, "one node read it, and the others had it from there"
+    client.delete("backup/shipped")
 
 
 def test_a_cold_copy_is_all_there_is(client: raylog.Client, backup: Path) -> None:

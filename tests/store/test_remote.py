@@ -1,6 +1,7 @@
 """Objects behind a URL: one suite over a folder and over a real Ceph S3 gateway, then what only a network does."""
 
 import datetime
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -218,6 +219,32 @@ class TestS3(ObjectsContract):
             objects.write("k", whole(b"x"), soon())
         hand_out(gateway.secret_key)
         objects.write("k", whole(b"x"), soon())
+
+    def test_credentials_that_expire_are_renewed_before(
+        self, gateway: Gateway, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As from an instance's role: a process hands them out for two seconds at a time."""
+        calls, process = tmp_path / "calls", tmp_path / "process.py"
+        process.write_text(
+            "import datetime, json\n"
+            f"open({str(calls)!r}, 'a').write('.')\n"
+            "until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=2)\n"
+            f"print(json.dumps({{'Version': 1, 'AccessKeyId': {gateway.access_key!r}, 'Expiration': until.isoformat(),"
+            f" 'SecretAccessKey': {gateway.secret_key!r}}}))\n"
+        )
+        config = tmp_path / "config"
+        config.write_text(f"[default]\ncredential_process = {sys.executable} {process}\n")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+        objects = RemoteObjects(f"s3://{bucket}")
+        until = time.monotonic() + 5
+        done = 0
+        while time.monotonic() < until:
+            objects.write(f"k{done}", whole(b"x"), soon())
+            done += 1
+        assert len(calls.read_text()) >= 3, "they were renewed while they were used"
 
     @pytest.mark.parametrize("faults", [["500"] * 3, ["503"] * 4, ["reset"] * 2, ["cut"], ["flip", "flip"]])
     def test_passing_failures_are_outlived(self, bucket: str, proxy: FaultyProxy, faults: list[str]) -> None:

@@ -159,6 +159,12 @@ class Settings:
         return self.state / "standby"
 
     @property
+    def overrules_path(self) -> Path:
+        """A file beside a journal that a standby made: below which epoch what nodes have beyond it was never
+        acknowledged."""
+        return self.catalog_path / "overrules-below"
+
+    @property
     def nodes_path(self) -> Path:
         return self.state / "nodes"
 

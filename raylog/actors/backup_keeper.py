@@ -36,11 +36,19 @@ class BackupKeeper:
     """A thread of the catalog actor, beside its upkeep: a slow bucket holds up no repair. Every step is repeated until
     it is done, so a restart loses nothing but which copies of failed puts were to go."""
 
-    def __init__(self, catalog: Catalog, trust: Trust, settings: Settings, check: Callable[[], None]) -> None:
-        """`check` raises when this catalog must not go on."""
+    def __init__(
+        self,
+        catalog: Catalog,
+        trust: Trust,
+        settings: Settings,
+        check: Callable[[], None],
+        acknowledge: Callable[[int], None],
+    ) -> None:
+        """`check` raises when this catalog must not go on; `acknowledge` returns once another machine has the records
+        up to that one: what only this one has may be gone again, while a backup is not told."""
         self._catalog, self._backups = catalog, catalog.backups
         self._trust, self._signer = trust, Signer.of_cluster(trust)
-        self._settings, self._check = settings, check
+        self._settings, self._check, self._acknowledge = settings, check, acknowledge
         self._tried: dict[str, str] = {}  # by URL, up to which shard a round has come
         self._discarded: dict[str, list[str]] = {}
         self._lock = threading.Lock()  # of what is discarded
@@ -133,8 +141,10 @@ class BackupKeeper:
 
     def _write_chain(self, url: str) -> None:
         check_backup_allowed(url, self._settings.backup_urls)
-        if self._backups.chain_reached(url) < self._catalog.sequence:
-            reached = OffsiteChain(RemoteObjects(url), self._trust).follow(self._catalog)
+        sequence = self._catalog.sequence
+        if self._backups.chain_reached(url) < sequence:
+            self._acknowledge(sequence)
+            reached = OffsiteChain(RemoteObjects(url), self._trust).follow(self._catalog, sequence)
             log.debug("%s has the catalog up to record %d", url, reached)
         self._backups.end(url)
 

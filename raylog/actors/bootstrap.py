@@ -84,7 +84,7 @@ def wait_for_head(timeout_s: float) -> Settings | None:
     """As `running_settings`; while nodes of raylog live and its head does not, waits for it to come back, here or on a
     standby. Raises `Unavailable` when it does not."""
     deadline = time.monotonic() + timeout_s
-    while (found := running_settings()) is None and _has_nodes():
+    while (found := running_settings()) is None and _named("node-"):
         if time.monotonic() > deadline:
             raise Unavailable(
                 f"raylog's nodes live, its head does not, and no standby took its place within {timeout_s:.0f} s: run "
@@ -94,9 +94,16 @@ def wait_for_head(timeout_s: float) -> Settings | None:
     return found
 
 
-def _has_nodes() -> bool:
+def _named(prefix: str) -> list[str]:
+    """The actors of raylog whose names begin so."""
     named: list[dict[str, str]] = list_named_actors(all_namespaces=True)
-    return any(one["namespace"] == calls.NAMESPACE and one["name"].startswith("node-") for one in named)
+    return [one["name"] for one in named if one["namespace"] == calls.NAMESPACE and one["name"].startswith(prefix)]
+
+
+def _kill(names: Sequence[str]) -> None:
+    for name in names:
+        with suppress(Unavailable):
+            ray.kill(calls.find(name))
 
 
 def is_head(ray_node_id: str | None = None) -> bool:
@@ -116,12 +123,12 @@ def start(settings: Settings) -> Settings:
         raise Unavailable("raylog is not up on this Ray cluster: run 'raylog up' on its head, where the state is kept")
     settings = running_settings() or settings
     prepare(settings)
-    _check_newest(settings)
+    check_newest(settings)
     start_actors(settings, list(HEAD_ACTORS))
     return settings
 
 
-def _check_newest(settings: Settings) -> None:
+def check_newest(settings: Settings) -> None:
     """Raises `Unavailable` when an actor that does not run now has run on another machine's state since."""
     register, here = GcsRegister(FileKeyring.load(settings.keyring_path).cluster_id), kept_id(settings.state_id_path)
     for what in STATEFUL:
@@ -133,13 +140,12 @@ def _check_newest(settings: Settings) -> None:
             )
 
 
-def start_actors(settings: Settings, names: Sequence[str], *, is_takeover: bool = False) -> None:
+def start_actors(settings: Settings, names: Sequence[str]) -> None:
     """Starts those of `HEAD_ACTORS` that do not run, on this machine, which is the head, or takes its place. What keeps
     one from starting is raised."""
     here = ray.get_runtime_context().get_node_id()
     for name in names:
-        options = {"is_takeover": True} if is_takeover and name == "catalog" else {}
-        handle: Any = ray.remote(HEAD_ACTORS[name]).options(**detached(name, here)).remote(settings, **options)
+        handle: Any = ray.remote(HEAD_ACTORS[name]).options(**detached(name, here)).remote(settings)
         calls.wait(handle.ready.remote(), START_TIMEOUT_S, f"starting {name}")
 
 
@@ -183,14 +189,10 @@ def stop(timeout_s: float = 30.0) -> None:
     try:
         if signer is None:
             raise Unavailable("raylog is not up on this Ray cluster: start it with 'raylog up'")
-        for standby in GcsRegister(signer.cluster_id).standbys():  # first: they would take over what ends now
-            with suppress(Unavailable):
-                ray.kill(calls.find(calls.standby_name(standby)))
+        _kill(_named("standby-"))  # first: they would take over what ends now
         calls.wait(ask(calls.find(LAUNCH), LAUNCH, StopRaylog(), signer), timeout_s, "launch.stop")
     finally:
-        for name in ("launch", "monitor", "placement", "catalog", "keys"):
-            with suppress(Unavailable):
-                ray.kill(calls.find(name))
+        _kill([*_named("standby-"), "launch", "monitor", "placement", "catalog", "keys"])
 
 
 def cluster_signer(settings: Settings) -> Signer:

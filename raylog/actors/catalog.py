@@ -43,8 +43,7 @@ TENANT_DEFAULT = "0" * 32
 class CatalogActor(Eventful):
     """Runs on the head. A restart opens the journal again, begins a higher epoch, and asks the nodes what they hold."""
 
-    def __init__(self, settings: Settings, *, is_takeover: bool = False) -> None:
-        """`is_takeover`: made by a standby that has all that was acknowledged."""
+    def __init__(self, settings: Settings) -> None:
         super().__init__("catalog")
         authority = Authority.load(settings.authority_path, FileKeyring.load(settings.keyring_path))
         trust = trust_of(authority, time.time)
@@ -52,13 +51,23 @@ class CatalogActor(Eventful):
         journal = Journal(settings.catalog_path, trust, time.time, create=may_create(settings))
         self._catalog = Catalog(journal, settings.backup_urls, is_drill=settings.drill_path.exists())
         register = GcsRegister(trust.cluster_id)
+        standbys = Standbys(
+            "catalog",
+            register,
+            machine=self.runs_on(),
+            state_id=kept_id(settings.state_id_path),
+            when_superseded=calls.end_process,
+        )
         self._catalog.begin_epoch(register.claim_epoch(self._catalog.epoch_seen()))
-        register.set_holder("catalog", kept_id(settings.state_id_path))
         nodes = RayNodes(Signer.of_cluster(trust), settings.call_deadline_s)
-        standbys = Standbys("catalog", register, self.runs_on(), when_superseded=calls.end_process)
-        self._upkeep = Upkeep(self._catalog, nodes, settings, trust.cluster_id, standbys, may_overrule=is_takeover)
+        overrules_below = int(settings.overrules_path.read_text()) if settings.overrules_path.exists() else 0
+        self._upkeep = Upkeep(
+            self._catalog, nodes, settings, trust.cluster_id, standbys, overrules_below=overrules_below
+        )
         self._upkeep.start()
-        self._keeper = BackupKeeper(self._catalog, trust, settings, self._upkeep.check_not_outdated)
+        self._keeper = BackupKeeper(
+            self._catalog, trust, settings, self._upkeep.check_not_outdated, self._upkeep.copy_to_another_node
+        )
 
     def ready(self) -> None:
         """Answers once the actor is up; what kept it from starting is raised to whoever asks."""

@@ -43,7 +43,6 @@ class GcsRegister:
         return self._put(f"term/{what}/{term}", b"claimed", overwrite=False)
 
     def holder(self, what: str) -> str:
-        """Whose state the actor ran on last (`Settings.state_id_path`); "" where it never ran."""
         return (self._get(f"holder/{what}") or b"").decode()
 
     def set_holder(self, what: str, state_id: str) -> None:

@@ -1,14 +1,17 @@
 """The key actor: admits nodes and clients, grants data keys. Requests and answers are signed or sealed bytes, so Ray
 carries no secret and proves nothing."""
 
+import logging
 import threading
 import time
 from dataclasses import dataclass
 
+import ray
+
 from raylog.actors.eventful import Eventful
-from raylog.actors.gcs import GcsRegister
 from raylog.actors.key_copies import KeyCopies
 from raylog.actors.slot import kept_id
+from raylog.errors import Unavailable
 from raylog.security.certs import Authority
 from raylog.security.envelopes import EnvelopeStore
 from raylog.security.grants import Granter
@@ -16,6 +19,8 @@ from raylog.security.providers.file import FileKeyring
 from raylog.security.requests import Signer
 from raylog.security.trust import trust_of
 from raylog.settings import Settings
+
+log = logging.getLogger("raylog.keys")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +64,18 @@ class KeysActor(Eventful):
             if self._opened is None:
                 keyring = FileKeyring.load(self._settings.keyring_path)
                 authority = Authority.load(self._settings.authority_path, keyring)
-                GcsRegister(authority.cluster_id).set_holder("keys", kept_id(self._settings.state_id_path))
                 envelopes = EnvelopeStore(self._settings.envelopes_path, keyring)
-                copies = KeyCopies(
-                    authority,
-                    envelopes,
-                    Signer.of_cluster(trust_of(authority, time.time)),
-                    self.runs_on(),
-                    self._settings.reconcile_period_s,
-                )
+                try:
+                    copies = KeyCopies(
+                        authority,
+                        envelopes,
+                        Signer.of_cluster(trust_of(authority, time.time)),
+                        machine=self.runs_on(),
+                        state_id=kept_id(self._settings.state_id_path),
+                        period_s=self._settings.reconcile_period_s,
+                    )
+                except Unavailable as error:
+                    log.error("%s", error)
+                    ray.actor.exit_actor()  # for good: its name is for the one whose keys are newer
                 self._opened = _Keys(authority, Granter(envelopes, authority), copies)
             return self._opened

@@ -107,9 +107,9 @@ def restore_catalog(settings: Settings, url: str, *, is_drill: bool = False) -> 
 
 def _without_journal(settings: Settings) -> Settings:
     """The running cluster's settings, or these, where they have no journal. Raises `Unavailable`, `Conflict`."""
-    if not bootstrap.is_head():
-        raise Unavailable("the catalog's journal lies on the head: do this there")
     settings = bootstrap.running_settings() or settings
+    if not bootstrap.is_head() and not settings.keyring_path.exists():
+        raise Unavailable("the catalog's journal lies on the head: do this there, or on a machine that has the keys")
     if (settings.catalog_path / FILE_NAME).exists():
         raise Conflict(f"{settings.catalog_path / FILE_NAME} exists: nothing to rebuild; move it away if it is damaged")
     return settings
@@ -117,6 +117,7 @@ def _without_journal(settings: Settings) -> Settings:
 
 def _started_nodes(settings: Settings) -> tuple[list[NodeInfo], dict[str, Tail]]:
     """All nodes, and where their copies of the chain end."""
+    bootstrap.check_newest(settings)
     bootstrap.start_actors(settings, ["keys", "launch"])
     nodes = _all_nodes()
     return nodes, {info.node_id: _on(info, "records_tail", timeout_s=settings.call_deadline_s) for info in nodes}

@@ -4,6 +4,8 @@
 import time
 from typing import Any, ClassVar
 
+import msgspec
+
 from raylog.actors.elsewhere import NOWHERE, Elsewhere
 from raylog.errors import UsageError
 from raylog.security.replicated import Row
@@ -174,18 +176,31 @@ class RestartRecords(Request, frozen=True, kw_only=True, forbid_unknown_fields=T
     epoch: int
 
 
+class Position(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Up to which change of the authority and of the envelopes a stream of rows has come. A run of the key actor
+    (standbys.py, `term`) begins a new `stream` from the first change on whenever it begins anew with a standby."""
+
+    term: int
+    stream: int
+    authority: int = 0
+    envelopes: int = 0
+
+    @property
+    def is_start(self) -> bool:
+        return not self.authority and not self.envelopes
+
+
 class KeepKeys(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """That the standby has these rows of the key actor's files (security/replicated.py): the changes after those of the
-    numbers `after`, up to `reached`, of the authority and of the envelopes. `term` is the key actor's (standbys.py)."""
+    """That the standby has these rows of the key actor's files (security/replicated.py), which lead from `after` to
+    `reached`."""
 
     action: ClassVar[str] = "standby.keep_keys"
     askers: ClassVar[frozenset[str]] = frozenset({CLUSTER})
 
     authority: tuple[Row, ...]
     envelopes: tuple[Row, ...]
-    term: int
-    after: tuple[int, int]
-    reached: tuple[int, int]
+    after: Position
+    reached: Position
 
 
 class CloseNode(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -13,8 +14,8 @@ from raylog.actors import bootstrap, calls
 from raylog.actors.eventful import Eventful
 from raylog.actors.gcs import GcsRegister
 from raylog.actors.launch import detached
-from raylog.actors.requests import KeepKeys, RestartRecords
-from raylog.actors.standbys import claim
+from raylog.actors.requests import KeepKeys, Position, RestartRecords
+from raylog.actors.slot import kept_id
 from raylog.catalog.catalog import ENTRIES_MAX
 from raylog.catalog.copy import RecordCopy
 from raylog.catalog.journal import FILE_NAME, Entry, Journal
@@ -32,6 +33,16 @@ log = logging.getLogger("raylog.standby")
 IN_SYNC_TIMEOUT_S = 60.0
 
 
+def check_follows(at: Position, after: Position) -> None:
+    """Raises `NotPermitted` for rows of a run or a stream that another one has followed, `Unavailable` for rows that do
+    not come next."""
+    begun, asked = (at.term, at.stream), (after.term, after.stream)
+    if asked < begun:
+        raise NotPermitted("these rows of the keys were superseded: a later run of the key actor has begun")
+    if after != at and not (asked > begun and after.is_start):
+        raise Unavailable("these rows of the keys do not follow those that are here: begin with the first")
+
+
 class StandbyActor(Eventful):
     """One per machine with a standby, pinned there; made by `raylog standby`."""
 
@@ -47,17 +58,15 @@ class StandbyActor(Eventful):
         self._requests = Receiver(name, self._trust.cluster_id, self._trust.verify, self._trust.identify, time.time)
         self._records = RecordCopy(settings.standby_path, self._trust.cluster_id, self._trust.verify)
         self._register = GcsRegister(self._trust.cluster_id)
-        self._lock = threading.Lock()  # nothing is taken in while this standby looks at what it has
+        self._lock = threading.Lock()  # nothing is taken in while this standby takes over
         self._taking_over: Collection[str] = ()
         self._lacked: list[str] = []
-        self._keys_term = self._register.term("keys")
-        self._keys_reached = (0, 0)  # not kept: after a restart the key actor sends all again
+        self._keys_at = Position(term=self._register.term("keys"), stream=-1)
         self._register.enlist(self._ray_node_id)
         threading.Thread(target=self._run, name="standby", daemon=True).start()
 
-    def cluster_id(self) -> str:
-        """Whose keys are here; what kept the actor from starting is raised to whoever asks."""
-        return self._trust.cluster_id
+    def ready(self) -> None:
+        """Answers once the actor is up; what kept it from starting is raised to whoever asks."""
 
     def records_tail(self) -> Tail:
         """Where the copy of the catalog's records ends."""
@@ -81,13 +90,10 @@ class StandbyActor(Eventful):
         request, _ = self._requests.open(signed_request, KeepKeys)
         with self._lock:
             self._check_still("keys")
-            if request.term < self._keys_term:
-                raise NotPermitted("this key actor was superseded: another machine has taken its place")
-            if request.after not in (self._keys_reached, (0, 0)):
-                raise Unavailable(f"expected what comes after changes {self._keys_reached} of the keys, or all of it")
-            self._authority.rows.take(request.authority)
+            check_follows(self._keys_at, request.after)
             self._envelopes.take(request.envelopes)
-            self._keys_reached = request.reached
+            self._authority.take(request.authority)
+            self._keys_at = request.reached
 
     def _check_still(self, what: str) -> None:
         if what in self._taking_over:
@@ -105,43 +111,58 @@ class StandbyActor(Eventful):
 
     def _look(self) -> None:
         """Actors that are gone at two looks are not just being replaced by somebody else."""
+        lacked, self._lacked = self._lacked, []
         lacking = [name for name in bootstrap.HEAD_ACTORS if not calls.exists(name)]
-        lacked, self._lacked = self._lacked, lacking
         if lacking and lacking == lacked:
             self._take_over(lacking)
+        self._lacked = lacking
 
     def _take_over(self, names: Sequence[str]) -> None:
+        behind = [what for what in bootstrap.STATEFUL if what in names and not self._has_all_of(what)]
+        if behind:
+            raise Unavailable(
+                f"{', '.join(names)} are gone, and this standby may lack what {' and '.join(behind)} acknowledged "
+                "last: bring the head back, or run 'raylog catalog rebuild' on a machine that has the keys"
+            )
         log.warning("Taking the place of %s, which Ray says are gone", ", ".join(names))
         with self._lock:
             self._taking_over = names
         try:
-            if "keys" in names:
-                self._keys_term = claim("keys", self._register, self._ray_node_id)
             if "catalog" in names:
-                claim("catalog", self._register, self._ray_node_id)
                 self._make_journal()
-            bootstrap.start_actors(self._settings, names, is_takeover=True)
+            bootstrap.start_actors(self._settings, names)
+            self._keys_at = Position(term=self._register.term("keys"), stream=-1)  # nothing more from the one before
         finally:
             with self._lock:
                 self._taking_over = ()
-        log.warning("This machine is the head of raylog now: %s run here", ", ".join(names))
+        for name in names:
+            log.warning("%s runs on node %s now", name, calls.node_of(name)[:12])
+
+    def _has_all_of(self, what: str) -> bool:
+        """Whether the actor's last run was here, or has brought everything here. It looks again itself
+        (standbys.py)."""
+        is_own = self._register.holder(what) == kept_id(self._settings.state_id_path)
+        return is_own or self._ray_node_id in self._register.in_sync(what, self._register.term(what))
 
     def _make_journal(self) -> None:
-        """From this standby's copy, which from here on takes nothing from the catalog that was; a journal here that
-        lacks what is in it is moved aside. What nodes have beyond it was never acknowledged."""
-        self._records.observe(self._register.claim_epoch(self._records.highest_epoch()))
+        """From this standby's copy, which takes nothing from the catalog that was from here on. A journal here that
+        lacks what is in it is moved aside; what nodes have beyond it was never acknowledged."""
+        fence = self._register.claim_epoch(self._records.highest_epoch())
+        self._records.observe(fence)
         directory = self._settings.catalog_path
         if (directory / FILE_NAME).exists():
             journal = Journal(directory, self._trust, time.time, create=False)
             try:
-                if journal.contains(self._records.tail):
-                    return
+                is_newest = journal.contains(self._records.tail)
             finally:
                 journal.close()
+            if is_newest:
+                return
             aside = directory.with_name(f"{directory.name}.superseded-{time.time_ns()}")
             directory.rename(aside)
             log.warning("the journal of an earlier catalog on this machine was moved to %s", aside)
         rebuild(directory, self._trust, self._entries(), {})
+        self._settings.overrules_path.write_text(str(fence))
 
     def _entries(self) -> Iterator[Entry]:
         since = 0
@@ -162,11 +183,16 @@ def start_standby(settings: Settings) -> None:
             f"a standby has the cluster's keys, and there are none at {settings.keyring_path}: bring a backup here "
             "('raylog keys backup' on the head) and run 'raylog keys restore'"
         )
-    here = str(ray.get_runtime_context().get_node_id())
-    if here in (calls.node_of("catalog"), calls.node_of("keys")):
-        raise Conflict("this machine is the head: a standby is another one, which takes its place when it is lost")
+    cluster_id = FileKeyring.load(settings.keyring_path).cluster_id
+    register, here = GcsRegister(cluster_id), str(ray.get_runtime_context().get_node_id())
+    if kept_id(settings.state_id_path) in {register.holder(what) for what in bootstrap.STATEFUL}:
+        raise Conflict(
+            f"the head's actors run on the state in {settings.state}: a standby is another machine with one of its own"
+        )
+    with suppress(Unavailable):  # an earlier one, perhaps with other keys
+        ray.kill(calls.find(calls.standby_name(here)))
     handle: Any = ray.remote(StandbyActor).options(**detached(calls.standby_name(here), here)).remote(settings)
-    cluster_id: str = calls.wait(handle.cluster_id.remote(), bootstrap.START_TIMEOUT_S, "starting the standby")
+    calls.wait(handle.ready.remote(), bootstrap.START_TIMEOUT_S, "starting the standby")
     deadline = time.monotonic() + IN_SYNC_TIMEOUT_S
     while not standbys(cluster_id).get(here):
         if time.monotonic() > deadline:

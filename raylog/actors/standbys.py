@@ -1,19 +1,22 @@
 """Which machines may take an actor's place: those that have all it ever acknowledged. Pure, over a register.
 
-The actor brings each thing to every standby in sync before it acknowledges it; one that does not take it is struck off
-the register first. Whoever takes the place claims the next term, and only then looks whether it is on the register; the
-actor strikes off, and only then looks whether a next term is claimed. So one of them always sees the other: either the
-claimant finds itself struck off, or the actor that it replaces acknowledges nothing any more.
+Every run of an actor claims a *term* of its own, the next one. It brings each thing to every standby in sync before it
+acknowledges it; one that does not take it is struck off the register first. A run on another machine's state than the
+last one's goes on only if that machine is on the register, and looks there after it has claimed; an actor strikes off,
+and looks after that whether a later term is claimed. So one of them always sees the other: either the newcomer finds
+itself struck off, or the actor that it replaces acknowledges nothing any more.
 """
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection
 from typing import Protocol
 
 from raylog.errors import RaylogError, Unavailable
 
 log = logging.getLogger("raylog.standbys")
+AGAIN_S = 10.0  # after a standby did not catch up
 
 
 class Register(Protocol):
@@ -36,29 +39,52 @@ class Register(Protocol):
     def set_in_sync(self, what: str, term: int, standbys: Collection[str]) -> None: ...
 
     def term(self, what: str) -> int:
-        """How often somebody has begun to take the actor's place."""
+        """Of the actor's last run; 0 before the first."""
         ...
 
     def claim_term(self, what: str, term: int) -> bool:
-        """Begins to take its place, as the one of that term; False when another one has."""
+        """Begins the run of that term; False when another one has."""
         ...
+
+    def holder(self, what: str) -> str:
+        """On whose state the actor ran last (`Settings.state_id_path`); "" where it never ran."""
+        ...
+
+    def set_holder(self, what: str, state_id: str) -> None: ...
 
 
 class Standbys:
     """The standbys of the actor `what`, on the side of the actor itself. Thread-safe."""
 
-    def __init__(self, what: str, register: Register, own: str, when_superseded: Callable[[], None]) -> None:
-        """`own` is the Ray node id of the actor's machine, which is no standby of its own; `when_superseded` ends the
-        process, as another one has its place, or Ray starts it again."""
-        self._what, self._register, self._own = what, register, own
-        self._when_superseded = when_superseded
-        self.term = register.term(what)
-        self._lock = threading.RLock()
+    def __init__(
+        self,
+        what: str,
+        register: Register,
+        *,
+        machine: str,
+        state_id: str,
+        when_superseded: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begins a run of the actor on `machine`, a Ray node id, with the state of that id; `when_superseded` ends the
+        process. Raises `Unavailable` when another machine's state is newer, for all that is known."""
+        self._what, self._register, self._machine = what, register, machine
+        self._when_superseded, self._clock = when_superseded, clock
+        self.term = _claimed_term(what, register)
+        listed = register.in_sync(what, self.term)
+        if register.holder(what) not in ("", state_id) and machine not in listed:
+            raise Unavailable(
+                f"this machine may lack what {what} has acknowledged on another one since: bring that one back, or "
+                "restart Ray to begin with what is here"
+            )
+        register.set_holder(what, state_id)
         # Those that were in sync have all that was acknowledged, and get what is to come.
-        self._listed = {standby for standby in register.in_sync(what, self.term) if standby != own}
+        self._listed = set(listed - {machine})
         self._copied_to = set(self._listed)
         register.set_in_sync(what, self.term, self._listed)
+        self._lock = threading.RLock()
         self._told: dict[str, str] = {}  # standby -> why it was not in sync, the last time
+        self._not_before: dict[str, float] = {}  # standby that did not catch up -> when it is tried again
 
     @property
     def in_sync(self) -> frozenset[str]:
@@ -66,17 +92,20 @@ class Standbys:
             return frozenset(self._listed)
 
     def waiting(self) -> list[str]:
-        """Standbys that are not in sync. To be asked now and then: it is seen here that this actor's place is taken."""
+        """Standbys that are to be admitted. To be asked now and then: it is seen here that this run is superseded."""
         self._check_not_superseded()
-        return [one for one in self._register.standbys() if one != self._own and one not in self.in_sync]
+        others = [one for one in self._register.standbys() if one != self._machine and one not in self.in_sync]
+        return [one for one in others if self._clock() >= self._not_before.get(one, 0.0)]
 
     def admit(self, standby: str, catch_up: Callable[[str], None]) -> None:
         """Makes a standby one in sync; `catch_up` brings it all that is there when it is called, and raises."""
-        with self._lock:
-            self._copied_to.add(standby)  # from here on nothing is acknowledged that it does not have
         try:
+            catch_up(standby)  # most of it, while nobody waits
+            with self._lock:
+                self._copied_to.add(standby)  # from here on nothing is acknowledged that it does not have
             catch_up(standby)
         except RaylogError as error:
+            self._not_before[standby] = self._clock() + AGAIN_S
             self._strike_off(standby, error)
             raise
         with self._lock:
@@ -103,14 +132,18 @@ class Standbys:
                 self._strike_off(standby, error)
         return is_elsewhere
 
+    def end_run(self) -> None:
+        """Has Ray start the actor again, as the run of a later term."""
+        self._when_superseded()
+
     def _strike_off(self, standby: str, why: RaylogError) -> None:
         """In this order: when a step raises, the standby is still one that has to have everything."""
         with self._lock:
-            if standby not in self._copied_to:
-                return
             if self._told.get(standby) != str(why):
                 self._told[standby] = str(why)
                 log.warning("standby %s cannot take the place of %s now: %s", standby[:12], self._what, why)
+            if standby not in self._copied_to:
+                return
             self._register.set_in_sync(self._what, self.term, self._listed - {standby})
             self._check_not_superseded()
             self._listed.discard(standby)
@@ -122,15 +155,7 @@ class Standbys:
             raise Unavailable(f"another machine takes the place of this {self._what}: ask again in a moment")
 
 
-def claim(what: str, register: Register, standby: str) -> int:
-    """Begins to take the place of the actor `what`, which is gone; the term. Raises `Unavailable` when another standby
-    does, or this one lacks something that was acknowledged."""
-    term = register.term(what) + 1
-    if not register.claim_term(what, term):
-        raise Unavailable(f"another standby takes the place of {what}")
-    if standby not in register.in_sync(what, term):
-        raise Unavailable(
-            f"this standby may lack what {what} has acknowledged, and does not take its place: bring the head back, or "
-            "begin with 'raylog catalog rebuild' on a machine that has the keys"
-        )
+def _claimed_term(what: str, register: Register) -> int:
+    while not register.claim_term(what, term := register.term(what) + 1):
+        pass  # another run has claimed it
     return term

@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -20,7 +21,7 @@ from raylog.actors.standbys import Standbys
 from raylog.catalog.catalog import STANDINGS_MAX, Catalog
 from raylog.catalog.leases import Leases, Orphans
 from raylog.catalog.record import Tail
-from raylog.errors import DeadlineExceeded, RaylogError, Unavailable
+from raylog.errors import DeadlineExceeded, NotPermitted, RaylogError, Unavailable
 from raylog.security.requests import Request
 from raylog.settings import Settings
 from raylog.spec import Durability, QosClass, ShardRef, ShardStanding, new_id
@@ -47,17 +48,18 @@ class Upkeep:
         cluster_id: str,
         standbys: Standbys,
         *,
-        may_overrule: bool = False,
+        overrules_below: int = 0,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        """`may_overrule`: this catalog has all that was acknowledged, so that what others have beyond it was not."""
+        """`overrules_below`: this catalog was made of all that was acknowledged in epochs below, so that what others
+        have of them beyond it was not."""
         self._catalog, self._nodes, self._settings = catalog, nodes, settings
-        self._standbys, self._may_overrule = standbys, may_overrule
+        self._standbys, self._overrules_below = standbys, overrules_below
         self._clock, self._wall_clock = clock, wall_clock
         self._by = f"raylog://{cluster_id}/catalog/retention"
         self._reconcile_every_s = min(RECONCILE_PERIOD_S, settings.orphan_grace_s)
-        self._lock = threading.Lock()  # one at a time copies records out
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # one at a time copies to each
         self._leases_lock = threading.Lock()
         self._absent_since_s: dict[str, float] = {}
         self._reconciled: dict[str, tuple[int, float]] = {}  # node id -> process id of its actor, when
@@ -130,6 +132,8 @@ class Upkeep:
             with suppress(RaylogError):  # it is gone, or is tried again
                 self._standbys.admit(standby, self._bring_to_standby)
         self.check_not_outdated()
+        # Before anything is removed: a standby that lacked a deletion would bring versions without shards back.
+        self._standbys.acknowledge(self._bring_to_standby)
         self._delete_due()
         self._notice(nodes)
         self._remove_unreferenced(nodes)
@@ -221,17 +225,25 @@ class Upkeep:
     def _bring_to_standby(self, standby: str) -> None:
         """All records that there are now. Raises what keeps the standby from having them."""
         call, restart = partial(self._nodes.call_standby, standby), partial(self._nodes.ask_standby, standby)
-        self._bring(f"standby {standby}", call, restart, min(STANDBY_TIMEOUT_S, self._settings.call_deadline_s))
+        try:
+            self._bring(f"standby {standby}", call, restart, min(STANDBY_TIMEOUT_S, self._settings.call_deadline_s))
+        except NotPermitted as error:
+            if error.__dict__.get("epoch", 0) > self._catalog.epoch:
+                # It had begun to take over, and this catalog was quicker. A run of a later epoch is taken again.
+                log.warning("standby %s asks for a later epoch: the catalog starts again", standby[:12])
+                self._standbys.end_run()
+            raise
 
     def _bring(self, who: str, call: Callable[..., Any], ask: Callable[..., Any], timeout_s: float) -> int:
         """Sends `who` the records that its copy lacks; the sequence number that it has reached."""
         deadline = time.monotonic() + timeout_s
-        if not self._lock.acquire(timeout=timeout_s):
+        lock = self._locks[who]
+        if not lock.acquire(timeout=timeout_s):
             raise DeadlineExceeded(f"records for {who}: another copy took more than {timeout_s:.0f} s")
         try:
             tail: Tail = call("records_tail", timeout_s=deadline - time.monotonic())
             if not self._catalog.contains(tail):
-                if not self._may_overrule or tail.epoch >= self._catalog.epoch:
+                if tail.epoch >= self._overrules_below:
                     self._outdated = (
                         f"{who} holds records up to {tail.sequence} that this catalog does not have: its journal is an "
                         "older or another one. Nothing is committed or removed until the newest is back; where it is "
@@ -246,7 +258,7 @@ class Upkeep:
                 tail = call("append_records", entries, timeout_s=deadline - time.monotonic())
             return tail.sequence
         finally:
-            self._lock.release()
+            lock.release()
 
     def _notice(self, nodes: Sequence[NodeInfo]) -> None:
         """What living nodes hold counts by their receipts; nodes that stay silent are given up."""
@@ -282,7 +294,9 @@ class Upkeep:
 
     def _collect(self, info: NodeInfo, version_id: str, shard_ids: Sequence[str]) -> None:
         """Deletes leftovers. Where this catalog knows of no commit, the node looks into its own records as well."""
-        is_never_named = self._catalog.revoke(version_id)
+        is_never_named = self._catalog.revoke(version_id, self._by)
+        if is_never_named:
+            self.copy_to_another_node(self._catalog.sequence)  # whatever becomes of this catalog, it cannot commit
         doomed = self._catalog.unnamed(shard_ids)
         for first in range(0, len(doomed), SHARDS_MAX):
             some = tuple(doomed[first : first + SHARDS_MAX])

@@ -367,13 +367,15 @@ class Catalog:
         with self._database.read() as connection:
             return tables.unnamed_shards(connection, shard_ids)
 
-    def revoke(self, version_id: str) -> bool:
+    def revoke(self, version_id: str, by: str) -> bool:
         """Before leftovers of a put are deleted: from here on it cannot commit any more. False when it has committed,
         and what no version names of it are leftovers of a version."""
         with self._journal.change() as change:
             if tables.by_version_id(change.connection, version_id):
                 return False
-            tables.revoke_put(change.connection, version_id)
+            if not tables.is_revoked(change.connection, version_id):
+                change.append(RecordKind.REVOKE, by=by, details={"version_id": version_id})
+                tables.revoke_put(change.connection, version_id)
         return True
 
     # Copies of the chain

@@ -36,15 +36,15 @@ class OffsiteChain:
         self._objects, self._trust = objects, trust
         self._folder = folder(trust.cluster_id)
 
-    def follow(self, catalog: Catalog) -> int:
+    def follow(self, catalog: Catalog, up_to: int | None = None) -> int:
         """Brings the copy to where the catalog's chain ends now, and notes it there: manifests, then the records that
         name them, segment by segment, then deletions of the manifests that records have deleted. The last record's
-        sequence.
+        sequence. `up_to`: what comes after that record is not acknowledged yet, and is left out.
 
         Raises `Conflict`, and writes nothing, where the copy is not of this catalog's chain: another one, restored from
         it, has gone on there.
         """
-        url, last = self._objects.url, catalog.sequence
+        url, last = self._objects.url, catalog.sequence if up_to is None else up_to
         begun = catalog.backups.chain_reached(url)
         self._check_ours(catalog, begun)
         done = begun

@@ -106,6 +106,8 @@ class _Replaying:
             self._delete(record)
         elif record.kind == RecordKind.BACKUP:
             self._back_up(record)
+        elif record.kind == RecordKind.REVOKE:
+            tables.revoke_put(self._connection, record.details["version_id"])
         else:
             retention.apply(self._connection, record)
 

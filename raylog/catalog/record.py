@@ -37,6 +37,7 @@ class RecordKind(StrEnum):
     RELEASE = "release"
     EXPIRE = "expire"
     KEEP = "keep"
+    REVOKE = "revoke"
 
 
 _DETAILS = {
@@ -44,7 +45,9 @@ _DETAILS = {
     RecordKind.HOLD: "reason",
     RecordKind.EXPIRE: "at_us",
     RecordKind.KEEP: "versions",
+    RecordKind.REVOKE: "version_id",
 }
+_ABOUT_NO_ARTIFACT = {RecordKind.EPOCH, RecordKind.REVOKE}
 _ABOUT_ALL = {RecordKind.DELETE, RecordKind.BACKUP, RecordKind.HOLD, RecordKind.RELEASE, RecordKind.KEEP}
 
 
@@ -87,15 +90,17 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         value = self.details.get(expected, "")
         if expected == "url" and parse_backup(value) != value:
             raise UsageError(f"a backup's URL ends in a slash: {value}")
+        if expected == "version_id":
+            parse_id(value, "version id")
         if expected == "reason" and not 1 <= len(value) <= REASON_CHARACTERS_MAX:
             raise UsageError(f"expected a reason of 1 to {REASON_CHARACTERS_MAX} characters, got {len(value)}")
         if expected in ("at_us", "versions") and not (value.isascii() and value.isdigit() and len(value) <= 18):
             raise UsageError(f"expected a number for {expected}, got {value[:40]!r}")
 
     def _check_subject(self) -> None:
-        if self.kind == RecordKind.EPOCH:
+        if self.kind in _ABOUT_NO_ARTIFACT:
             if self.artifact_id or self.name or self.number:
-                raise UsageError(f"a record of kind epoch is about no artifact, got {self.name!r}")
+                raise UsageError(f"a record of kind {self.kind} is about no artifact, got {self.name!r}")
             return
         parse_id(self.artifact_id, "artifact id")
         parse_name(self.name)

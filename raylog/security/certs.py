@@ -38,7 +38,7 @@ from raylog.security.identity import (
 from raylog.security.keys import KEY_BYTES, KeyHolder, Provider, labelled, new_key, seal, unseal
 from raylog.security.messages import ReplayCache, check_fresh
 from raylog.security.private_files import check_private_file, make_private_directory, publish_private
-from raylog.security.replicated import Replicated
+from raylog.security.replicated import Replicated, Row
 from raylog.security.replicated import schema as replicated_schema
 from raylog.spec import new_id
 
@@ -184,6 +184,15 @@ class Authority(KeyHolder):
             ca_fingerprint=fingerprint(self.ca_der),
         )
 
+    def take(self, rows: Sequence[Row]) -> None:
+        """Takes over the tokens and bindings that another machine's file of this cluster has (`rows.since`), all or
+        nothing. Raises `NotPermitted` when a token is wrapped under a KEK that this machine has not, `DamagedData`."""
+        with self._database.transaction():
+            self.rows.take(rows)
+            for row in rows:
+                if row.table == "tokens" and row.values is not None:
+                    self._provider.unwrap(_token_context(row.key), row.values[2])
+
     def revoke_join_token(self, token_id: str) -> None:
         """Nobody joins by it any more, and what joined by it cannot renew; certificates given out hold until they
         expire. Raises `NotFound`."""
@@ -261,7 +270,11 @@ class Authority(KeyHolder):
 
     def _bind(self, received: join.ReceivedJoin, token_id: str, now_s: float) -> None:
         """Binds the identity to the key it is certified for, and drops bindings that expired long ago."""
-        self._database.execute("DELETE FROM bindings WHERE not_after_s < ?", now_s - _BINDING_KEPT_S)
+        old = self._database.execute(
+            "DELETE FROM bindings WHERE not_after_s < ? RETURNING uri", now_s - _BINDING_KEPT_S
+        )
+        for (uri,) in old:
+            self.rows.forget("bindings", uri)  # every machine drops it by itself
         uri, key = str(received.identity), key_of_csr(received.body.csr)
         bound = self._database.execute("SELECT public_key FROM bindings WHERE uri = ?", uri)
         if bound and bound[0][0] != key:

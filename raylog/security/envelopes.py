@@ -12,7 +12,7 @@ from typing import Self
 
 import msgspec
 
-from raylog.errors import NotFound, NotPermitted
+from raylog.errors import Conflict, NotFound, NotPermitted
 from raylog.security.audit import SCHEMA as AUDIT_SCHEMA
 from raylog.security.audit import AuditLog
 from raylog.security.database import Database
@@ -125,20 +125,28 @@ class EnvelopeStore(KeyHolder):
 
     def take(self, rows: Sequence[Row]) -> None:
         """Takes over what another machine's store of this cluster has (`rows.since`), all or nothing; what is destroyed
-        there is destroyed here. Raises `NotPermitted` when a key is wrapped under a KEK that is not here,
-        `DamagedData`.
-        """
+        there is destroyed here. Raises `NotPermitted` when a key is wrapped under a KEK that this machine has not,
+        `Conflict` when it has another key of an artifact, `DamagedData`."""
         with self._database.transaction():
+            artifacts = [row.key for row in rows if row.table == "artifacts"]
+            before = {artifact_id: self._key_or_none(artifact_id) for artifact_id in artifacts}
             self.rows.take(rows)
-            for row in rows:
-                if row.table == "artifacts":
-                    self._check_opens(row.key)
+            for artifact_id in artifacts:
+                key = self._key_or_none(artifact_id)
+                if None not in (key, before[artifact_id]) and key != before[artifact_id]:
+                    raise Conflict(
+                        f"{self._database.path} has another key of artifact {artifact_id}, and what is sealed under it "
+                        "would be lost: keep this file, it belongs to a cluster that went on without the other"
+                    )
         if any(row.values and row.values[_WRAPPED] is None for row in rows):
             self._database.forget_deleted()
 
-    def _check_opens(self, artifact_id: str) -> None:
-        with suppress(NotFound):  # destroyed
-            self._artifact(artifact_id)
+    def _key_or_none(self, artifact_id: str) -> bytes | None:
+        """None for an artifact that is new here, or destroyed."""
+        with suppress(NotFound):
+            found = self._artifact(artifact_id)
+            return found[0] if found else None
+        return None
 
     def close(self) -> None:
         """Nothing may be called afterwards."""

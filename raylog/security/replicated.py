@@ -69,6 +69,10 @@ class Replicated:
             for row in rows:
                 self._take(row)
 
+    def forget(self, table: str, key: str) -> None:
+        """No longer notes that this row was deleted."""
+        self._database.execute("DELETE FROM changes WHERE of = ? AND key = ?", table, key)
+
     def _row(self, table: str, key: str) -> Row:
         found = self._database.execute(f"SELECT * FROM {table} WHERE {self._tables[table]} = ?", key)
         return Row(table=table, key=key, values=found[0] if found else None)

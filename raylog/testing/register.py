@@ -11,6 +11,7 @@ class MemoryRegister:
         self._standbys: set[str] = set()
         self._in_sync: dict[tuple[str, int], frozenset[str]] = {}
         self._terms: dict[str, int] = {}
+        self._holders: dict[str, str] = {}
 
     def enlist(self, standby: str) -> None:
         self._before_each()
@@ -39,3 +40,11 @@ class MemoryRegister:
             return False
         self._terms[what] = term
         return True
+
+    def holder(self, what: str) -> str:
+        self._before_each()
+        return self._holders.get(what, "")
+
+    def set_holder(self, what: str, state_id: str) -> None:
+        self._before_each()
+        self._holders[what] = state_id

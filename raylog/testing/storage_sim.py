@@ -362,7 +362,7 @@ class World:
             SimNodes(self),
             self.settings,
             cluster_id,
-            Standbys("catalog", MemoryRegister(), "head", when_superseded=lambda: None),
+            Standbys("catalog", MemoryRegister(), machine="head", state_id="head", when_superseded=lambda: None),
             clock=lambda: self.now_s,
         )
 

@@ -24,7 +24,7 @@ def keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BackupKeeper:
     settings.catalog_path.mkdir()
     settings.drill_path.touch()  # its thread does not run: the test steps
     nothing: Any = None
-    return BackupKeeper(catalog, nothing, settings, lambda: None)
+    return BackupKeeper(catalog, nothing, settings, lambda: None, lambda _: None)
 
 
 def test_discarded_copies_go_in_the_end(keeper: BackupKeeper, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,10 @@ from contextlib import suppress
 
 import pytest
 
-from raylog.actors.standbys import Standbys, claim
-from raylog.errors import Unavailable
+from raylog.actors.requests import Position
+from raylog.actors.standby import check_follows
+from raylog.actors.standbys import AGAIN_S, Standbys
+from raylog.errors import NotPermitted, Unavailable
 from raylog.testing.register import MemoryRegister
 
 ITEMS = 4
@@ -28,6 +30,18 @@ class Machine:
         if self.is_taking_over:
             raise Unavailable("it takes over")
         self.has |= items
+
+
+def run_on(machine: str, register: MemoryRegister, when_superseded: Callable[[], object] = lambda: None) -> Standbys:
+    """A run of the actor on a machine and its state."""
+    return Standbys(
+        "it",
+        register,
+        machine=machine,
+        state_id=f"state of {machine}",
+        when_superseded=lambda: when_superseded() and None,
+        clock=lambda: 0.0,
+    )
 
 
 class World:
@@ -61,9 +75,11 @@ class World:
             self._is_inside = False
 
     def _take_over(self) -> None:
+        if not self.register.holder("it"):
+            return  # the actor has not begun yet: there is nothing to take
         self.machine.is_taking_over = True
         try:
-            claim("it", self.register, "standby")
+            run_on("standby", self.register)
             self.has_claimed = True
         except Unavailable:
             self.machine.is_taking_over = False
@@ -88,7 +104,7 @@ class World:
 
         self.register.set_in_sync = set_in_sync  # type: ignore[method-assign, assignment]
         self._inside(lambda: self.register.enlist("standby"))
-        standbys = Standbys("it", self.register, "head", when_superseded=end)
+        standbys = run_on("head", self.register, end)
         for item in range(ITEMS):
             self.made.add(item)
             with suppress(Unavailable):
@@ -119,81 +135,154 @@ def test_nobody_takes_over_who_lacks_something(lost_item: int) -> None:
     assert takeovers == 0 if lost_item == 0 else takeovers > most  # without the first it never is in sync
 
 
+def nothing(_: str) -> None:
+    """It has it."""
+
+
+def gone(standby: str) -> None:
+    raise Unavailable(f"{standby} is gone")
+
+
 def test_a_standby_in_sync_takes_over_and_the_old_actor_ends() -> None:
     register, machine = MemoryRegister(), Machine()
     register.enlist("standby")
-    ended = []
-    actor = Standbys("it", register, "head", when_superseded=lambda: ended.append(True))
+    ended: list[bool] = []
+    actor = run_on("head", register)
     with pytest.raises(Unavailable, match="may lack"):
-        claim("it", register, "standby")
-    actor = Standbys("it", register, "head", when_superseded=lambda: ended.append(True))
+        run_on("standby", register)
+    actor = run_on("head", register, lambda: ended.append(True))
     assert actor.waiting() == ["standby"]
-    actor.admit("standby", lambda _: None)
+    actor.admit("standby", nothing)
     assert actor.waiting() == [] and actor.in_sync == {"standby"}
     assert actor.acknowledge(lambda _: machine.take({1}))
-    assert claim("it", register, "standby") == 2
+    successor = run_on("standby", register)
     machine.is_taking_over = True
     for _ in range(2):
         with pytest.raises(Unavailable, match="takes the place of this it"):
             actor.acknowledge(lambda _: machine.take({2}))
-    assert ended
     with pytest.raises(Unavailable, match="takes the place of this it"):
         actor.waiting()
-    successor = Standbys("it", register, "standby", when_superseded=lambda: None)
-    assert successor.in_sync == frozenset() and not successor.acknowledge(lambda _: None)
+    assert ended
+    assert successor.in_sync == frozenset() and not successor.acknowledge(nothing)
+    with pytest.raises(Unavailable, match="may lack"):
+        run_on("head", register)  # it was not brought what its successor may have acknowledged
+    run_on("standby", register)
+
+
+def test_what_is_acknowledged_while_a_standby_catches_up_is_brought_too() -> None:
+    register, made, has = MemoryRegister(), {1}, set[int]()
+    register.enlist("standby")
+    actor = run_on("head", register)
+
+    def catch_up(_: str) -> None:
+        has.update(made)
+        if 2 not in made:
+            made.add(2)
+            actor.acknowledge(lambda _: has.update(made))
+
+    actor.admit("standby", catch_up)
+    assert has == made == {1, 2}
+
+
+def begun_and_acknowledged(moment: int) -> tuple[bool, bool]:
+    """A standby begins; at that call of its to the register the actor acknowledges something without it."""
+    calls, has_acknowledged, has_begun = 0, False, False
+
+    def at_each_call() -> None:
+        nonlocal calls, has_acknowledged
+        calls += 1
+        if calls == moment:
+            with suppress(Unavailable):
+                actor.acknowledge(gone)
+                has_acknowledged = True
+
+    register = MemoryRegister()
+    register.enlist("standby")
+    actor = run_on("head", register)
+    actor.admit("standby", nothing)
+    register._before_each = at_each_call
+    with suppress(Unavailable):
+        run_on("standby", register)
+        has_begun = True
+    return has_begun, has_acknowledged
+
+
+def test_an_actor_that_acknowledges_while_a_standby_begins() -> None:
+    outcomes = {begun_and_acknowledged(moment) for moment in range(1, 9)}
+    assert {(True, False), (False, True)} <= outcomes and (True, True) not in outcomes
 
 
 def test_what_the_old_actor_lists_later_does_not_count() -> None:
     register = MemoryRegister()
-    old = Standbys("it", register, "head", when_superseded=lambda: None)
+    old = run_on("head", register)
     for standby in ("first", "second", "third"):
         register.enlist(standby)
-        old.admit(standby, lambda _: None)
-
-    def gone(standby: str) -> None:
-        raise Unavailable(f"{standby} is gone")
-
-    assert claim("it", register, "first") == 1
-    new = Standbys("it", register, "first", when_superseded=lambda: None)
+        old.admit(standby, nothing)
+    new = run_on("first", register)
     assert new.in_sync == {"second", "third"}
     assert not new.acknowledge(gone)
     with pytest.raises(Unavailable, match="takes the place"):
         old.acknowledge(lambda standby: gone(standby) if standby == "first" else None)
     assert register.in_sync("it", register.term("it")) == frozenset()
     with pytest.raises(Unavailable, match="may lack"):
-        claim("it", register, "second")
+        run_on("second", register)
+
+
+def test_the_head_that_is_quicker_keeps_its_place() -> None:
+    """A standby prepares to take over; meanwhile the head runs again, strikes it off, and is lost for good."""
+    register = MemoryRegister()
+    register.enlist("standby")
+    run_on("head", register).admit("standby", nothing)
+    again = run_on("head", register)
+    assert not again.acknowledge(gone), "something is acknowledged that the standby does not have"
+    with pytest.raises(Unavailable, match="may lack"):
+        run_on("standby", register)
+    run_on("head", register)
 
 
 def test_one_that_fails_to_take_over_leaves_it_to_another() -> None:
     register = MemoryRegister()
-    actor = Standbys("it", register, "head", when_superseded=lambda: None)
+    actor = run_on("head", register)
     for standby in ("first", "second"):
         register.enlist(standby)
-    actor.admit("second", lambda _: None)
+    actor.admit("second", nothing)
     with pytest.raises(Unavailable, match="may lack"):
-        claim("it", register, "first")
-    assert claim("it", register, "second") == 2
-    assert claim("it", register, "second") == 3  # again, after its start has failed
+        run_on("first", register)
+    for _ in range(2):  # its start may fail later
+        run_on("second", register)
 
 
 def test_a_restarted_actor_goes_on_with_those_in_sync() -> None:
     register = MemoryRegister()
     register.enlist("standby")
-    Standbys("it", register, "head", when_superseded=lambda: None).admit("standby", lambda _: None)
+    run_on("head", register).admit("standby", nothing)
     brought: list[str] = []
-    again = Standbys("it", register, "head", when_superseded=lambda: None)
+    again = run_on("head", register)
     assert again.in_sync == {"standby"} and again.acknowledge(brought.append) and brought == ["standby"]
 
 
-def test_one_that_does_not_catch_up_is_not_in_sync() -> None:
-    register = MemoryRegister()
+def test_one_that_does_not_catch_up_is_not_in_sync_and_tried_later() -> None:
+    register, now_s, asked = MemoryRegister(), [0.0], []
     register.enlist("standby")
-    actor = Standbys("it", register, "head", when_superseded=lambda: None)
+    actor = Standbys("it", register, machine="head", state_id="h", when_superseded=lambda: None, clock=lambda: now_s[0])
+    with pytest.raises(Unavailable, match="gone"):
+        actor.admit("standby", gone)
+    assert actor.in_sync == register.in_sync("it", actor.term) == frozenset()
+    assert actor.waiting() == []
+    assert not actor.acknowledge(asked.append) and not asked, "nobody waits for it"
+    now_s[0] = AGAIN_S
+    assert actor.waiting() == ["standby"]
 
-    def slow(_: str) -> None:
-        raise Unavailable("later")
 
-    with pytest.raises(Unavailable, match="later"):
-        actor.admit("standby", slow)
-    assert actor.in_sync == register.in_sync("it", 0) == frozenset()
-    assert not actor.acknowledge(slow)  # nobody waits for it
+def test_rows_of_keys_follow_each_other() -> None:
+    first = Position(term=2, stream=4)
+    at = Position(term=2, stream=4, authority=10, envelopes=7)
+    for after in (at, Position(term=2, stream=5), Position(term=3, stream=0)):
+        check_follows(at, after)
+    check_follows(first, first)
+    for after in (first, Position(term=2, stream=5, envelopes=1), Position(term=2, stream=4, authority=9, envelopes=7)):
+        with pytest.raises(Unavailable, match="begin with the first"):
+            check_follows(at, after)
+    for after in (Position(term=2, stream=3), Position(term=1, stream=9), Position(term=1, stream=9, envelopes=7)):
+        with pytest.raises(NotPermitted, match="superseded"):
+            check_follows(at, after)

@@ -184,3 +184,35 @@ def test_what_versions_named_stays_known(cluster: Cluster, catalog: Catalog, cop
     copy = open_copy(cluster, tmp_path / "copy")
     assert copy.named(["0" * 32, *later, *here]) == [*later, *here], "those of a deleted version are the catalog's too"
     copy.close()
+
+
+def test_a_copy_of_another_chain_begins_anew_for_a_later_epoch(
+    cluster: Cluster, catalog: Catalog, copy: RecordCopy, tmp_path: Path
+) -> None:
+    manifest, _ = cluster.put(catalog, "a")
+    copy.append(catalog.records(0))
+    newer = cluster.open(tmp_path / "newer", epoch=4)
+    with pytest.raises(NotPermitted, match="cannot replace"):
+        copy.restart(1)
+    assert copy.tail.sequence == 2
+    copy.restart(newer.epoch)
+    assert copy.tail == Tail() and copy.named(list(manifest.distinct_shards())) == []
+    with pytest.raises(NotPermitted, match="epoch 4 has begun"):
+        copy.append(catalog.records(0))
+    assert copy.append(newer.records(0)).epoch == 4
+    newer.close()
+
+
+def test_an_epoch_that_was_observed_ends_those_before_after_a_restart_too(
+    cluster: Cluster, catalog: Catalog, copy: RecordCopy, tmp_path: Path
+) -> None:
+    cluster.put(catalog, "a")
+    copy.append(catalog.records(0))
+    copy.observe(7)
+    copy.observe(3)
+    copy.close()
+    copy = open_copy(cluster, tmp_path / "copy")
+    cluster.put(catalog, "a")
+    with pytest.raises(NotPermitted, match="epoch 7 has begun"):
+        copy.append(catalog.records(copy.tail.sequence))
+    copy.close()

@@ -1,11 +1,14 @@
 """Leases and leftovers: pure, with times passed in; and what a catalog does with a put that was revoked."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.leases import Leases, Orphans
+from raylog.catalog.rebuild import rebuild
 from raylog.errors import Conflict
 from raylog.spec import new_id
 from raylog.testing.catalog_cluster import TENANT, Cluster
@@ -70,13 +73,26 @@ def test_a_revoked_put_cannot_commit(cluster: Cluster, catalog: Catalog) -> None
     pending = catalog.begin("corpora/wiki", TENANT)
     manifest = cluster.manifest(artifact_id=pending.artifact_id)
     assert catalog.unnamed(list(manifest.distinct_shards())) == list(manifest.distinct_shards())
-    assert catalog.revoke(manifest.version_id)
+    assert catalog.revoke(manifest.version_id, "raylog://c/catalog")
     with pytest.raises(Conflict, match="put again"):
         catalog.commit(cluster.sign(manifest), cluster.receipts(manifest), pending.base)
 
 
+def test_a_put_stays_revoked_in_a_catalog_that_is_made_anew(cluster: Cluster, catalog: Catalog, tmp_path: Path) -> None:
+    pending = catalog.begin("corpora/wiki", TENANT)
+    manifest = cluster.manifest(artifact_id=pending.artifact_id)
+    for _ in range(2):
+        assert catalog.revoke(manifest.version_id, "raylog://c/catalog")
+    rebuild(tmp_path / "anew", cluster.trust, catalog.records(0), {})
+    anew = cluster.open(tmp_path / "anew", epoch=9)
+    assert len(anew.records(0)) == 3, "two epochs, and one revocation"
+    with pytest.raises(Conflict, match="put again"):
+        anew.commit(cluster.sign(manifest), cluster.receipts(manifest), pending.base)
+    anew.close()
+
+
 def test_a_committed_put_is_not_revoked(cluster: Cluster, catalog: Catalog) -> None:
     manifest, version = cluster.put(catalog)
-    assert not catalog.revoke(manifest.version_id)
+    assert not catalog.revoke(manifest.version_id, "raylog://c/catalog")
     assert catalog.unnamed([*manifest.distinct_shards(), new_id()])[0] not in manifest.distinct_shards()
     assert catalog.commit(cluster.sign(manifest), cluster.receipts(manifest), 0) == version

@@ -1,12 +1,18 @@
 """Envelopes and the authority's tables on a second machine: what changed comes over, and nothing comes back."""
 
+import sqlite3
+import time
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from raylog.errors import DamagedData, NotFound
+from raylog.errors import Conflict, DamagedData, NotFound, NotPermitted
+from raylog.security.certs import Authority
 from raylog.security.envelopes import EnvelopeStore
+from raylog.security.identity import Identity
+from raylog.security.join import request_renewal, request_with_token
 from raylog.security.providers.file import FileKeyring
 from raylog.security.replicated import ROWS_MAX, Replicated, Row
 from raylog.spec import new_id
@@ -98,3 +104,51 @@ def test_what_does_not_fit_is_refused_whole(tmp_path: Path, keyring: FileKeyring
         with pytest.raises(NotFound, match="holds no data key"):
             standby.dek(dek_id)
         assert standby.rows.since(0) == (0, [])
+
+
+def test_a_key_that_is_in_use_is_never_replaced_by_another(tmp_path: Path, keyring: FileKeyring) -> None:
+    artifact = new_id()
+    with (
+        EnvelopeStore(tmp_path / "a" / "envelopes.sqlite", keyring) as one,
+        EnvelopeStore(tmp_path / "b" / "envelopes.sqlite", keyring) as other,
+    ):
+        kept, foreign = one.create_dek(artifact, TENANT), other.create_dek(artifact, TENANT)
+        with pytest.raises(Conflict, match="another key of artifact"):
+            one.take(carried(other.rows, 0)[1])
+        assert len(one.dek(kept)) == 32
+        with pytest.raises(NotFound):
+            one.dek(foreign)
+
+
+def test_tokens_and_bindings_come_over(tmp_path: Path, keyring: FileKeyring) -> None:
+    node = Identity(role="node", id=new_id(), cluster_id=keyring.cluster_id)
+    path = tmp_path / "a" / "authority.sealed"
+    with Authority.create(path, keyring) as head:
+        (tmp_path / "b").mkdir(mode=0o700)
+        (tmp_path / "b" / "authority.sealed").touch(mode=0o600)
+        (tmp_path / "b" / "authority.sealed").write_bytes(back_up(path))
+        with Authority.load(tmp_path / "b" / "authority.sealed", keyring) as standby:
+            token, revoked = head.make_join_token(), head.make_join_token()
+            head.revoke_join_token(revoked.token_id)
+            pending = request_with_token(token, node.role, node.id, time.time(), None)
+            credentials = pending.accept(head.admit(pending.request, time.time()), time.time())
+            standby.take(carried(head.rows, 0)[1])
+            renewal = request_renewal(credentials, time.time())
+            renewal.accept(standby.admit(renewal.request, time.time()), time.time())
+            stranger = request_with_token(token, node.role, node.id, time.time(), None)
+            with pytest.raises(NotPermitted, match="bound to another key"):
+                standby.admit(stranger.request, time.time())
+            late = request_with_token(revoked, node.role, new_id(), time.time(), None)
+            with pytest.raises(NotPermitted, match="was revoked"):
+                standby.admit(late.request, time.time())
+            reached, _ = carried(head.rows, 0)
+            head.forget(node)
+            standby.take(carried(head.rows, reached)[1])
+            standby.admit(request_with_token(token, node.role, node.id, time.time(), None).request, time.time())
+
+
+def back_up(path: Path) -> bytes:
+    """A committed state of a file that is open."""
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(":memory:")) as copy:
+        source.backup(copy)
+        return copy.serialize()

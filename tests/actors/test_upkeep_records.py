@@ -1,0 +1,115 @@
+"""A node that has records which the catalog lacks: they end it, unless it was made of all that was acknowledged
+then."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raylog.actors.node_info import NodeInfo
+from raylog.actors.requests import RestartRecords
+from raylog.actors.standbys import Standbys
+from raylog.actors.upkeep import Upkeep
+from raylog.catalog.catalog import Catalog
+from raylog.catalog.copy import RecordCopy
+from raylog.errors import Unavailable
+from raylog.security.requests import Request
+from raylog.settings import Settings
+from raylog.testing.catalog_cluster import Cluster
+from raylog.testing.register import MemoryRegister
+
+
+class OneNode:
+    """The cluster as upkeep sees it: another machine, which has a copy of the records."""
+
+    def __init__(self, copy: RecordCopy) -> None:
+        self.copy = copy
+
+    def here(self) -> str:
+        return "head"
+
+    def living(self) -> list[NodeInfo]:
+        return [
+            NodeInfo(
+                node_id="n" * 32, ray_node_id="other", hostname="", host="", control_port=1, socket_path="",
+                directory="", arena_path="", software="", pid=1, labels={},
+            )
+        ]  # fmt: skip
+
+    def draining(self) -> set[str]:
+        return set()
+
+    def free_bytes(self) -> dict[str, int]:
+        return {}
+
+    def call(self, info: NodeInfo, method: str, *arguments: Any, timeout_s: float) -> Any:
+        return self.copy.tail if method == "records_tail" else self.copy.append(*arguments)
+
+    def ask(self, info: NodeInfo, about: Request, timeout_s: float) -> Any:
+        assert isinstance(about, RestartRecords)
+        self.copy.restart(about.epoch)
+
+    def call_standby(self, standby: str, method: str, *arguments: Any, timeout_s: float) -> Any:
+        raise Unavailable("there are none")
+
+    def ask_standby(self, standby: str, about: Request, timeout_s: float) -> Any:
+        raise Unavailable("there are none")
+
+    def together(self, actions: Sequence[Callable[[], None]]) -> None:
+        raise AssertionError("nothing is repaired here")
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster()
+
+
+@pytest.fixture
+def copy(cluster: Cluster, tmp_path: Path) -> Iterator[RecordCopy]:
+    """Of a catalog of epoch 2 that was lost."""
+    found = RecordCopy(tmp_path / "copy", cluster.cluster_id, cluster.trust.verify)
+    lost = cluster.open(tmp_path / "lost", epoch=2)
+    cluster.put(lost, "a")
+    found.append(lost.records(0))
+    lost.close()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def catalog(cluster: Cluster, tmp_path: Path) -> Iterator[Catalog]:
+    """Another one, of epoch 4."""
+    found = cluster.open(tmp_path / "catalog", epoch=4)
+    cluster.put(found, "b")
+    yield found
+    found.close()
+
+
+def upkeep_of(catalog: Catalog, copy: RecordCopy, cluster: Cluster, tmp_path: Path, overrules_below: int) -> Upkeep:
+    standbys = Standbys("catalog", MemoryRegister(), machine="head", state_id="head", when_superseded=lambda: None)
+    return Upkeep(
+        catalog, OneNode(copy), Settings(state=tmp_path), cluster.cluster_id, standbys, overrules_below=overrules_below
+    )
+
+
+def test_what_was_never_acknowledged_is_overruled(
+    cluster: Cluster, catalog: Catalog, copy: RecordCopy, tmp_path: Path
+) -> None:
+    upkeep = upkeep_of(catalog, copy, cluster, tmp_path, overrules_below=3)
+    upkeep.copy_to_another_node(catalog.sequence)
+    assert catalog.contains(copy.tail) and copy.tail.sequence == catalog.sequence
+    upkeep.check_not_outdated()
+
+
+@pytest.mark.parametrize("overrules_below", [0, 2])
+def test_what_may_be_newer_ends_the_catalog(
+    cluster: Cluster, catalog: Catalog, copy: RecordCopy, tmp_path: Path, overrules_below: int
+) -> None:
+    before = copy.tail
+    upkeep = upkeep_of(catalog, copy, cluster, tmp_path, overrules_below)
+    with pytest.raises(Unavailable, match="no other node has copied"):
+        upkeep.copy_to_another_node(catalog.sequence)
+    with pytest.raises(Unavailable, match="this catalog does not have"):
+        upkeep.check_not_outdated()
+    assert copy.tail == before, "nothing was dropped there"

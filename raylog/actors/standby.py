@@ -100,12 +100,16 @@ class StandbyActor(Eventful):
             raise Unavailable(f"this standby takes the place of {what}")
 
     def _run(self) -> None:
+        told = ""
         while True:
             time.sleep(self._settings.reconcile_period_s)
             try:
                 self._look()
+                told = ""
             except RaylogError as error:
-                log.warning("%s", error)
+                if str(error) != told:  # and not again every second
+                    log.warning("%s", error)
+                told = str(error)
             except Exception:
                 log.exception("looking after the head's actors failed, trying again")
 

@@ -71,6 +71,8 @@ def test_a_day_of_an_operator(run: Run, tmp_path: Path) -> None:
 
     status = json.loads(run("status", "--json").stdout)
     assert status["monitor"]["totals"]["nodes"] == 1
+    assert status["standbys"] == {}
+    assert "the head's actors run on the state" in run("standby", status=1).stderr
     (ways,) = json.loads(run("status", "--paths", "--json").stdout)
     assert ways["problem"] == "" and ways["paths"] == []
     assert "round trip" in run("status", "--paths").stdout

@@ -72,7 +72,7 @@ def test_a_cold_version_is_read_once_for_all_nodes(client: raylog.Client, backup
     content, url = noise(20, 9 * MIB), backup.as_uri()
     version = client.put("backup/shipped", content, replicas=0, backup=url, durability="remote")
     report = client.ship("backup/shipped").result(60)
-    assert len(report.nodes) == 3 and report.moved_bytes >= 3 * version.stored_bytes
+    assert len(report.nodes) == 3 and report.moved_bytes >= 3 * version.content_bytes
     wait_until(lambda: read_from(client, url) >= version.stored_bytes, 10, "the reads are told")
     assert client.get("backup/shipped") == content
     time.sleep(2.5)  # every node has told its newest figures

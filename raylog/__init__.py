@@ -25,10 +25,17 @@ from raylog.spec import Version
 if TYPE_CHECKING:
     from raylog.api.client import Client, connect
     from raylog.api.file import seal, unseal
+    from raylog.api.streaming.dataset import StreamingDataset
 
 __version__ = "0.1.0"
 
-_LAZY = {"connect": "api.client", "Client": "api.client", "seal": "api.file", "unseal": "api.file"}
+_LAZY = {
+    "connect": "api.client",
+    "Client": "api.client",
+    "seal": "api.file",
+    "unseal": "api.file",
+    "StreamingDataset": "api.streaming.dataset",
+}
 
 __all__ = [
     "Client",
@@ -41,6 +48,7 @@ __all__ = [
     "PeerFault",
     "RaylogError",
     "SourceError",
+    "StreamingDataset",
     "Unavailable",
     "Unsatisfiable",
     "UsageError",

@@ -2,9 +2,9 @@
 in this process, and a damaged chunk is replaced from another replica on the way."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 
 import msgspec
 from blake3 import blake3
@@ -13,6 +13,7 @@ from raylog.api.local_copy import LocalCopy
 from raylog.api.progress import OnProgress, Reporter
 from raylog.api.pulls import Pulls
 from raylog.api.session import Session
+from raylog.catalog.encoding import digest_of, encode
 from raylog.catalog.manifest import Manifest, ShardEntry
 from raylog.codec.frame import Frame
 from raylog.codec.keys import GroupKey
@@ -69,6 +70,31 @@ class Reading:
                 pulls.cancel()
                 for future in coming:
                     future.add_done_callback(_let_go)
+
+    @contextmanager
+    def all_open(self) -> Iterator[list[ShardOpener]]:
+        """An opener per shard, in order, all brought to this node and held there while the context lasts."""
+        pulls = Pulls(self._session)
+        with ExitStack() as kept, ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="bring") as executor:
+            kept.callback(pulls.cancel)
+            coming = [executor.submit(self._bring, pulls, entry) for entry in self.manifest.shards]
+            try:
+                shards = [kept.enter_context(future.result()) for future in coming]
+            except BaseException:
+                pulls.cancel()
+                for future in coming:
+                    future.add_done_callback(_let_go)
+                raise
+            executor.shutdown()
+            yield [
+                ShardOpener(shard.frame, [self._keys[dek_id] for dek_id in entry.dek_ids], shard.chunk, shard.mend)
+                for shard, entry in zip(shards, self.manifest.shards, strict=True)
+            ]
+
+    @property
+    def digest(self) -> str:
+        """Of the version's manifest, hex."""
+        return digest_of(encode(self.manifest)).hex()
 
     def inspect(self) -> Inspection:
         """Opens, and so verifies, every chunk of the version in this process."""

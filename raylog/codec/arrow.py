@@ -165,30 +165,46 @@ def open_batches(
     rows are opened. Raises `UsageError` for unknown columns and impossible ranges, `NotPermitted` for columns whose
     key is missing, `DamagedData` while iterating too.
     """
-    layout = _read_layout(opener)
-    chosen = _choose_columns(layout, columns, opener.groups)
+    batches = BatchOpener(opener, columns)
     start, stop = row_range or (0, opener.frame.rows)
     if not 0 <= start <= stop <= opener.frame.rows:
         raise UsageError(f"expected rows between 0 and {opener.frame.rows}, got {start} to {stop}")
-    return _iterate(opener, layout, chosen, start, stop)
+    return _iterate(batches, start, stop)
 
 
-def _iterate(
-    opener: ShardOpener, layout: _Layout, chosen: list[int], start: int, stop: int
-) -> Iterator[pa.RecordBatch]:
-    schema = pa.schema([layout.schema.field(column) for column in chosen], metadata=layout.schema.metadata)
-    turn_length, row = len(layout.groups), 0
-    for first in range(0, len(opener.units), turn_length):
-        turn = opener.units[first : first + turn_length]
-        rows = turn[0].rows
-        if [unit.group for unit in turn] != list(range(turn_length)) or any(unit.rows != rows for unit in turn):
-            raise opener.damaged(f"the key groups do not take turns at chunk {turn[0].first}")
+def _iterate(batches: "BatchOpener", start: int, stop: int) -> Iterator[pa.RecordBatch]:
+    row = 0
+    for number, rows in enumerate(batches.rows):
         before, row = row, row + rows
         if row <= start or before >= stop:
             continue
-        batch = _open_turn(opener, layout, turn, chosen, schema)
+        batch = batches.batch(number)
         low, high = max(start, before), min(stop, row)
         yield batch if high - low == rows else batch.slice(low - before, high - low)
+
+
+class BatchOpener:
+    """The batches of a shard, in any order; `rows` are their lengths, `content_bytes` their sizes with all columns,
+    `schema` that of the chosen ones. `columns` as in `open_batches`, which says what is raised. For one thread."""
+
+    def __init__(self, opener: ShardOpener, columns: Sequence[str] | None = None) -> None:
+        self._opener, self._layout = opener, _read_layout(opener)
+        self._chosen = _choose_columns(self._layout, columns, opener.groups)
+        fields = [self._layout.schema.field(column) for column in self._chosen]
+        self.schema = pa.schema(fields, metadata=self._layout.schema.metadata)
+        count = len(self._layout.groups)
+        turns = [opener.units[first : first + count] for first in range(0, len(opener.units), count)]
+        self.rows = tuple(turn[0].rows for turn in turns)
+        self.content_bytes = tuple(sum(unit.content_bytes for unit in turn) for turn in turns)
+
+    def batch(self, number: int) -> pa.RecordBatch:
+        """It points into the opened content. Raises `DamagedData`."""
+        count = len(self._layout.groups)
+        turn = self._opener.units[number * count : (number + 1) * count]
+        rows = self.rows[number]
+        if [unit.group for unit in turn] != list(range(count)) or any(unit.rows != rows for unit in turn):
+            raise self._opener.damaged(f"the key groups do not take turns at chunk {turn[0].first}")
+        return _open_turn(self._opener, self._layout, turn, self._chosen, self.schema)
 
 
 def _open_turn(

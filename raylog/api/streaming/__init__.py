@@ -1,0 +1,1 @@
+"""Datasets as streams of batches: the order is computed, the resume is exact."""

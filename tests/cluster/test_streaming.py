@@ -1,0 +1,174 @@
+"""A table as a stream of batches: each sample once, resumed exactly on other ranks, whatever a chunk meets on the
+way."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from three_nodes import wait_until
+
+import raylog
+from raylog import StreamingDataset
+from raylog.errors import NotFound, UsageError
+from raylog.units import MIB
+
+ROWS, LENGTH = 20_000, 64
+
+
+@pytest.fixture(scope="module")
+def tokens() -> pa.Table:
+    values = np.random.default_rng(1).integers(0, 50_000, (ROWS, LENGTH), dtype=np.int32)
+    values[:, 0] = np.arange(ROWS)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), LENGTH)
+    return pa.table({"tokens": column, "n": np.arange(ROWS), "word": [f"w{n}" for n in range(ROWS)]})
+
+
+@pytest.fixture(scope="module")
+def stored(client: raylog.Client, tokens: pa.Table) -> Iterator[str]:
+    version = client.put("stream/tokens", tokens, replicas=2)
+    assert version.shards >= 2
+    yield "stream/tokens"
+    client.delete("stream/tokens")
+
+
+def opened(client: raylog.Client, name: str, **options: Any) -> StreamingDataset:
+    return StreamingDataset(name, client=client, **({"batch_size": 128} | options))
+
+
+def numbers(batch: dict[str, Any]) -> list[int]:
+    found: list[int] = batch["n"].tolist()
+    return found
+
+
+def test_each_sample_comes_once_and_as_it_was_put(client: raylog.Client, stored: str, tokens: pa.Table) -> None:
+    with opened(client, stored, dtypes={"tokens": "int64"}) as dataset:
+        batches = list(dataset)
+        assert len(batches) == -(-ROWS // 128) and dataset.samples == ROWS
+        assert batches[0]["tokens"].dtype == torch.int64 and batches[0]["tokens"].shape == (128, LENGTH)
+        assert Counter(n for batch in batches for n in numbers(batch)) == Counter(range(ROWS))
+        expected = tokens["tokens"].combine_chunks().flatten().to_numpy().reshape(ROWS, LENGTH)
+        for batch in batches:
+            rows = numbers(batch)
+            assert np.array_equal(batch["tokens"].numpy(), expected[rows])
+            assert batch["word"] == [f"w{n}" for n in rows]
+        assert numbers(batches[0]) != list(range(128))
+        second = [numbers(batch) for batch in dataset]
+        assert second != [numbers(batch) for batch in batches], "the next epoch has another order"
+        dataset.set_epoch(0)
+        assert [numbers(batch) for batch in dataset] == [numbers(batch) for batch in batches]
+
+
+def test_outputs(client: raylog.Client, stored: str, tokens: pa.Table) -> None:
+    with opened(client, stored, output="arrow", shuffle=False, batch_size=999) as dataset:
+        assert pa.Table.from_batches(dataset).equals(tokens)
+    with opened(client, stored, output="numpy", columns=["n"], shuffle=False, drop_last=True) as dataset:
+        batches = list(dataset)
+        assert len(batches) == len(dataset) == ROWS // 128
+        assert {name for batch in batches for name in batch} == {"n"}
+        assert np.array_equal(np.concatenate([batch["n"] for batch in batches]), np.arange(ROWS // 128 * 128))
+
+
+def test_a_data_loader_takes_it(client: raylog.Client, stored: str) -> None:
+    with opened(client, stored, columns=["n"]) as dataset:
+        loader = torch.utils.data.DataLoader(dataset, batch_size=None)
+        assert Counter(n for batch in loader for n in numbers(batch)) == Counter(range(ROWS))
+
+
+@pytest.mark.parametrize("worlds", [(1, 2), (3, 2, 1), (2, 4)])
+def test_other_ranks_go_on_exactly(client: raylog.Client, stored: str, worlds: tuple[int, ...]) -> None:
+    """Each stage stops in the middle; the state of any rank, through JSON, is enough for all ranks of the next."""
+    seen: list[int] = []
+    state: dict[str, Any] | None = None
+    for number, world_size in enumerate(worlds):
+        states = []
+        for rank in range(world_size):
+            with opened(client, stored, columns=["n"], rank=rank, world_size=world_size, seed=5) as dataset:
+                if state is not None:
+                    dataset.load_state_dict(state)
+                length = len(dataset)
+                stop = length if number == len(worlds) - 1 else 17
+                batches = iter(dataset)
+                seen += [n for _ in range(stop) for n in numbers(next(batches))]
+                states.append(json.dumps(dataset.state_dict()))
+                if stop == length:
+                    assert next(batches, None) is None
+        state = json.loads(states[0])
+        assert set(states) == {states[0]}
+    assert Counter(seen) == Counter(range(ROWS))
+
+
+def test_it_stops_and_goes_on_twice_alike(client: raylog.Client, stored: str) -> None:
+    with opened(client, stored, columns=["n"]) as dataset:
+        everything = [numbers(batch) for batch in dataset]
+        dataset.set_epoch(0)
+        batches = iter(dataset)
+        for _ in range(40):
+            next(batches)
+        state = dataset.state_dict()
+    for _ in range(2):
+        with opened(client, stored, columns=["n"]) as dataset:
+            dataset.load_state_dict(state)
+            assert [numbers(batch) for batch in dataset] == everything[40:]
+
+
+def test_it_is_read_from_another_node(client: raylog.Client, tokens: pa.Table) -> None:
+    here = client.local_node().node_id
+    client.put("stream/elsewhere", tokens, replicas=2)
+    wait_until(lambda: bool(client.replicas("stream/elsewhere")), 10, "it is there")
+    with opened(client, "stream/elsewhere", columns=["n"], read_ahead_bytes=0) as dataset:
+        assert sum(len(numbers(batch)) for batch in dataset) == ROWS
+    assert here
+    client.delete("stream/elsewhere")
+
+
+def test_mistakes(client: raylog.Client, stored: str) -> None:
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"world_size": 0, "rank": 0}, "world_size - 1"),
+        ({"world_size": 2, "rank": 2}, "world_size - 1"),
+        ({"rank": 1}, "together"),
+        ({"batch_size": 0}, "batch_size from 1"),
+        ({"output": "jax"}, "an output of arrow, numpy, torch"),
+        ({"columns": ["nothing"]}, "nothing"),
+        ({"dtypes": {"nothing": "int64"}}, "dtypes of columns"),
+    ]
+    for options, message in wrong:
+        with pytest.raises(UsageError, match=message):
+            opened(client, stored, **options)
+    with pytest.raises(NotFound):
+        opened(client, "stream/nothing")
+    client.put("stream/bytes", b"x" * MIB)
+    with pytest.raises(UsageError, match="expected a table"):
+        opened(client, "stream/bytes")
+    client.delete("stream/bytes")
+    with opened(client, stored, seed=1) as dataset, opened(client, stored, seed=2) as other:
+        with pytest.raises(UsageError, match="seed 2"):
+            dataset.load_state_dict(other.state_dict())
+        with pytest.raises(UsageError, match="what StreamingDataset"):
+            dataset.load_state_dict({"epoch": 3})
+        with pytest.raises(UsageError, match="num_workers=0"):
+            next(iter(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1)))
+
+
+def test_fewer_samples_than_ranks(client: raylog.Client) -> None:
+    client.put("stream/few", pa.table({"n": [0, 1, 2]}))
+    seen = []
+    for rank in range(5):
+        with opened(client, "stream/few", rank=rank, world_size=5) as dataset:
+            seen += [n for batch in dataset for n in numbers(batch)]
+    assert sorted(seen) == [0, 1, 2]
+    client.delete("stream/few")
+
+
+def test_columns_that_no_array_holds(client: raylog.Client) -> None:
+    client.put("stream/odd", pa.table({"n": [1, None], "lists": [[1], [1, 2]]}))
+    for columns, message in ((["n"], "missing values"), (["lists"], "lists of 1 to 2 values")):
+        with opened(client, "stream/odd", columns=columns) as dataset, pytest.raises(UsageError, match=message):
+            next(iter(dataset))
+    with opened(client, "stream/odd", output="arrow", shuffle=False) as dataset:
+        assert pa.Table.from_batches(dataset).to_pydict() == {"n": [1, None], "lists": [[1], [1, 2]]}
+    client.delete("stream/odd")

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from raylog.errors import UsageError
 
-Columns = Mapping[str, NDArray[Any]]
-
 
 class Output(StrEnum):
     """What a batch is: a `pa.RecordBatch`, or a dict of columns as arrays, or as tensors."""
@@ -22,49 +20,47 @@ class Output(StrEnum):
 
 
 class Rows:
-    """Some rows, in their order."""
+    """Some rows, one after another in the order in which they are given out."""
 
-    def __init__(self, content: pa.RecordBatch | Columns, count: int) -> None:
-        self._content, self.count = content, count
+    def __init__(self, content: pa.RecordBatch | Mapping[str, NDArray[Any]], count: int) -> None:
+        self.content, self.count = content, count
 
     @classmethod
-    def shuffled(
-        cls, batch: pa.RecordBatch, order: NDArray[np.int64], output: Output, dtypes: Mapping[str, np.dtype[Any]]
-    ) -> "Rows":
-        """The rows `order` (int64, shape (n,)) of a batch. Raises `UsageError` for a column that no array can hold."""
+    def of_chunk(cls, batch: pa.RecordBatch, order: NDArray[np.int64], output: Output) -> "Rows":
+        """The rows `order` of a batch. Raises `UsageError` for a column that no array can hold."""
         if output is Output.ARROW:
             return cls(batch.take(pa.array(order)), len(order))
-        columns = {}
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            taken = to_numpy(name, column)[order]
-            columns[name] = taken.astype(dtypes[name], copy=False) if name in dtypes else taken
-        return cls(columns, len(order))
+        columns = zip(batch.schema.names, batch.columns, strict=True)
+        return cls({name: to_numpy(name, column)[order] for name, column in columns}, len(order))
 
     def slice(self, start: int, count: int) -> "Rows":
-        if isinstance(self._content, pa.RecordBatch):
-            return Rows(self._content.slice(start, count), count)
-        return Rows({name: column[start : start + count] for name, column in self._content.items()}, count)
+        if isinstance(self.content, pa.RecordBatch):
+            return Rows(self.content.slice(start, count), count)
+        return Rows({name: column[start : start + count] for name, column in self.content.items()}, count)
 
-    @classmethod
-    def joined(cls, parts: Sequence["Rows"]) -> "Rows":
-        if len(parts) == 1:
-            return parts[0]
-        count = sum(part.count for part in parts)
-        contents = [part._content for part in parts]
-        if isinstance(contents[0], pa.RecordBatch):
-            return cls(pa.concat_batches(contents), count)
-        return cls({name: np.concatenate([one[name] for one in contents]) for name in contents[0]}, count)
 
-    def given(self, output: Output) -> Any:
-        """As the dataset's user gets it."""
-        if output is not Output.TORCH:
-            return self._content
-        import torch  # only who asks for tensors needs it
+def as_batch(parts: Sequence[Rows], output: Output, dtypes: Mapping[str, np.dtype[Any]]) -> Any:
+    """These rows as the dataset's user gets them; `dtypes` casts columns by name. Without a cast, and from one chunk,
+    they are views of its rows, which nobody else is given."""
+    if output is Output.ARROW:
+        return parts[0].content if len(parts) == 1 else pa.concat_batches([part.content for part in parts])
+    batch = {name: _column(parts, name, dtypes.get(name)) for name in parts[0].content}
+    if output is Output.NUMPY:
+        return batch
+    import torch  # only who asks for tensors needs it
 
-        return {
-            name: torch.from_numpy(column) if column.dtype != np.object_ else column.tolist()
-            for name, column in self._content.items()
-        }
+    return {
+        name: torch.from_numpy(column) if column.dtype != np.object_ else column.tolist()
+        for name, column in batch.items()
+    }
+
+
+def _column(parts: Sequence[Rows], name: str, dtype: np.dtype[Any] | None) -> NDArray[Any]:
+    columns = [part.content[name] for part in parts]
+    if dtype is not None:
+        columns = [column.astype(dtype, copy=False) for column in columns]
+    found: NDArray[Any] = columns[0] if len(columns) == 1 else np.concatenate(columns)
+    return found
 
 
 def to_numpy(name: str, column: pa.Array) -> NDArray[Any]:

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
@@ -12,13 +13,14 @@ import numpy as np
 
 from raylog.api.client import Client, connect
 from raylog.api.streaming.chunks import TableChunks
-from raylog.api.streaming.columns import Output, Rows
+from raylog.api.streaming.columns import Output, Rows, as_batch
 from raylog.api.streaming.order import Segment, Stage, epoch_order, remaining, row_order, samples_in, share
 from raylog.api.streaming.ranks import find_rank
 from raylog.errors import UsageError
 from raylog.units import MIB
 
-READ_AHEAD_BYTES = 64 * MIB
+READ_AHEAD_BYTES = 16 * MIB  # little enough to be in the cores' caches still when it is asked for
+THREADS = 2  # that open chunks beside the loop
 STATE_VERSION = 1
 
 
@@ -48,7 +50,7 @@ class StreamingDataset(_Base):
     The order follows from `seed` and epoch alone: the version's chunks shuffled, and the rows of each (`shuffle=False`:
     as they were put). Every rank gets an equal share, to a sample, of which `batch_size` rows make a batch: a dict of
     column name to tensor, array (`output="numpy"`) or a `pa.RecordBatch` (`"arrow"`); lists of one length are further
-    axes. `dtypes` casts columns by name. The next chunks are opened by a thread, `read_ahead_bytes` ahead at most.
+    axes. `dtypes` casts columns by name. The next chunks are opened by threads, `read_ahead_bytes` ahead at most.
     `drop_last`: every rank gives as many batches, all full; else the last may be short, and ranks may differ by one.
 
     `state_dict()` says how far it is; `load_state_dict` goes on there with exactly the samples that are left, on any
@@ -92,6 +94,10 @@ class StreamingDataset(_Base):
             reading = (client or kept.enter_context(connect()))._reading(name)
             self.digest = reading.digest
             self._chunks = kept.enter_context(closing(TableChunks(reading, columns)))
+            self._idle = SimpleQueue[TableChunks]()
+            for one in (self._chunks, *(TableChunks(reading, columns) for _ in range(THREADS - 1))):
+                self._idle.put(one)
+                kept.callback(one.close)
             unknown = sorted(self._dtypes.keys() - set(self._chunks.schema.names))
             if unknown:
                 raise UsageError(f"expected dtypes of columns among {self._chunks.schema.names}, got {unknown}")
@@ -109,11 +115,11 @@ class StreamingDataset(_Base):
         self._is_resumed, self._batches = False, 0
         left = remaining(epoch_order(self._chunks.rows, self._seed, self._epoch), self._behind)
         limit = self._batches_in(left)
-        for rows in self._batched(share(left, self.rank, self.world_size)):
+        for parts in self._batched(share(left, self.rank, self.world_size)):
             if self._batches == limit:
                 break
             self._batches += 1
-            yield rows.given(self._output)
+            yield as_batch(parts, self._output, self._dtypes)
         self.set_epoch(self._epoch + 1)
 
     def __len__(self) -> int:
@@ -175,7 +181,7 @@ class StreamingDataset(_Base):
         mine = total * (self.rank + 1) // self.world_size - total * self.rank // self.world_size
         return -(-mine // self._batch_size)
 
-    def _batched(self, segments: Sequence[Segment]) -> Iterator[Rows]:
+    def _batched(self, segments: Sequence[Segment]) -> Iterator[list[Rows]]:
         parts: list[Rows] = []
         lacking = self._batch_size
         for rows in self._read_ahead(segments):
@@ -186,16 +192,16 @@ class StreamingDataset(_Base):
                 at += part.count
                 lacking -= part.count
                 if not lacking:
-                    yield Rows.joined(parts)
+                    yield parts
                     parts, lacking = [], self._batch_size
         if parts:
-            yield Rows.joined(parts)
+            yield parts
 
     def _read_ahead(self, segments: Sequence[Segment]) -> Iterator[Rows]:
-        """The rows of each segment; one thread opens the next ones, one at least."""
+        """The rows of each segment; threads open the next ones, one at least."""
         coming: deque[tuple[Future[Rows], int]] = deque()
         ahead_bytes, following = 0, iter(segments)
-        with ThreadPoolExecutor(1, thread_name_prefix="stream") as executor:
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="stream") as executor:
             try:
                 while True:
                     while not coming or ahead_bytes < self._read_ahead_bytes:
@@ -216,7 +222,11 @@ class StreamingDataset(_Base):
     def _open(self, segment: Segment) -> Rows:
         rows = self._chunks.rows[segment.chunk]
         order = row_order(segment.chunk, rows, self._seed, self._epoch)[segment.start : segment.stop]
-        return Rows.shuffled(self._chunks.batch(segment.chunk), order, self._output, self._dtypes)
+        chunks = self._idle.get()
+        try:
+            return Rows.of_chunk(chunks.batch(segment.chunk), order, self._output)
+        finally:
+            self._idle.put(chunks)
 
 
 def _refuse_workers() -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from raylog.api.client import Client, connect
     from raylog.api.file import seal, unseal
     from raylog.api.streaming.dataset import StreamingDataset
+    from raylog.api.streaming.loader import StreamingDataLoader
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ _LAZY = {
     "seal": "api.file",
     "unseal": "api.file",
     "StreamingDataset": "api.streaming.dataset",
+    "StreamingDataLoader": "api.streaming.loader",
 }
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "PeerFault",
     "RaylogError",
     "SourceError",
+    "StreamingDataLoader",
     "StreamingDataset",
     "Unavailable",
     "Unsatisfiable",

@@ -1,5 +1,6 @@
 """The local node's copy of one shard while a version is read: found damaged, it is mended there and read again."""
 
+import os
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +20,7 @@ class LocalCopy:
 
     def __init__(self, session: Session, pulls: Pulls, name: str, ref: ShardRef) -> None:
         self._session, self._name, self._ref = session, name, ref
+        self._process = os.getpid()
         try:
             self._shard = self._open()
         except (NotFound, DamagedData) as error:  # damaged: its frame; the node puts it aside and pulls it anew
@@ -43,8 +45,15 @@ class LocalCopy:
         """Has the node replace a chunk that does not open, and opens the shard anew: a copy that was put aside, or an
         extent that its shard has left, stays as it was for whoever still looks at it.
 
-        Raises `DamagedData` when the chunk is not the sealed one even then.
+        Raises `DamagedData` when the chunk is not the sealed one even then, and in a forked process.
         """
+        if os.getpid() != self._process:  # Ray's connection is not for a forked one
+            raise DamagedData(
+                f"{self._name}: shard {self._ref.shard_id}, chunk {number} is damaged or has gone, and this forked "
+                f"process cannot mend it: run 'raylog verify {self._name}' and read again",
+                shard_id=self._ref.shard_id,
+                chunk=number,
+            )
         is_current = self._shard.is_current()  # else these are other bytes, not damaged ones
         try:
             if is_current:

@@ -2,8 +2,10 @@
 way."""
 
 import json
+import pickle
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from three_nodes import wait_until
 
 import raylog
-from raylog import StreamingDataset
+from raylog import StreamingDataLoader, StreamingDataset
 from raylog.errors import NotFound, UsageError
 from raylog.units import MIB
 
@@ -102,6 +104,41 @@ def test_other_ranks_go_on_exactly(client: raylog.Client, stored: str, worlds: t
     assert Counter(seen) == Counter(range(ROWS))
 
 
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_other_workers_go_on_exactly(client: raylog.Client, stored: str, drop_last: bool) -> None:
+    """Stops in the middle with two workers, goes on with none, then with one on each of two ranks."""
+    seen: list[int] = []
+    state: dict[str, Any] | None = None
+    for workers, world_size, stop in ((2, 1, 33), (0, 1, 20), (1, 2, None)):
+        states = []
+        for rank in range(world_size):
+            options = {"rank": rank, "world_size": world_size, "columns": ["n"], "drop_last": drop_last}
+            with opened(client, stored, **options) as dataset:
+                loader = StreamingDataLoader(dataset, workers)
+                if state is not None:
+                    loader.load_state_dict(state)
+                length = len(loader)
+                given = [numbers(batch) for batch in islice(loader, stop or length + 1)]
+                assert len(given) == (stop or length)
+                seen += [n for batch in given for n in batch]
+                states.append(loader.state_dict())
+        state = states[0]
+    if drop_last:
+        assert len(seen) == len(set(seen)) > ROWS - 128 * 8
+    else:
+        assert Counter(seen) == Counter(range(ROWS))
+    assert state is not None and state["epoch"] == (1 if stop is None and not drop_last else state["epoch"])
+
+
+def test_workers_give_the_next_epoch_too(client: raylog.Client, stored: str) -> None:
+    with opened(client, stored, columns=["n"]) as dataset:
+        loader = StreamingDataLoader(dataset, 2)
+        epochs = [[numbers(batch) for batch in loader] for _ in range(2)]
+        for epoch in epochs:
+            assert Counter(n for batch in epoch for n in batch) == Counter(range(ROWS))
+        assert epochs[0] != epochs[1]
+
+
 def test_it_stops_and_goes_on_twice_alike(client: raylog.Client, stored: str) -> None:
     with opened(client, stored, columns=["n"]) as dataset:
         everything = [numbers(batch) for batch in dataset]
@@ -150,8 +187,15 @@ def test_mistakes(client: raylog.Client, stored: str) -> None:
             dataset.load_state_dict(other.state_dict())
         with pytest.raises(UsageError, match="what StreamingDataset"):
             dataset.load_state_dict({"epoch": 3})
-        with pytest.raises(UsageError, match="num_workers=0"):
+        with pytest.raises(UsageError, match="StreamingDataLoader"):
             next(iter(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1)))
+        for options in ({"batch_size": 3}, {"shuffle": True}, {"persistent_workers": True}):
+            with pytest.raises(UsageError, match="said to the StreamingDataset"):
+                StreamingDataLoader(dataset, 1, **options)
+        with pytest.raises(UsageError, match="expected forked workers"):
+            StreamingDataLoader(dataset, 1, multiprocessing_context="spawn")
+        with pytest.raises(UsageError, match="does not leave its process"):
+            pickle.dumps(dataset)
 
 
 def test_fewer_samples_than_ranks(client: raylog.Client) -> None:

@@ -2,11 +2,12 @@
 
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from itertools import islice
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 import msgspec
 import numpy as np
@@ -14,7 +15,16 @@ import numpy as np
 from raylog.api.client import Client, connect
 from raylog.api.streaming.chunks import TableChunks
 from raylog.api.streaming.columns import Output, Rows, as_batch
-from raylog.api.streaming.order import Segment, Stage, epoch_order, remaining, row_order, samples_in, share
+from raylog.api.streaming.order import (
+    Segment,
+    Stage,
+    batches_in,
+    epoch_order,
+    remaining,
+    row_order,
+    samples_in,
+    share,
+)
 from raylog.api.streaming.ranks import find_rank
 from raylog.errors import UsageError
 from raylog.units import MIB
@@ -22,6 +32,7 @@ from raylog.units import MIB
 READ_AHEAD_BYTES = 16 * MIB  # little enough to be in the cores' caches still when it is asked for
 THREADS = 2  # that open chunks beside the loop
 STATE_VERSION = 1
+T = TypeVar("T")
 
 
 if TYPE_CHECKING:
@@ -56,6 +67,8 @@ class StreamingDataset(_Base):
     `state_dict()` says how far it is; `load_state_dict` goes on there with exactly the samples that are left, on any
     number of ranks, provided that all ranks had taken as many batches (as they do in step). After the last batch the
     next epoch begins with the next `for`; `set_epoch` says which it is.
+
+    It goes into workers of a `StreamingDataLoader`, which are forked: the keys leave no process in another way.
 
     Raises `UsageError` for what is no table, unknown columns, a rank out of range; `NotFound`; while iterating
     `DamagedData` when a chunk can be had whole nowhere.
@@ -102,6 +115,7 @@ class StreamingDataset(_Base):
             if unknown:
                 raise UsageError(f"expected dtypes of columns among {self._chunks.schema.names}, got {unknown}")
             self._kept = kept.pop_all()
+        self.workers = 0  # DataLoader workers that it goes into, by a StreamingDataLoader; 0: this process itself
         self._epoch = 0
         self._behind: tuple[Stage, ...] = ()  # stages of this epoch before the present one
         self._batches = 0  # of the present stage
@@ -109,23 +123,66 @@ class StreamingDataset(_Base):
 
     def __iter__(self) -> Iterator[Any]:
         """From where `load_state_dict` said, else from the epoch's beginning."""
-        _refuse_workers()
+        worker = self._worker()
+        if worker is not None:  # the loader counts, over all workers
+            mine = share(self._left(), self.rank, self.world_size)
+            yield from self._given(share(mine, worker, self.workers), samples_in(mine))
+            return
+        self.workers = 0
+        self._begin()
+        left = self._left()
+        self._is_resumed = False
+        for batch in self._given(share(left, self.rank, self.world_size), batches_in(left, self.rank, self._stage())):
+            self.count_batch()
+            yield batch
+        self.end_epoch()
+
+    def begin_in_workers(self, workers: int, fork: Callable[[], T]) -> tuple[int, T]:
+        """For a StreamingDataLoader: how many batches this rank has in so many workers, and what `fork` gives, which
+        starts them; from then on they have what is to be given."""
+        self.workers = workers
+        self._begin()
+        try:
+            return batches_in(self._left(), self.rank, self._stage()), fork()
+        finally:
+            self._is_resumed = False
+
+    def count_batch(self) -> None:
+        """One more was given."""
+        self._batches += 1
+
+    def end_epoch(self) -> None:
+        """All were given: the next `for` gives the next epoch."""
+        self.set_epoch(self._epoch + 1)
+
+    def _begin(self) -> None:
         if not self._is_resumed:
             self._behind = ()
-        self._is_resumed, self._batches = False, 0
-        left = remaining(epoch_order(self._chunks.rows, self._seed, self._epoch), self._behind)
-        limit = self._batches_in(left)
-        for parts in self._batched(share(left, self.rank, self.world_size)):
-            if self._batches == limit:
-                break
-            self._batches += 1
-            yield as_batch(parts, self._output, self._dtypes)
-        self.set_epoch(self._epoch + 1)
+        self._batches, self._is_resumed = 0, True
+
+    def _left(self) -> list[Segment]:
+        """Of the epoch, when the present stage begins."""
+        behind = self._behind if self._is_resumed else ()
+        return remaining(epoch_order(self._chunks.rows, self._seed, self._epoch), behind)
+
+    def _given(self, segments: Sequence[Segment], batches_max: int) -> Iterator[Any]:
+        for parts in islice(self._batched(segments), batches_max):
+            if not self._drop_last or sum(part.count for part in parts) == self._batch_size:
+                yield as_batch(parts, self._output, self._dtypes)
+
+    def _stage(self) -> Stage:
+        """The present one."""
+        return Stage(
+            world_size=self.world_size,
+            workers=max(self.workers, 1),
+            batch_size=self._batch_size,
+            batches=self._batches,
+            drop_last=self._drop_last,
+        )
 
     def __len__(self) -> int:
         """Batches that this rank has from where the next `for` begins to the end of the epoch."""
-        behind = self._behind if self._is_resumed else ()
-        return self._batches_in(remaining(epoch_order(self._chunks.rows, self._seed, self._epoch), behind))
+        return batches_in(self._left(), self.rank, self._stage())
 
     @property
     def samples(self) -> int:
@@ -138,11 +195,7 @@ class StreamingDataset(_Base):
 
     def state_dict(self) -> dict[str, Any]:
         """How far it is, as JSON-able values. The batch that was given last counts as used."""
-        stages = self._behind
-        if self._batches:
-            stages += (
-                Stage(world_size=self.world_size, workers=1, batch_size=self._batch_size, batches=self._batches),
-            )
+        stages = (*self._behind, self._stage()) if self._batches else self._behind
         state = _State(digest=self.digest, seed=self._seed, epoch=self._epoch, stages=stages)
         found: dict[str, Any] = msgspec.to_builtins(state)
         return found
@@ -173,13 +226,22 @@ class StreamingDataset(_Base):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _batches_in(self, left: Sequence[Segment]) -> int:
-        """That this rank has of what is left of an epoch."""
-        total = samples_in(left)
-        if self._drop_last:
-            return total // self.world_size // self._batch_size
-        mine = total * (self.rank + 1) // self.world_size - total * self.rank // self.world_size
-        return -(-mine // self._batch_size)
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise UsageError(
+            "a StreamingDataset holds keys and does not leave its process: fork DataLoader workers "
+            "(multiprocessing_context='fork'), or open one in each process"
+        )
+
+    def _worker(self) -> int | None:
+        """Which DataLoader worker this process is; None for none."""
+        torch = sys.modules.get("torch")
+        info = torch.utils.data.get_worker_info() if torch is not None else None
+        if info is not None and not self.workers:
+            raise UsageError(
+                "a plain DataLoader with workers cannot say how far a StreamingDataset is: use "
+                "raylog.StreamingDataLoader, or num_workers=0 and batch_size=None"
+            )
+        return None if info is None else int(info.id)
 
     def _batched(self, segments: Sequence[Segment]) -> Iterator[list[Rows]]:
         parts: list[Rows] = []
@@ -201,7 +263,8 @@ class StreamingDataset(_Base):
         """The rows of each segment; threads open the next ones, one at least."""
         coming: deque[tuple[Future[Rows], int]] = deque()
         ahead_bytes, following = 0, iter(segments)
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="stream") as executor:
+        threads = 1 if self.workers else THREADS
+        with ThreadPoolExecutor(threads, thread_name_prefix="stream") as executor:
             try:
                 while True:
                     while not coming or ahead_bytes < self._read_ahead_bytes:
@@ -227,12 +290,3 @@ class StreamingDataset(_Base):
             return Rows.of_chunk(chunks.batch(segment.chunk), order, self._output)
         finally:
             self._idle.put(chunks)
-
-
-def _refuse_workers() -> None:
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.utils.data.get_worker_info() is not None:
-        raise UsageError(
-            "a StreamingDataset reads ahead in a thread of its own and does not go into DataLoader workers yet: give "
-            "num_workers=0 and batch_size=None"
-        )

@@ -25,12 +25,14 @@ class Segment(NamedTuple):
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A stretch of an epoch that is behind us: every rank took `batches` batches, or all that it had."""
+    """A stretch of an epoch that is behind us: every rank took `batches` batches, or all that it had; `drop_last`:
+    short ones were not given."""
 
     world_size: int
     workers: int
     batch_size: int
     batches: int
+    drop_last: bool = False
 
     def __post_init__(self) -> None:
         for what in ("world_size", "workers", "batch_size"):
@@ -76,14 +78,40 @@ def _left_of_rank(segments: Sequence[Segment], rank: int, stage: Stage) -> Itera
     mine = share(segments, rank, stage.world_size)
     parts = [share(mine, worker, stage.workers) for worker in range(stage.workers)]
     lengths = [samples_in(part) for part in parts]
-    for part, length, batches in zip(parts, lengths, taken(lengths, stage.batch_size, stage.batches), strict=True):
+    given = taken(batches_of(lengths, stage.batch_size, drop_last=stage.drop_last), stage.batches)
+    for part, length, batches in zip(parts, lengths, given, strict=True):
         yield from _cut(part, min(batches * stage.batch_size, length), length)
 
 
-def taken(lengths: Sequence[int], batch_size: int, batches: int) -> list[int]:
-    """Of how many batches each worker has given, after so many came from all of them in turn; one that has no more is
-    passed over, as PyTorch's DataLoader does."""
-    have = [-(-length // batch_size) for length in lengths]
+def batches_of(lengths: Sequence[int], batch_size: int, *, drop_last: bool) -> list[int]:
+    """How many batches so many samples make, part by part."""
+    return [length // batch_size if drop_last else -(-length // batch_size) for length in lengths]
+
+
+def batches_in(segments: Sequence[Segment], rank: int, stage: Stage) -> int:
+    """How many batches a rank has of this sequence, with the ranks, workers and batches of `stage`; with `drop_last` as
+    many as the rank that has fewest."""
+    total = samples_in(segments)
+    lengths = (
+        {_part(total, one, stage.world_size) for one in range(stage.world_size)}
+        if stage.drop_last
+        else {_part(total, rank, stage.world_size)}
+    )
+    return min(
+        sum(batches_of([_part(length, w, stage.workers) for w in range(stage.workers)], stage.batch_size,
+                       drop_last=stage.drop_last))
+        for length in lengths
+    )  # fmt: skip
+
+
+def _part(total: int, index: int, count: int) -> int:
+    """Samples in a part, as `share` cuts them."""
+    return total * (index + 1) // count - total * index // count
+
+
+def taken(have: Sequence[int], batches: int) -> list[int]:
+    """Of how many of its batches each worker has given, after so many came from all of them in turn; one that has no
+    more is passed over, as PyTorch's DataLoader does."""
     given = [0] * len(have)
     while batches and (active := [worker for worker, count in enumerate(have) if given[worker] < count]):
         turns = max(1, min(min(have[worker] - given[worker] for worker in active), batches // len(active)))

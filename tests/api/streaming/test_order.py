@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from raylog.api.streaming.order import (
     Segment,
     Stage,
+    batches_in,
+    batches_of,
     epoch_order,
     remaining,
     row_order,
@@ -28,6 +30,7 @@ stages = st.lists(
         workers=st.integers(1, 3),
         batch_size=st.integers(1, 9),
         batches=st.integers(0, 6),
+        drop_last=st.booleans(),
     ),
     max_size=4,
 )
@@ -37,9 +40,10 @@ def samples(segments: list[Segment]) -> list[tuple[int, int]]:
     return [(chunk, place) for chunk, start, stop in segments for place in range(start, stop)]
 
 
-def batches_of(part: list[Segment], size: int) -> list[list[tuple[int, int]]]:
-    all_of_it = samples(part)
-    return [all_of_it[at : at + size] for at in range(0, len(all_of_it), size)]
+def cut_up(part: list[Segment], stage: Stage) -> list[list[tuple[int, int]]]:
+    all_of_it, size = samples(part), stage.batch_size
+    found = [all_of_it[at : at + size] for at in range(0, len(all_of_it), size)]
+    return found[:-1] if stage.drop_last and found and len(found[-1]) < size else found
 
 
 def delivered(segments: list[Segment], stage: Stage) -> list[tuple[int, int]]:
@@ -47,7 +51,7 @@ def delivered(segments: list[Segment], stage: Stage) -> list[tuple[int, int]]:
     found = []
     for rank in range(stage.world_size):
         mine = share(segments, rank, stage.world_size)
-        queues = [batches_of(share(mine, w, stage.workers), stage.batch_size) for w in range(stage.workers)]
+        queues = [cut_up(share(mine, w, stage.workers), stage) for w in range(stage.workers)]
         left = stage.batches
         while left and any(queues):
             for queue in queues:
@@ -113,7 +117,21 @@ def test_neighbours_are_far_apart() -> None:
     [([10, 10], 3, [2, 1]), ([10, 9], 100, [5, 5]), ([11, 10], 11, [6, 5]), ([0, 4], 2, [0, 2]), ([], 3, [])],
 )
 def test_batches_come_from_workers_in_turn(lengths: list[int], batches: int, expected: list[int]) -> None:
-    assert taken(lengths, 2, batches) == expected
+    assert taken(batches_of(lengths, 2, drop_last=False), batches) == expected
+
+
+@given(rows=chunks, stage=st.builds(
+    Stage, world_size=st.integers(1, 5), workers=st.integers(1, 3), batch_size=st.integers(1, 9), batches=st.just(0),
+    drop_last=st.booleans(),
+))  # fmt: skip
+def test_how_many_batches_a_rank_has(rows: list[int], stage: Stage) -> None:
+    everything = epoch_order(rows, 1, 1)
+    counts = []
+    for rank in range(stage.world_size):
+        mine = share(everything, rank, stage.world_size)
+        counts.append(sum(len(cut_up(share(mine, w, stage.workers), stage)) for w in range(stage.workers)))
+    expected = [min(counts)] * stage.world_size if stage.drop_last else counts
+    assert [batches_in(everything, rank, stage) for rank in range(stage.world_size)] == expected
 
 
 def test_a_stage_that_cannot_be() -> None:

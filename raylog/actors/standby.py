@@ -132,7 +132,7 @@ class StandbyActor(Eventful):
         with self._lock:
             self._taking_over = names
         try:
-            if "catalog" in names:
+            if "catalog" in names and not self._is_own("catalog"):  # the last one's own journal is the newest there is
                 self._make_journal()
             bootstrap.start_actors(self._settings, names)
             self._keys_at = Position(term=self._register.term("keys"), stream=-1)  # nothing more from the one before
@@ -145,8 +145,11 @@ class StandbyActor(Eventful):
     def _has_all_of(self, what: str) -> bool:
         """Whether the actor's last run was here, or has brought everything here. It looks again itself
         (standbys.py)."""
-        is_own = self._register.holder(what) == kept_id(self._settings.state_id_path)
-        return is_own or self._ray_node_id in self._register.in_sync(what, self._register.term(what))
+        return self._is_own(what) or self._ray_node_id in self._register.in_sync(what, self._register.term(what))
+
+    def _is_own(self, what: str) -> bool:
+        """Whether the actor's last run was on this machine's state."""
+        return self._register.holder(what) == kept_id(self._settings.state_id_path)
 
     def _make_journal(self) -> None:
         """From this standby's copy, which takes nothing from the catalog that was from here on. A journal here that
@@ -160,12 +163,12 @@ class StandbyActor(Eventful):
                 is_newest = journal.contains(self._records.tail)
             finally:
                 journal.close()
-            if is_newest:
-                return
-            aside = directory.with_name(f"{directory.name}.superseded-{time.time_ns()}")
-            directory.rename(aside)
-            log.warning("the journal of an earlier catalog on this machine was moved to %s", aside)
-        rebuild(directory, self._trust, self._entries(), {})
+            if not is_newest:
+                aside = directory.with_name(f"{directory.name}.superseded-{time.time_ns()}")
+                directory.rename(aside)
+                log.warning("the journal of an earlier catalog on this machine was moved to %s", aside)
+        if not directory.exists():
+            rebuild(directory, self._trust, self._entries(), {})
         self._settings.overrules_path.write_text(str(fence))
 
     def _entries(self) -> Iterator[Entry]:
@@ -187,7 +190,12 @@ def start_standby(settings: Settings) -> None:
             f"a standby has the cluster's keys, and there are none at {settings.keyring_path}: bring a backup here "
             "('raylog keys backup' on the head) and run 'raylog keys restore'"
         )
-    cluster_id = FileKeyring.load(settings.keyring_path).cluster_id
+    keys_of, cluster_id = FileKeyring.load(settings.keyring_path).cluster_id, str(calls.call("launch", "cluster_id"))
+    if keys_of != cluster_id:
+        raise NotPermitted(
+            f"the keys at {settings.keyring_path} are of cluster {keys_of}, and this is {cluster_id}: bring a backup "
+            "of its keys here ('raylog keys backup' on the head) and run 'raylog keys restore'"
+        )
     register, here = GcsRegister(cluster_id), str(ray.get_runtime_context().get_node_id())
     if kept_id(settings.state_id_path) in {register.holder(what) for what in bootstrap.STATEFUL}:
         raise Conflict(
@@ -202,7 +210,7 @@ def start_standby(settings: Settings) -> None:
         if time.monotonic() > deadline:
             raise Unavailable(
                 f"the standby runs, and was not in sync after {IN_SYNC_TIMEOUT_S:.0f} s: 'raylog status --events' says "
-                "why; keys of another cluster, or older than a change of the KEK, would be a reason"
+                "why; keys older than a change of the KEK would be a reason"
             )
         time.sleep(0.1)
 

@@ -15,7 +15,7 @@ from raylog.store.disk import DiskTier
 from raylog.store.disks import Disks
 from raylog.store.filling import Filling
 from raylog.store.memory import MemoryTier
-from raylog.store.policy import Stored, gives_way, plan_moves
+from raylog.store.policy import Stored, gives_way, is_crowded, plan_moves
 from raylog.store.tier import Tier
 from raylog.store.tiered import TieredStore
 
@@ -107,6 +107,8 @@ class Tiering:
         for tier in disks.tiers:
             if tier.meter.slow:  # seen to be slow: is it, or was much asked of it at once?
                 tier.measure()
+        if len(disks.tiers) < 2 and not is_crowded(disks.states()):
+            return  # and nothing is listed
         numbers = {tier: number for number, tier in enumerate(disks.tiers)}
         stored = []
         for ref in disks.shards():
@@ -121,9 +123,11 @@ class Tiering:
                     is_cached=self._store.is_cached(ref.shard_id),
                 )
                 stored.append(one)
-        for one in gives_way(disks.states(), [one for one in stored if one.is_cached], self._store.arena.worth_on_disk):
+        going = gives_way(disks.states(), [one for one in stored if one.is_cached], self._store.arena.worth_on_disk)
+        for one in going:
             self._store.drop_cached(one.shard_id)
-        for move in plan_moves(disks.states(), stored, MOVES_PER_ROUND):
+        staying = [one for one in stored if one not in going]
+        for move in plan_moves(disks.states(), staying, MOVES_PER_ROUND):
             if self._stop.is_set():
                 return
             target = disks.tiers[move.target]

@@ -132,8 +132,7 @@ class Upkeep:
             with suppress(RaylogError):  # it is gone, or is tried again
                 self._standbys.admit(standby, self._bring_to_standby)
         self.check_not_outdated()
-        # Before anything is removed: a standby that lacked a deletion would bring versions without shards back.
-        self._standbys.acknowledge(self._bring_to_standby)
+        self._standbys.acknowledge(self._bring_to_standby)  # one that is gone is struck off before a call waits for it
         self._delete_due()
         self._notice(nodes)
         self._remove_unreferenced(nodes)
@@ -144,14 +143,10 @@ class Upkeep:
     def _delete_due(self) -> None:
         """Versions that have expired, or of which newer ones are kept instead."""
         now_us = int(self._wall_clock() * 1e6)
-        deleted = False
         for reference, why in self._catalog.due(now_us).items():
             with self._tolerated(f"deleting {reference}"):
                 if self._catalog.delete_due(reference, now_us, self._by):
-                    deleted = True
                     log.warning("%s was deleted, since %s", reference, why)
-        if deleted:  # before a shard is removed: else a lost journal would bring versions without shards back
-            self.copy_to_another_node(self._catalog.sequence)
 
     def rebalance(self) -> int:
         """From the next round on copies move until all nodes are filled alike; how many are planned at first."""
@@ -295,9 +290,9 @@ class Upkeep:
     def _collect(self, info: NodeInfo, version_id: str, shard_ids: Sequence[str]) -> None:
         """Deletes leftovers. Where this catalog knows of no commit, the node looks into its own records as well."""
         is_never_named = self._catalog.revoke(version_id, self._by)
-        if is_never_named:
-            self.copy_to_another_node(self._catalog.sequence)  # whatever becomes of this catalog, it cannot commit
         doomed = self._catalog.unnamed(shard_ids)
+        # Whatever becomes of this catalog: the put cannot commit, and a version that named them does not come back.
+        self.copy_to_another_node(self._catalog.sequence)
         for first in range(0, len(doomed), SHARDS_MAX):
             some = tuple(doomed[first : first + SHARDS_MAX])
             self._ask(info, DeleteShards(shard_ids=some, is_never_named=is_never_named))
@@ -311,9 +306,18 @@ class Upkeep:
         )
 
     def _remove_unreferenced(self, nodes: Sequence[NodeInfo]) -> None:
-        """Deletes the copies of shards that no version names any more."""
+        """Deletes the copies of shards that no version names any more, once another machine knows that too: the
+        catalog that takes this one's place would have versions without shards."""
         by_id = {info.node_id: info for info in nodes}
-        for standing in self._catalog.unreferenced_shards():
+        unreferenced = self._catalog.unreferenced_shards()
+        if not unreferenced:
+            return
+        try:
+            self.copy_to_another_node(self._catalog.sequence)
+        except Unavailable as error:
+            log.warning("shards that no version names stay for now: %s", error)
+            return
+        for standing in unreferenced:
             for node_id in (*standing.nodes, *standing.other_nodes):
                 if node_id in by_id:
                     with self._tolerated(f"removing shard {standing.shard.shard_id} from node {node_id}"):

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -311,13 +312,14 @@ class Session:
     def replica_targets(self, ref: ShardRef, replicas: int, durability: Durability) -> list[NodeInfo]:
         """The nodes on which the placement actor wants the replicas of a shard that this process sealed. Raises
         `Unsatisfiable` with its reason when there are fewer than asked for."""
-        plan: ReplicaPlan = self.retried(
-            "placement", "replica_targets", [ref], replicas, self.local.node_id, durability
-        )
+        ask = partial(self.retried, "placement", "replica_targets", [ref], replicas, self.local.node_id, durability)
+        plan: ReplicaPlan = ask()
         if plan.shortfall:
             silent = bootstrap.silent_nodes()
             if silent:  # a node that restarts is fit again in a moment
                 raise Unavailable(f"{plan.shortfall[0].reason}, while {len(silent)} nodes do not answer: ask again")
+            plan = ask()  # one that was silent for the first plan may answer since
+        if plan.shortfall:
             raise Unsatisfiable(f"{plan.shortfall[0].reason}: add nodes or room, or ask for fewer replicas")
         by_id = {info.node_id: info for info in self.nodes()}
         chosen = plan.targets[ref.shard_id]

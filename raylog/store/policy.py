@@ -136,6 +136,11 @@ def has_room_to_spare(disks: Sequence[Disk], stored_bytes: int) -> bool:
     )
 
 
+def is_crowded(disks: Sequence[Disk]) -> bool:
+    """Whether any is above the high watermark, so that cached copies on it give way."""
+    return any(_fill(disk, 0) > HIGH_WATERMARK for disk in disks)
+
+
 def gives_way(disks: Sequence[Disk], cached: Sequence[Stored], worth_of: Callable[[str], float]) -> list[Stored]:
     """Which cached copies are to go: of each disk above the high watermark, what is worth least, down to the low one.
     `worth_of` orders them by the seconds that they save per byte, having come from elsewhere."""

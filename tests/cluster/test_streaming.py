@@ -139,6 +139,27 @@ def test_workers_give_the_next_epoch_too(client: raylog.Client, stored: str) -> 
         assert epochs[0] != epochs[1]
 
 
+def test_no_worker_is_started_beside_an_iteration(client: raylog.Client, stored: str) -> None:
+    with opened(client, stored) as dataset:
+        loader = StreamingDataLoader(dataset, 1)
+        assert len(loader) == len(dataset) and sum(1 for _ in loader) == len(dataset)
+        with pytest.raises(UsageError, match="StreamingDataLoader"):  # nor taken for one of the loader before
+            next(iter(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1)))
+        here = iter(dataset)
+        next(here)
+        with pytest.raises(UsageError, match="no iteration over this dataset under way"):
+            next(iter(loader))
+        here.close()  # type: ignore[attr-defined]
+        dataset.set_epoch(0)
+        assert sum(1 for _ in loader) == len(dataset)
+
+
+def test_it_connects_by_itself(client: raylog.Client, stored: str) -> None:
+    with StreamingDataset(stored, batch_size=500) as dataset:
+        assert Counter(n for batch in dataset for n in numbers(batch)) == Counter(range(ROWS))
+    assert client.stat(stored).shards >= 2, "the other connection lives on"
+
+
 def test_it_stops_and_goes_on_twice_alike(client: raylog.Client, stored: str) -> None:
     with opened(client, stored, columns=["n"]) as dataset:
         everything = [numbers(batch) for batch in dataset]
@@ -187,6 +208,10 @@ def test_mistakes(client: raylog.Client, stored: str) -> None:
             dataset.load_state_dict(other.state_dict())
         with pytest.raises(UsageError, match="what StreamingDataset"):
             dataset.load_state_dict({"epoch": 3})
+        with pytest.raises(UsageError, match="what StreamingDataset"):
+            dataset.load_state_dict(dataset.state_dict() | {"epoch": -1})
+        with pytest.raises(UsageError, match="epoch from 0, got -1"):
+            dataset.set_epoch(-1)
         with pytest.raises(UsageError, match="StreamingDataLoader"):
             next(iter(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1)))
         for options in ({"batch_size": 3}, {"shuffle": True}, {"persistent_workers": True}):
@@ -213,6 +238,12 @@ def test_columns_that_no_array_holds(client: raylog.Client) -> None:
     for columns, message in ((["n"], "missing values"), (["lists"], "lists of 1 to 2 values")):
         with opened(client, "stream/odd", columns=columns) as dataset, pytest.raises(UsageError, match=message):
             next(iter(dataset))
+    client.put("stream/times", pa.table({"at": pa.array([1, 2], pa.timestamp("us"))}))
+    with opened(client, "stream/times") as dataset, pytest.raises(UsageError, match="which no tensor holds"):
+        next(iter(dataset))
+    with opened(client, "stream/times", dtypes={"at": "int64"}, shuffle=False) as dataset:
+        assert next(iter(dataset))["at"].tolist() == [1, 2]
+    client.delete("stream/times")
     with opened(client, "stream/odd", output="arrow", shuffle=False) as dataset:
         assert pa.Table.from_batches(dataset).to_pydict() == {"n": [1, None], "lists": [[1], [1, 2]]}
     client.delete("stream/odd")

@@ -41,7 +41,7 @@ class Rows:
 
 def as_batch(parts: Sequence[Rows], output: Output, dtypes: Mapping[str, np.dtype[Any]]) -> Any:
     """These rows as the dataset's user gets them; `dtypes` casts columns by name. Without a cast, and from one chunk,
-    they are views of its rows, which nobody else is given."""
+    they are views of its rows, which nobody else is given. Raises `UsageError` for a column that no tensor can hold."""
     if output is Output.ARROW:
         return parts[0].content if len(parts) == 1 else pa.concat_batches([part.content for part in parts])
     batch = {name: _column(parts, name, dtypes.get(name)) for name in parts[0].content}
@@ -49,9 +49,17 @@ def as_batch(parts: Sequence[Rows], output: Output, dtypes: Mapping[str, np.dtyp
         return batch
     import torch  # only who asks for tensors needs it
 
+    def tensor(name: str, column: NDArray[Any]) -> Any:
+        try:
+            return torch.from_numpy(column)
+        except TypeError:
+            raise UsageError(
+                f"column {name!r} has {column.dtype} values, which no tensor holds: ask for output='numpy', or cast "
+                f"it with dtypes={{{name!r}: 'int64'}}"
+            ) from None
+
     return {
-        name: torch.from_numpy(column) if column.dtype != np.object_ else column.tolist()
-        for name, column in batch.items()
+        name: tensor(name, column) if column.dtype != np.object_ else column.tolist() for name, column in batch.items()
     }
 
 

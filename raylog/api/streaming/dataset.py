@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from itertools import islice
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self, TypeVar
 
 import msgspec
 import numpy as np
@@ -50,7 +50,7 @@ class _State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     raylog_stream_state: int = STATE_VERSION
     digest: str
     seed: int | None
-    epoch: int
+    epoch: Annotated[int, msgspec.Meta(ge=0)]
     stages: tuple[Stage, ...] = ()
 
 
@@ -115,7 +115,9 @@ class StreamingDataset(_Base):
             if unknown:
                 raise UsageError(f"expected dtypes of columns among {self._chunks.schema.names}, got {unknown}")
             self._kept = kept.pop_all()
-        self.workers = 0  # DataLoader workers that it goes into, by a StreamingDataLoader; 0: this process itself
+        self.workers = 0  # DataLoader workers of the present stage; 0: this process itself
+        self._is_forking = False  # for a StreamingDataLoader: True in its workers
+        self._reading_ahead = 0  # iterations under way in this process
         self._epoch = 0
         self._behind: tuple[Stage, ...] = ()  # stages of this epoch before the present one
         self._batches = 0  # of the present stage
@@ -132,20 +134,24 @@ class StreamingDataset(_Base):
         self._begin()
         left = self._left()
         self._is_resumed = False
-        for batch in self._given(share(left, self.rank, self.world_size), batches_in(left, self.rank, self._stage())):
+        limit = batches_in(left, self.rank, self._stage())
+        for batch in self._given(share(left, self.rank, self.world_size), limit):
             self.count_batch()
             yield batch
         self.end_epoch()
 
     def begin_in_workers(self, workers: int, fork: Callable[[], T]) -> tuple[int, T]:
         """For a StreamingDataLoader: how many batches this rank has in so many workers, and what `fork` gives, which
-        starts them; from then on they have what is to be given."""
+        starts them; from then on they have what is to be given. Raises `UsageError` while this process iterates."""
+        if self._reading_ahead:  # its threads do not go along, and what they hold would never be given back
+            raise UsageError("expected no iteration over this dataset under way here when workers start: end it first")
         self.workers = workers
         self._begin()
+        self._is_forking = True
         try:
-            return batches_in(self._left(), self.rank, self._stage()), fork()
+            return self.length(workers), fork()
         finally:
-            self._is_resumed = False
+            self._is_forking = self._is_resumed = False
 
     def count_batch(self) -> None:
         """One more was given."""
@@ -180,9 +186,14 @@ class StreamingDataset(_Base):
             drop_last=self._drop_last,
         )
 
+    def length(self, workers: int) -> int:
+        """Batches that this rank has in so many workers, 0 for none, from where the next `for` begins to the end of
+        the epoch."""
+        return batches_in(self._left(), self.rank, msgspec.structs.replace(self._stage(), workers=max(workers, 1)))
+
     def __len__(self) -> int:
-        """Batches that this rank has from where the next `for` begins to the end of the epoch."""
-        return batches_in(self._left(), self.rank, self._stage())
+        """As `length` in this process."""
+        return self.length(0)
 
     @property
     def samples(self) -> int:
@@ -190,7 +201,9 @@ class StreamingDataset(_Base):
         return sum(self._chunks.rows)
 
     def set_epoch(self, epoch: int) -> None:
-        """The next `for` gives this epoch, from its beginning."""
+        """The next `for` gives this epoch, from its beginning. Raises `UsageError` for one below 0."""
+        if epoch < 0:
+            raise UsageError(f"expected an epoch from 0, got {epoch}")
         self._epoch, self._behind, self._batches, self._is_resumed = epoch, (), 0, False
 
     def state_dict(self) -> dict[str, Any]:
@@ -236,7 +249,7 @@ class StreamingDataset(_Base):
         """Which DataLoader worker this process is; None for none."""
         torch = sys.modules.get("torch")
         info = torch.utils.data.get_worker_info() if torch is not None else None
-        if info is not None and not self.workers:
+        if info is not None and not self._is_forking:
             raise UsageError(
                 "a plain DataLoader with workers cannot say how far a StreamingDataset is: use "
                 "raylog.StreamingDataLoader, or num_workers=0 and batch_size=None"
@@ -263,7 +276,8 @@ class StreamingDataset(_Base):
         """The rows of each segment; threads open the next ones, one at least."""
         coming: deque[tuple[Future[Rows], int]] = deque()
         ahead_bytes, following = 0, iter(segments)
-        threads = 1 if self.workers else THREADS
+        threads = 1 if self._is_forking else THREADS
+        self._reading_ahead += 1
         with ThreadPoolExecutor(threads, thread_name_prefix="stream") as executor:
             try:
                 while True:
@@ -281,6 +295,7 @@ class StreamingDataset(_Base):
                     yield future.result()
             finally:
                 executor.shutdown(cancel_futures=True)
+                self._reading_ahead -= 1
 
     def _open(self, segment: Segment) -> Rows:
         rows = self._chunks.rows[segment.chunk]

@@ -34,7 +34,6 @@ class StreamingDataLoader(DataLoader):  # type: ignore[type-arg]
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """From where `load_state_dict` said, else from the epoch's beginning."""
         if not self.num_workers:
-            self._stream.workers = 0
             yield from self._stream
             return
         limit, batches = self._stream.begin_in_workers(self.num_workers, super().__iter__)
@@ -45,8 +44,7 @@ class StreamingDataLoader(DataLoader):  # type: ignore[type-arg]
 
     def __len__(self) -> int:
         """As the dataset's, for these workers."""
-        self._stream.workers = self.num_workers
-        return len(self._stream)
+        return self._stream.length(self.num_workers)
 
     def state_dict(self) -> dict[str, Any]:
         """How far it is, by what was given here and not by what workers have made ahead."""

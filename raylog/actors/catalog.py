@@ -209,8 +209,10 @@ class CatalogActor(Eventful):
 
 
 def may_create(settings: Settings) -> bool:
-    """Whether an empty journal may be begun: never where this machine's nodes hold copies of an older one."""
-    copies = list(settings.nodes_path.glob("slot-*/records/*.sqlite"))
+    """Whether an empty journal may be begun: never where this machine's nodes or its standby hold copies of an older
+    one."""
+    folders = [*settings.nodes_path.glob("slot-*/records"), settings.standby_path]
+    copies = [path for folder in folders for path in folder.glob("*.sqlite")]
     if copies and not (settings.catalog_path / FILE_NAME).exists():
         raise Unavailable(
             f"the catalog's journal {settings.catalog_path / FILE_NAME} is gone, but {copies[0]} holds a copy of its "

@@ -167,7 +167,7 @@ class StandbyActor(Eventful):
                 aside = directory.with_name(f"{directory.name}.superseded-{time.time_ns()}")
                 directory.rename(aside)
                 log.warning("the journal of an earlier catalog on this machine was moved to %s", aside)
-        if not directory.exists():
+        if not (directory / FILE_NAME).exists():
             rebuild(directory, self._trust, self._entries(), {})
         self._settings.overrules_path.write_text(str(fence))
 

@@ -1,21 +1,24 @@
-"""A node that has records which the catalog lacks: they end it, unless it was made of all that was acknowledged
-then."""
+"""A node that has records which the catalog lacks: they end it, unless it was made of all that was acknowledged then.
+One that lacks records of the catalog: nothing is removed for which nobody else knows the reason."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from raylog.actors.node_info import NodeInfo
-from raylog.actors.requests import RestartRecords
+from raylog.actors.requests import DeleteShards, RestartRecords
 from raylog.actors.standbys import Standbys
 from raylog.actors.upkeep import Upkeep
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.copy import RecordCopy
+from raylog.catalog.manifest import Manifest
 from raylog.errors import Unavailable
 from raylog.security.requests import Request
 from raylog.settings import Settings
+from raylog.spec import Reference
 from raylog.testing.catalog_cluster import Cluster
 from raylog.testing.register import MemoryRegister
 
@@ -57,7 +60,34 @@ class OneNode:
         raise Unavailable("there are none")
 
     def together(self, actions: Sequence[Callable[[], None]]) -> None:
-        raise AssertionError("nothing is repaired here")
+        assert not actions, "nothing is repaired here"
+
+
+class HoldingNode(OneNode):
+    """It holds the shards of a version as well, and takes no records unless `is_taking`."""
+
+    def __init__(self, copy: RecordCopy, cluster: Cluster, manifest: Manifest) -> None:
+        super().__init__(copy)
+        self.is_taking = True
+        self.deleted: list[str] = []
+        self._node_id = cluster.nodes[0].id
+        self._shards = list(manifest.distinct_shards().values())
+        self._receipts = [cluster.receipt(shard, cluster.nodes[0]) for shard in self._shards]
+
+    def living(self) -> list[NodeInfo]:
+        return [msgspec.structs.replace(info, node_id=self._node_id) for info in super().living()]
+
+    def call(self, info: NodeInfo, method: str, *arguments: Any, timeout_s: float) -> Any:
+        if method == "append_records" and not self.is_taking:
+            raise Unavailable("its disk takes nothing now")
+        answers = {"inventory": self._shards, "receipts": self._receipts, "origins": {}, "damage": {}}
+        return answers[method] if method in answers else super().call(info, method, *arguments, timeout_s=timeout_s)
+
+    def ask(self, info: NodeInfo, about: Request, timeout_s: float) -> Any:
+        if isinstance(about, DeleteShards):
+            self.deleted += about.shard_ids
+        else:
+            super().ask(info, about, timeout_s)
 
 
 @pytest.fixture
@@ -86,17 +116,17 @@ def catalog(cluster: Cluster, tmp_path: Path) -> Iterator[Catalog]:
     found.close()
 
 
-def upkeep_of(catalog: Catalog, copy: RecordCopy, cluster: Cluster, tmp_path: Path, overrules_below: int) -> Upkeep:
+def upkeep_of(catalog: Catalog, node: OneNode, cluster: Cluster, tmp_path: Path, overrules_below: int) -> Upkeep:
     standbys = Standbys("catalog", MemoryRegister(), machine="head", state_id="head", when_superseded=lambda: None)
     return Upkeep(
-        catalog, OneNode(copy), Settings(state=tmp_path), cluster.cluster_id, standbys, overrules_below=overrules_below
+        catalog, node, Settings(state=tmp_path), cluster.cluster_id, standbys, overrules_below=overrules_below
     )
 
 
 def test_what_was_never_acknowledged_is_overruled(
     cluster: Cluster, catalog: Catalog, copy: RecordCopy, tmp_path: Path
 ) -> None:
-    upkeep = upkeep_of(catalog, copy, cluster, tmp_path, overrules_below=3)
+    upkeep = upkeep_of(catalog, OneNode(copy), cluster, tmp_path, overrules_below=3)
     upkeep.copy_to_another_node(catalog.sequence)
     assert catalog.contains(copy.tail) and copy.tail.sequence == catalog.sequence
     upkeep.check_not_outdated()
@@ -107,9 +137,25 @@ def test_what_may_be_newer_ends_the_catalog(
     cluster: Cluster, catalog: Catalog, copy: RecordCopy, tmp_path: Path, overrules_below: int
 ) -> None:
     before = copy.tail
-    upkeep = upkeep_of(catalog, copy, cluster, tmp_path, overrules_below)
+    upkeep = upkeep_of(catalog, OneNode(copy), cluster, tmp_path, overrules_below)
     with pytest.raises(Unavailable, match="no other node has copied"):
         upkeep.copy_to_another_node(catalog.sequence)
     with pytest.raises(Unavailable, match="this catalog does not have"):
         upkeep.check_not_outdated()
     assert copy.tail == before, "nothing was dropped there"
+
+
+def test_shards_stay_until_another_machine_knows_of_the_deletion(
+    cluster: Cluster, catalog: Catalog, copy: RecordCopy, tmp_path: Path
+) -> None:
+    manifest, _ = cluster.put(catalog, "c")
+    node = HoldingNode(copy, cluster, manifest)
+    upkeep = upkeep_of(catalog, node, cluster, tmp_path, overrules_below=3)
+    upkeep.step()
+    catalog.delete(Reference("c"), cluster.writer.identity)
+    node.is_taking = False
+    upkeep.step()
+    assert node.deleted == [], "a catalog made of that copy would have the version, and no shard of it"
+    node.is_taking = True
+    upkeep.step()
+    assert sorted(node.deleted) == sorted(manifest.distinct_shards())

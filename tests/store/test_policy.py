@@ -17,6 +17,7 @@ from raylog.store.policy import (
     belongs_in_arena,
     choose_disk,
     gives_way,
+    is_crowded,
     plan_moves,
     worth,
 )
@@ -103,6 +104,7 @@ def test_cached_copies_go_from_a_full_disk_and_are_not_moved_down() -> None:
     going = gives_way([full, roomy], [*cached, pinned], worths.__getitem__)
     assert [one.shard_id for one in going] == ["c0", "c1", "c2"], "down to the low watermark, what is worth least first"
     assert gives_way([ssd(free_bytes=11 * GIB), roomy], cached, worths.__getitem__) == []
+    assert is_crowded([roomy, full]) and not is_crowded([ssd(free_bytes=11 * GIB), roomy])
     assert plan_moves([full, roomy], cached, 9) == []
 
 

@@ -57,7 +57,7 @@ class Upkeep:
         self._catalog, self._nodes, self._settings = catalog, nodes, settings
         self._standbys, self._overrules_below = standbys, overrules_below
         self._clock, self._wall_clock = clock, wall_clock
-        self._by = f"raylog://{cluster_id}/catalog/retention"
+        self._by = f"raylog://{cluster_id}/catalog/upkeep"
         self._reconcile_every_s = min(RECONCILE_PERIOD_S, settings.orphan_grace_s)
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # one at a time copies to each
         self._leases_lock = threading.Lock()

@@ -23,7 +23,8 @@ labels     the labels of versions that exist
 gone_nodes nodes that were given up; their receipts do not count until they are admitted again
 revoked_puts  version ids under which nothing may be committed any more: their shards were deleted as leftovers
 
-Where copies are does not follow from the chain: nodes say so. All else does.
+Where copies are, which nodes are gone and what is in backups does not follow from the chain: nodes and the backups say
+so. All else does.
 """
 
 import sqlite3

@@ -23,6 +23,7 @@ from raylog.errors import (
 from raylog.spec import Version
 
 if TYPE_CHECKING:
+    from raylog.api.checkpoint.manager import CheckpointManager
     from raylog.api.client import Client, connect
     from raylog.api.file import seal, unseal
     from raylog.api.streaming.dataset import StreamingDataset
@@ -35,11 +36,13 @@ _LAZY = {
     "Client": "api.client",
     "seal": "api.file",
     "unseal": "api.file",
+    "CheckpointManager": "api.checkpoint.manager",
     "StreamingDataset": "api.streaming.dataset",
     "StreamingDataLoader": "api.streaming.loader",
 }
 
 __all__ = [
+    "CheckpointManager",
     "Client",
     "Conflict",
     "DamagedData",

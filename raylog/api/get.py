@@ -62,7 +62,7 @@ class Reading:
                         )
                         keys = [self._keys[dek_id] for dek_id in entry.dek_ids]
                         read = _counted(shard.chunk, shard.frame, reporter, done_bytes)
-                        yield ShardOpener(shard.frame, keys, read, shard.mend)
+                        yield ShardOpener(shard.frame, keys, read, shard.mend, entry.ranges)
                     done_bytes += entry.shard.content_bytes
                     reporter.reach(done_bytes)
                 reporter.finish(total_bytes)
@@ -87,7 +87,13 @@ class Reading:
                 raise
             executor.shutdown()
             yield [
-                ShardOpener(shard.frame, [self._keys[dek_id] for dek_id in entry.dek_ids], shard.chunk, shard.mend)
+                ShardOpener(
+                    shard.frame,
+                    [self._keys[dek_id] for dek_id in entry.dek_ids],
+                    shard.chunk,
+                    shard.mend,
+                    entry.ranges,
+                )
                 for shard, entry in zip(shards, self.manifest.shards, strict=True)
             ]
 

@@ -2,9 +2,9 @@
 it, and nothing is stored or sent twice."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 from raylog.api.session import Session
 from raylog.catalog.manifest import ShardEntry
@@ -18,6 +18,19 @@ from raylog.spec import Durability, Reference, ShardRef
 log = logging.getLogger("raylog.put")
 
 
+class Older(Protocol):
+    """What a put may use again. `tag_key`: what content is tagged with, so that it can be compared; `kept`: shards, or
+    ranges of them, that are known to go into the new version before it is sealed."""
+
+    @property
+    def tag_key(self) -> GroupKey: ...
+    @property
+    def kept(self) -> Sequence["Kept"]: ...
+    def find(self, content_tag: bytes) -> "Kept | None":
+        """A shard that holds what has this tag, if there is one that will do."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """An older shard that goes into the new version, with receipts of the nodes that hold it."""
@@ -27,8 +40,9 @@ class Kept:
 
 
 class OlderShards:
-    """`tag_key` is what content tags are to be made with, so that they can be compared with those of the version
-    before."""
+    """Those of one version, found again whole."""
+
+    kept: Sequence[Kept] = ()
 
     def __init__(
         self,
@@ -66,21 +80,12 @@ class OlderShards:
         if entry is None:
             return None
         try:
-            receipts = self._replicas_of(entry.shard)
+            receipts = replicas_of(self._session, entry.shard, self._durability)
             if len(receipts) >= self._replicas and self._is_tagged_rightly(entry):
                 return Kept(entry, receipts)
         except RaylogError as error:
             log.info("shard %s of the version before is not used again: %s", entry.shard.shard_id, error)
         return None
-
-    def _replicas_of(self, shard: ShardRef) -> list[bytes]:
-        """Receipts for replicas that count."""
-        receipts = [
-            receipt
-            for info in self._session.holders(shard.shard_id)
-            for receipt in self._session.receipts(info, [shard])
-        ]
-        return [receipt for receipt in receipts if peek_receipt(receipt).keeps(shard, self._durability)]
 
     def _is_tagged_rightly(self, entry: ShardEntry) -> bool:
         """Whether the content of this node's copy has the tag that the entry's writer gave it."""
@@ -91,3 +96,9 @@ class OlderShards:
                 return False
             tag = ContentTag.of_shard(ShardOpener(shard.frame, keys, shard.chunk), self.tag_key)
         return tag.digest() == entry.content_tag
+
+
+def replicas_of(session: Session, shard: ShardRef, durability: Durability) -> list[bytes]:
+    """Receipts of the nodes that hold a replica with the promise of `durability`."""
+    receipts = [receipt for info in session.holders(shard.shard_id) for receipt in session.receipts(info, [shard])]
+    return [receipt for receipt in receipts if peek_receipt(receipt).keeps(shard, durability)]

@@ -17,7 +17,7 @@ from raylog.actors.elsewhere import Elsewhere
 from raylog.actors.node_info import NodeInfo, sources_for
 from raylog.api.broadcast import Broadcast
 from raylog.api.lease import Lease
-from raylog.api.older import OlderShards
+from raylog.api.older import Older, OlderShards
 from raylog.api.pieces import cut_into_pieces
 from raylog.api.progress import OnProgress, Reporter
 from raylog.api.pulls import Pulls, on_node, whole
@@ -26,12 +26,14 @@ from raylog.api.session import Session
 from raylog.api.sources.content import Content
 from raylog.catalog.encoding import digest_of, encode
 from raylog.catalog.manifest import Manifest, ShardEntry, sign_manifest
+from raylog.catalog.state import Pending
 from raylog.codec.keys import GroupKey
 from raylog.codec.pieces import Erasure, parse_erasure, piece_id
 from raylog.errors import Cancelled, NoSpace, RaylogError, Unavailable, UsageError
 from raylog.spec import (
     Codec,
     Durability,
+    Kind,
     QosClass,
     Reference,
     ShardRef,
@@ -45,6 +47,7 @@ from raylog.spec import (
 from raylog.wire.local_client import LocalStaging
 
 log = logging.getLogger("raylog.put")
+Prepare = Callable[[Pending, GroupKey], tuple[Content, Older]]
 RATES_TIMEOUT_S = 1.0
 REPLICATIONS_AT_ONCE = 2  # shards whose replicas are on their way while the next one is sealed
 
@@ -153,9 +156,19 @@ class Put:
         self._whole_ids: list[str] = []  # of which something may lie in the backup
         self._may_be_visible = False
 
+    @property
+    def entries(self) -> Sequence[ShardEntry]:
+        """The shards of the version, those first that were known to be used again."""
+        return self._entries
+
     def run(self, content: Content) -> Version:
         """Seals `content` and commits it as the name's next version. After an error, Ctrl-C included, nothing of it is
         visible. Raises as `Client.put`."""
+        return self.run_prepared(lambda order, key: (content, self._older(order.base, key)))
+
+    def run_prepared(self, prepare: Prepare) -> Version:
+        """As `run`, with the content, and what is to be used again, that `prepare` gives once the put's key is
+        there."""
         if self._options.backup:
             self._session.probe_backup(self._options.backup)
         order = self._session.retried("catalog", "begin", self._name)
@@ -164,13 +177,11 @@ class Put:
         if self._options.parents:
             self._parents = tuple(self._session.retried("catalog", "parents", self._options.parents))
         dek_id, dek = self._session.write_key(order.artifact_id, order.tenant)
+        key = GroupKey(dek_id, dek)
+        content, older = prepare(order, key)
         settings = self._session.settings
         reporter = Reporter(self._on_progress, content.bytes or 0)
         self._rates = self._known_rates()
-        key = GroupKey(dek_id, dek)
-        before = Reference(self._name, order.base) if order.base else None
-        is_compared = before if self._options.erasure is None else None  # no node holds a whole shard to compare with
-        older = OlderShards.of(self._session, is_compared, key, self._options.replicas, self._options.kept_as)
         plan = SealPlan(
             tenant=order.tenant,
             artifact_id=order.artifact_id,
@@ -187,12 +198,17 @@ class Put:
             with Lease(self._session, plan.version_id):
                 self._seal_and_replicate(content, plan, older)
                 reporter.finish(self._content_bytes)
-                signed, digest = self._sign(content, plan, older.tag_key.dek_id)
+                signed, digest = self._sign(content.kind, order, plan.version_id, older.tag_key.dek_id)
                 return whole(lambda: self._commit(signed, digest, order.base))
         except BaseException:
             if not self._may_be_visible:
                 self._discard()
             raise
+
+    def _older(self, base: int, key: GroupKey) -> OlderShards:
+        """Of the version before; of an erasure-coded one no node holds a whole shard to compare with."""
+        before = Reference(self._name, base) if base and self._options.erasure is None else None
+        return OlderShards.of(self._session, before, key, self._options.replicas, self._options.kept_as)
 
     def _known_rates(self) -> dict[str, float]:
         """What nodes received at lately. A put goes on without: it does not wait for the monitor, nor fail with it."""
@@ -216,7 +232,7 @@ class Put:
             return committed
         return version
 
-    def _seal_and_replicate(self, content: Content, plan: SealPlan, older: OlderShards) -> None:
+    def _seal_and_replicate(self, content: Content, plan: SealPlan, older: Older) -> None:
         executor = ThreadPoolExecutor(REPLICATIONS_AT_ONCE, thread_name_prefix="replicate")
         under_way: deque[Future[list[bytes]]] = deque()
 
@@ -224,6 +240,11 @@ class Put:
             under_way.append(whole(partial(executor.submit, action)))  # cut in the middle, `shutdown` forgets a thread
 
         try:
+            for again in older.kept:
+                self._entries.append(again.entry)
+                self._receipts += again.receipts
+                if self._options.waits_for_backup:
+                    begin(partial(self._back_up, again.entry.shard, self._session.local))
             expected_bytes = min(plan.shard_bytes, content.bytes or plan.shard_bytes)
             for sealed in seal_content(content, plan, lambda: self._stage(expected_bytes)):
                 with sealed.place:
@@ -359,16 +380,16 @@ class Put:
     def _back_up(self, ref: ShardRef, holder: NodeInfo) -> list[bytes]:
         return [self._pulls.back_up(holder, ref, self._options.backup)]
 
-    def _sign(self, content: Content, plan: SealPlan, tag_dek_id: str) -> tuple[bytes, str]:
+    def _sign(self, kind: Kind, order: Pending, version_id: str, tag_dek_id: str) -> tuple[bytes, str]:
         """The signed manifest, and the digest (hex) that its version will have."""
         credentials = self._session.credentials()
         manifest = Manifest(
             cluster_id=credentials.identity.cluster_id,
-            tenant=plan.tenant,
-            artifact_id=plan.artifact_id,
-            version_id=plan.version_id,
+            tenant=order.tenant,
+            artifact_id=order.artifact_id,
+            version_id=version_id,
             name=self._name,
-            kind=content.kind,
+            kind=kind,
             parents=self._parents,
             labels=self._options.labels,
             replicas=self._options.replicas,

@@ -1,12 +1,15 @@
 """Content into sealed shards, each written into a place that the caller opens: what `put` and `seal` share."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
-from raylog.api.sources.content import Content, FilesContent, TableContent, TensorsContent
-from raylog.codec import arrow, files, tensors
+from raylog.api.sources.content import Content, FilesContent, TableContent, TensorsContent, UnitsContent
+from raylog.codec import arrow, files, tensors, units
 from raylog.codec.frame import Frame
 from raylog.codec.header import ShardIds
 from raylog.codec.keys import GroupKey
@@ -14,6 +17,7 @@ from raylog.codec.seal import ShardSealer
 from raylog.spec import Codec, new_id
 
 CHUNKS_SPARE = 256  # of a shard's 65,536: room for the last batch, however it is cut
+THREADS = 2  # that seal units, a shard each
 
 
 class ShardPlace(Protocol):
@@ -64,6 +68,8 @@ def seal_content(content: Content, plan: SealPlan, begin: Callable[[], P]) -> It
         yield from _seal_table(content, plan, begin)
     elif isinstance(content, FilesContent):
         yield from _seal_files(content, plan, begin)
+    elif isinstance(content, UnitsContent):
+        yield from _seal_units(content, plan, begin)
     else:
         yield from _seal_tensors(content, plan, begin)
     content.check_unchanged()
@@ -137,3 +143,39 @@ def _seal_tensors(content: TensorsContent, plan: SealPlan, begin: Callable[[], P
             tensors.add_tensors(sealer, entries, arrays)
             sealed = _finished(place, sealer)
         yield sealed
+
+
+def _seal_units(content: UnitsContent, plan: SealPlan, begin: Callable[[], P]) -> Iterator[Sealed[P]]:
+    """Several shards at a time, given in order."""
+    coming: deque[Future[Sealed[P]]] = deque()
+    following = iter(content.shards(plan.shard_bytes))
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="seal") as executor:
+        try:
+            while True:
+                while len(coming) < THREADS and (tagged := next(following, None)) is not None:
+                    coming.append(executor.submit(partial(_seal_tagged, content, tagged, plan, begin)))
+                if not coming:
+                    return
+                yield coming.popleft().result()
+        finally:
+            for future in coming:
+                future.add_done_callback(_discard)
+
+
+def _seal_tagged(
+    content: UnitsContent, tagged: list[units.TaggedUnit], plan: SealPlan, begin: Callable[[], P]
+) -> Sealed[P]:
+    assert plan.tag_key is not None
+    parts, tags = zip(*tagged, strict=True)
+    preamble = units.units_preamble(parts, tags)
+    untagged = replace(plan, tag_key=None, on_sealed=None)  # its tag is made of theirs
+    with _shard(content, untagged, begin, preamble) as (place, sealer):
+        units.add_units(sealer, parts, content.load)
+        frame = sealer.finish()
+    return Sealed(place, frame, units.shard_tag(units.tag_key(plan.tag_key), preamble))
+
+
+def _discard(future: Future[Sealed[P]]) -> None:
+    """Of a shard that nobody asks for any more."""
+    if not future.cancelled() and future.exception() is None:
+        future.result().place.discard()

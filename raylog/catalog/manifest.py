@@ -79,6 +79,11 @@ class ShardEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """Whether all of the shard belongs to the version."""
         return sum(extent.count for extent in self.extents) == self.shard.chunks
 
+    @property
+    def ranges(self) -> list[range] | None:
+        """The numbers of the chunks that belong to the version; None for all."""
+        return None if self.is_whole else [range(one.first, one.first + one.count) for one in self.extents]
+
     def __post_init__(self) -> None:
         shard = self.shard
         parse_id(shard.shard_id, "shard id")
@@ -154,6 +159,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         parse_name(self.name)
         if self.kind is Kind.PIECE:
             raise UsageError("a version's content is a table, files or tensors, not pieces")
+        if self.kind is not Kind.TENSORS and not all(entry.is_whole for entry in self.shards):
+            raise UsageError("a table or files are made of whole shards; only of tensors a version may name ranges")
         self._check_promise()
         check_range(self.created_us, 0, 1 << 62, "created_us")
         check_range(len(self.shards), 1, SHARDS_MAX, "shards")

@@ -1,13 +1,16 @@
-"""Tensors read back from the shards of a version, in their order: each into one array, also where it lies in parts."""
+"""Tensors read back from the shards of a version: each into one array, also where it lies in parts."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from raylog.codec.open import ShardOpener
 from raylog.codec.stream import ContentStream
 from raylog.codec.tensors import STORED, Array, TensorEntry, bytes_of, read_entries
-from raylog.errors import UsageError
+from raylog.errors import DamagedData, UsageError
+
+Reads = list[tuple[int, memoryview]]
+"""Where in a shard's stream, and where to in memory."""
 
 
 class TensorAssembly:
@@ -22,53 +25,50 @@ class TensorAssembly:
         self._wanted = None if names is None else set(names)
         self._into = into or {}
         self._arrays: dict[str, Array] = {}
-        self._begun: tuple[TensorEntry, ShardOpener] | None = None  # the last part read of a tensor that goes on
+        self._parts: dict[str, dict[int, int]] = {}  # by name: where each part that was seen begins and ends
 
     def add(self, opener: ShardOpener) -> None:
-        """Reads the version's next shard. Raises `DamagedData`, also for parts that do not follow one another, and
+        """Reads a shard of the version. Raises `DamagedData`, also for parts that do not fit one another, and
         `UsageError` for an array of `into` that does not fit."""
-        entries = read_entries(opener)
-        if self._begun and (not entries or entries[0].name != self._begun[0].name):
-            raise self._unfinished(*self._begun)
         stream = ContentStream(opener)
-        for entry in entries:
-            if self._wanted is None or entry.name in self._wanted:
-                array = self._array(entry, opener)
-                stream.read_into(entry.offset, bytes_of(array)[entry.begin : entry.end])
-                self._begun = (entry, opener) if entry.end < entry.tensor_bytes else None
+        for offset, out in self.plan(opener):
+            stream.read_into(offset, out)
+
+    def plan(self, opener: ShardOpener) -> Reads:
+        """What `add` would read, for the caller to do; raises as it does."""
+        belongs = _belonging(opener)
+        return [
+            (entry.offset, bytes_of(self._array(entry, opener))[entry.begin : entry.end])
+            for entry in read_entries(opener)
+            if belongs(entry) and (self._wanted is None or entry.name in self._wanted)
+        ]
 
     def finish(self) -> dict[str, Array]:
-        """The tensors in the order in which they were put in. Raises `DamagedData` when one has no end, `UsageError`
-        for names that are not there."""
-        if self._begun:
-            raise self._unfinished(*self._begun)
+        """The tensors in the order in which they were met. Raises `DamagedData` when a part of one is missing,
+        `UsageError` for names that are not there."""
+        for name, parts in self._parts.items():
+            _check_whole(name, parts, self._arrays[name].nbytes)
         missing = sorted((self._wanted or set()) - set(self._arrays))
         if missing:
             raise UsageError(f"there are no tensors named {', '.join(missing[:8])}")
         return self._arrays
 
     def _array(self, entry: TensorEntry, opener: ShardOpener) -> Array:
-        """Where the entry's bytes go: a new array, or the one in which the part before ended."""
-        if self._begun:
-            before = self._begun[0]
-            if (entry.begin, entry.dtype, entry.shape) != (before.end, before.dtype, before.shape):
-                raise opener.damaged(
-                    f"expected tensor {entry.name!r} to go on at byte {before.end} of {before.dtype} "
-                    f"{list(before.shape)}, got byte {entry.begin} of {entry.dtype} {list(entry.shape)}"
-                )
-            return self._arrays[entry.name]
-        if entry.begin or entry.name in self._arrays:
-            found = f"a part from byte {entry.begin} on" if entry.begin else "it once more"
-            raise opener.damaged(f"expected tensor {entry.name!r} once, from its first byte on, got {found}")
-        self.dtypes[entry.name] = entry.dtype
-        self._arrays[entry.name] = array = _target(entry, self._into.get(entry.name))
+        """Where the entry's bytes go: a new array, or the one in which another part of it lies."""
+        array = self._arrays.get(entry.name)
+        if array is None:
+            self.dtypes[entry.name] = entry.dtype
+            self._arrays[entry.name] = array = _target(entry, self._into.get(entry.name))
+        elif (array.shape, self.dtypes[entry.name]) != (entry.shape, entry.dtype):
+            raise opener.damaged(
+                f"expected a part of tensor {entry.name!r}, {self.dtypes[entry.name]} {list(array.shape)}, got one of "
+                f"{entry.dtype} {list(entry.shape)}"
+            )
+        parts = self._parts.setdefault(entry.name, {})
+        if entry.begin in parts:
+            raise opener.damaged(f"expected tensor {entry.name!r} once, got it twice from byte {entry.begin} on")
+        parts[entry.begin] = entry.end
         return array
-
-    @staticmethod
-    def _unfinished(last: TensorEntry, opener: ShardOpener) -> Exception:
-        return opener.damaged(
-            f"expected {last.tensor_bytes} bytes of tensor {last.name!r}, the next shard does not go on at {last.end}"
-        )
 
 
 def open_tensors(
@@ -101,3 +101,32 @@ def _new_array(entry: TensorEntry, stored: np.dtype[np.generic]) -> Array:
             f"tensor {entry.name!r} has {entry.tensor_bytes} bytes, more than this process can have: read others by "
             "name, or read where there is more memory"
         ) from error
+
+
+def _belonging(opener: ShardOpener) -> Callable[[TensorEntry], bool]:
+    """Whether a tensor or part lies in what of the shard belongs to the version."""
+    ranges = opener.ranges
+    if ranges is None:
+        return lambda entry: True
+    stream = ContentStream(opener)
+
+    def belongs(entry: TensorEntry) -> bool:
+        chunks = stream.chunks(entry.offset, entry.offset + entry.length)
+        return any(one.start <= chunks.start and chunks.stop <= one.stop for one in ranges)
+
+    return belongs
+
+
+def _check_whole(name: str, parts: Mapping[int, int], size_bytes: int) -> None:
+    """Raises `DamagedData` unless the parts, each where it begins and ends, are all of the tensor, each byte once."""
+    end = 0
+    for begin in sorted(parts):
+        if begin != end:
+            raise _incomplete(f"expected tensor {name!r} to go on at byte {end}, its next part begins at {begin}")
+        end = parts[begin]
+    if end != size_bytes:
+        raise _incomplete(f"expected {size_bytes} bytes of tensor {name!r}, the version's shards hold {end}")
+
+
+def _incomplete(message: str) -> DamagedData:
+    return DamagedData(message, check="content")

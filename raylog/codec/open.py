@@ -20,7 +20,8 @@ class ShardOpener:
 
     `keys` may lack some groups: their chunks do not open then, the rest does. `read_chunk(number)` returns a chunk's
     sealed bytes; whether they were verified does not matter here, the tag proves them. `mend(number)` is called when
-    they are damaged or `read_chunk` says so; then the chunk is read and opened once more. Before anything is opened
+    they are damaged or `read_chunk` says so; then the chunk is read and opened once more. `ranges`: the chunks that
+    belong to the version that is read, None for all. Before anything is opened
     the key commitments and the index tags are checked: raises `DamagedData` (`check="commitment"` for a wrong key,
     `"index-tag"`), and `UsageError` for a key that no group of the shard has.
     """
@@ -31,8 +32,10 @@ class ShardOpener:
         keys: Sequence[GroupKey],
         read_chunk: Callable[[int], memoryview],
         mend: Callable[[int], None] | None = None,
+        ranges: Sequence[range] | None = None,
     ) -> None:
         self.frame = frame
+        self.ranges = ranges
         self._read_chunk, self._mend = read_chunk, mend
         self._decompressor = Decompressor()
         self._compressed = memoryview(bytearray(frame.header.chunk_bytes))

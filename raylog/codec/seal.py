@@ -44,12 +44,11 @@ class ShardSealer:
     """Seals one shard through `write_at(offset, bytes)`; call `finish` for its frame. For one thread.
 
     `keys[g]` is key group g's; group 0 seals the preamble. `codec=None` chooses per chunk by sampling, for links of
-    `link_bytes_per_s` where they are known. `salt` is for golden vectors alone. Content goes in by `add_unit` (Arrow)
-    or `add_bytes` (files, tensors). The memoryview given to `write_at` is reused afterwards. Nothing is written after
-    an error; what stands is an unfinished file.
-    `on_sealed(content bytes sealed so far, without the preamble)` is called after every chunk. With a
-    `tag_key` the content is tagged.
-    Raises `UsageError` for keys, ids or sizes that no shard may have.
+    `link_bytes_per_s` where they are known. `salt` is for golden vectors alone. Content goes in by `add_unit` (Arrow),
+    or `add_bytes` or `add_chunk` (files, tensors). The memoryview given to `write_at` is reused afterwards. Nothing is
+    written after an error; what stands is an unfinished file. `on_sealed(content bytes sealed so far, without the
+    preamble)` is called after every chunk. With a `tag_key` the content is tagged. Raises `UsageError` for keys, ids or
+    sizes that no shard may have.
     """
 
     def __init__(
@@ -124,6 +123,23 @@ class ShardSealer:
         self._hold_unit(parts, rows, group)
         self.content_bytes += sum(memoryview(part).nbytes for part in parts)
 
+    def add_chunk(self, parts: Sequence[bytes | memoryview], *, item_bytes: int = 1) -> None:
+        """Appends the bytes of all `parts` in a row to the stream of a shard of files or tensors, as one chunk.
+
+        They are sealed with the next call: until then leave `parts` unchanged. Raises `UsageError` when they are none,
+        or more than a chunk may have, or the shard gets too large.
+        """
+        views = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
+        chunk_bytes = sum(view.nbytes for view in views)
+        assert self._unsealed.kind != Kind.ARROW and not self._stream_bytes
+        if not 0 < chunk_bytes <= self.chunk_bytes:
+            raise UsageError(f"expected a chunk of 1 to {self.chunk_bytes} bytes, got {chunk_bytes}")
+        self._check_room(chunk_bytes)
+        self.content_bytes += chunk_bytes
+        for content in self._cut(views):
+            self._flush_held(final=False)
+            self._held = _Held(content, 0, 0, False, True, item_bytes)
+
     def add_bytes(self, buffer: bytes | memoryview, *, compressible: bool = True, item_bytes: int = 1) -> None:
         """Appends to the byte stream of a shard of files or tensors; `buffer` may be reused at once.
 
@@ -134,6 +150,8 @@ class ShardSealer:
         assert self._unsealed.kind != Kind.ARROW
         rest = memoryview(buffer).cast("B")
         self._check_room(rest.nbytes)
+        if rest.nbytes and self._numbers_taken:
+            self._flush_held(final=False)  # a chunk of `add_chunk`; it may lie in the memory that is filled now
         self.content_bytes += rest.nbytes
         while rest.nbytes:
             if self._stream_bytes == self.chunk_bytes:

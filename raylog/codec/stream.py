@@ -22,6 +22,12 @@ class ContentStream:
         """Length of the stream."""
         return self._ends[-1] if self._ends else 0
 
+    def chunks(self, start: int, stop: int) -> range:
+        """The numbers of the chunks in which the bytes from `start` to before `stop` lie, at least one."""
+        assert 0 <= start < stop <= self.content_bytes
+        first, last = bisect_right(self._ends, start), bisect_right(self._ends, stop - 1)
+        return range(self._first + first, self._first + last + 1)
+
     def read(self, start: int, stop: int) -> Iterator[memoryview]:
         """The bytes from `start` to `stop`, in pieces that stay as they are. Raises `DamagedData`."""
         for position, first, last in self._overlaps(start, stop):

@@ -1,7 +1,7 @@
 """Tensors in shards: name, dtype, shape and place of each, and their bytes, little-endian and row-major.
 
 Types that numpy does not have travel as bytes with their name: `bfloat16` in uint16, both kinds of float8 in uint8.
-A tensor larger than a shard lies in parts in consecutive shards (FORMAT.md, "tensors"); `assemble.py` reads them.
+A tensor may lie in parts, in one shard or several (FORMAT.md, "tensors"); `assemble.py` reads them.
 """
 
 import math
@@ -22,6 +22,7 @@ ALIGNMENT_BYTES = 64
 DIMENSIONS_MAX = 64
 NAME_CHARACTERS_MAX = 1024
 TENSOR_BYTES_MAX = 16 * TIB
+TAG_BYTES = 32
 PAYLOADS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 """The numpy dtype in which a type that numpy lacks is carried."""
 _NUMPY_NAMES = (
@@ -73,8 +74,9 @@ class TensorEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return STORED[self.dtype].itemsize
 
 
-class _Preamble(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Preamble(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     tensors: list[TensorEntry]
+    tags: bytes = b""
 
 
 def plan_tensors(specs: Iterable[TensorSpec], shard_bytes: int = SHARD_CONTENT_BYTES_MAX) -> list[list[TensorEntry]]:
@@ -85,7 +87,7 @@ def plan_tensors(specs: Iterable[TensorSpec], shard_bytes: int = SHARD_CONTENT_B
     names: set[str] = set()
     offset = 0
     for spec in specs:
-        _check_spec(spec)
+        check_spec(spec)
         if spec.name in names:
             raise UsageError(f"expected every tensor once, got {spec.name[:80]!r} twice")
         names.add(spec.name)
@@ -96,7 +98,7 @@ def plan_tensors(specs: Iterable[TensorSpec], shard_bytes: int = SHARD_CONTENT_B
                 offset = 0
             first_byte = None if length == size_bytes else begin
             shards[-1].append(TensorEntry(**spec._asdict(), offset=offset, length=length, first_byte=first_byte))
-            offset = _aligned(offset + length)
+            offset = aligned(offset + length)
     return shards
 
 
@@ -110,9 +112,10 @@ def _cut(size_bytes: int, shard_bytes: int) -> Iterator[tuple[int, int]]:
         yield begin, min(part_bytes, size_bytes - begin)
 
 
-def tensors_preamble(entries: Sequence[TensorEntry]) -> bytes:
-    """The preamble of a shard that holds these tensors."""
-    return msgspec.msgpack.encode(_Preamble(list(entries)))
+def tensors_preamble(entries: Sequence[TensorEntry], tags: Sequence[bytes] = ()) -> bytes:
+    """The preamble of a shard that holds these tensors; with the tag of every chunk that they lie in, if it is to be
+    found again by them (`units.py`)."""
+    return msgspec.msgpack.encode(_Preamble(list(entries), b"".join(tags)))
 
 
 def add_tensors(sealer: ShardSealer, entries: Iterable[TensorEntry], arrays: Mapping[str, Array]) -> None:
@@ -134,15 +137,24 @@ def add_tensors(sealer: ShardSealer, entries: Iterable[TensorEntry], arrays: Map
 
 def read_entries(opener: ShardOpener) -> list[TensorEntry]:
     """The tensors of a shard, checked: known types, lengths that fit shape and stream. Raises `DamagedData`."""
+    return read_tagged(opener)[0]
+
+
+def read_tagged(opener: ShardOpener) -> tuple[list[TensorEntry], list[bytes]]:
+    """The tensors of a shard as `read_entries`, and the tag of every chunk that they lie in, if they have any."""
+    chunks = len(opener.frame.chunks) - opener.frame.units[0].chunks
     try:
-        entries = msgspec.msgpack.decode(opener.preamble(), type=_Preamble).tensors
+        preamble = msgspec.msgpack.decode(opener.preamble(), type=_Preamble)
+        entries, tags = preamble.tensors, preamble.tags
         _check_entries(entries)
+        if tags and len(tags) != TAG_BYTES * chunks:
+            raise UsageError(f"expected tags of {chunks} chunks, got {len(tags)} bytes")
     except (msgspec.DecodeError, UsageError) as error:
         raise opener.damaged(f"its list of tensors cannot be used: {error}") from None
     end = max((entry.offset + entry.length for entry in entries), default=0)
     if end != opener.frame.content_bytes:
         raise opener.damaged(f"its tensors end at {end}, its content at {opener.frame.content_bytes}")
-    return entries
+    return entries, [tags[first : first + TAG_BYTES] for first in range(0, len(tags), TAG_BYTES)]
 
 
 def bytes_of(array: Array) -> memoryview:
@@ -151,30 +163,26 @@ def bytes_of(array: Array) -> memoryview:
 
 
 def _check_entries(entries: Sequence[TensorEntry]) -> None:
-    names, end = set(), 0
-    for position, entry in enumerate(entries):
-        _check_spec(TensorSpec(entry.name, entry.dtype, entry.shape))
-        if entry.name in names:
-            raise UsageError(f"expected every tensor once, got {entry.name[:80]!r} twice")
-        names.add(entry.name)
-        if entry.first_byte is None:
-            fits = entry.length == entry.tensor_bytes
-        else:
-            fits = _is_part(entry, is_first=position == 0, is_last=position == len(entries) - 1)
-        if not fits or entry.offset != _aligned(end):
-            raise UsageError(f"expected tensor {entry.name!r} at {_aligned(end)} with its shape's length, got {entry}")
+    places, end = set(), 0
+    for entry in entries:
+        check_spec(TensorSpec(entry.name, entry.dtype, entry.shape))
+        if (entry.name, entry.begin) in places:
+            raise UsageError(f"expected every tensor once, got {entry.name[:80]!r} twice from byte {entry.begin} on")
+        places.add((entry.name, entry.begin))
+        fits = entry.length == entry.tensor_bytes if entry.first_byte is None else _is_part(entry)
+        if not fits or entry.offset != aligned(end):
+            raise UsageError(f"expected tensor {entry.name!r} at {aligned(end)} with its shape's length, got {entry}")
         end = entry.offset + entry.length
 
 
-def _is_part(entry: TensorEntry, *, is_first: bool, is_last: bool) -> bool:
-    """Whether the entry may be a part of its tensor at its place in the shard."""
+def _is_part(entry: TensorEntry) -> bool:
+    """Whether the entry may be a part of its tensor."""
     is_proper = 0 <= entry.begin < entry.end <= entry.tensor_bytes and entry.length < entry.tensor_bytes
-    is_whole_items = entry.begin % entry.item_bytes == 0 == entry.length % entry.item_bytes
-    begins, ends = entry.begin == 0, entry.end == entry.tensor_bytes
-    return is_proper and is_whole_items and (begins or is_first) and (ends or is_last)
+    return is_proper and entry.begin % entry.item_bytes == 0 == entry.length % entry.item_bytes
 
 
-def _check_spec(spec: TensorSpec) -> None:
+def check_spec(spec: TensorSpec) -> None:
+    """Raises `UsageError` for a type that has no stored form, and for a shape or name that no shard may hold."""
     if len(spec.name) > NAME_CHARACTERS_MAX:
         raise UsageError(
             f"expected a tensor's name of at most {NAME_CHARACTERS_MAX} characters, got {spec.name[:80]!r}"
@@ -188,5 +196,6 @@ def _check_spec(spec: TensorSpec) -> None:
         raise UsageError(f"expected at most {TENSOR_BYTES_MAX} bytes in tensor {spec.name!r}, got shape {spec.shape}")
 
 
-def _aligned(offset: int) -> int:
+def aligned(offset: int) -> int:
+    """Where the next tensor begins."""
     return -(-offset // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

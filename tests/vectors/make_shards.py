@@ -154,8 +154,8 @@ def malformed() -> Iterator[tuple[str, bytes, str]]:
         ("tensor-part-whole", _tensors_shard(0x48, _tensor([3], 3, first_byte=0)), "content"),
         ("tensor-part-empty", _tensors_shard(0x49, _tensor([3], 0, first_byte=1), b""), "content"),
         ("tensor-part-half-item", _tensors_shard(0x4A, _tensor([4], 3, first_byte=1, dtype="uint16")), "content"),
-        ("tensor-part-not-last", _tensors_shard(0x4B, _two_tensors(0), b"abc" + bytes(62)), "content"),
-        ("tensor-part-not-first", _tensors_shard(0x4C, _two_tensors(1), b"abc" + bytes(62)), "content"),
+        ("tensor-part-twice", _tensors_shard(0x4B, _part_twice(), b"abc" + bytes(64)), "content"),
+        ("tensor-tags-short", _tensors_shard(0x4C, {**_tensor([3], 3), "tags": bytes(31)}), "content"),
         ("preamble-garbage", raw_shard(Kind.TENSORS, b"garbage", b"abc", 0x45).data, "content"),
     )  # fmt: skip
 
@@ -219,11 +219,10 @@ def _tensors_shard(shard: int, preamble: object, content: bytes = b"abc") -> byt
     return raw_shard(Kind.TENSORS, preamble, content, shard).data
 
 
-def _two_tensors(part: int) -> dict[str, Any]:
-    """Three bytes and one, of which the one at position `part` is a part where none may stand."""
-    entries = [*_tensor([3], 3)["tensors"], {**_tensor([1], 1)["tensors"][0], "name": "x", "offset": 64}]
-    entries[part] |= {"shape": [5], "first_byte": (0, 4)[part]}
-    return {"tensors": entries}
+def _part_twice() -> dict[str, Any]:
+    """The first three bytes of five, and once more."""
+    (entry,) = _tensor([5], 3, first_byte=0)["tensors"]
+    return {"tensors": [entry, {**entry, "offset": 64}]}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from raylog.codec.units import Load, TaggedUnit, unit_bytes
 from raylog.errors import SourceError
 from raylog.spec import Kind
 
@@ -130,7 +131,40 @@ class TensorsContent:
         """Nothing to compare with: see the class."""
 
 
-Content: TypeAlias = TableContent | FilesContent | TensorsContent
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitsContent:
+    """Tensors cut into units (codec/units.py), each with its tag, that a later version may name again. What `load`
+    gives must stay as it is."""
+
+    where: str
+    tagged: Sequence[TaggedUnit]
+    load: Load = field(repr=False)
+    kind: Kind = field(default=Kind.TENSORS, init=False)
+
+    def shards(self, shard_bytes: int) -> Iterator[list[TaggedUnit]]:
+        """The units of each shard, in order."""
+        shard: list[TaggedUnit] = []
+        left_bytes = shard_bytes
+        for unit, tag in self.tagged:
+            size_bytes = unit_bytes(unit)
+            if shard and size_bytes > left_bytes:
+                yield shard
+                shard, left_bytes = [], shard_bytes
+            shard.append((unit, tag))
+            left_bytes -= size_bytes
+        if shard:
+            yield shard
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all units together."""
+        return sum(unit_bytes(unit) for unit, _ in self.tagged)
+
+    def check_unchanged(self) -> None:
+        """Nothing to compare with: see the class."""
+
+
+Content: TypeAlias = TableContent | FilesContent | TensorsContent | UnitsContent
 
 
 def _check_all(files: Sequence[SourceFile]) -> None:

@@ -29,10 +29,11 @@ def open_tensors(source: Mapping[Any, Any]) -> TensorsContent:
     cannot be stored. Tensors on an accelerator are copied to the CPU a shard's worth at a time, when they are read."""
     if not source:
         raise SourceError("the mapping is empty: expected at least one name with an array or tensor")
-    return TensorsContent(where="the mapping", tensors=[_tensor(name, value) for name, value in source.items()])
+    return TensorsContent(where="the mapping", tensors=[source_tensor(name, value) for name, value in source.items()])
 
 
-def _tensor(name: Any, value: Any) -> SourceTensor:
+def source_tensor(name: Any, value: Any) -> SourceTensor:
+    """One array. Raises as `open_tensors`."""
     if not isinstance(name, str) or not name or not _is_utf8(name):
         raise UsageError(f"expected non-empty text as the name of an array, got {name!r}")
     torch = sys.modules.get("torch")

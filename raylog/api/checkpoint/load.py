@@ -1,0 +1,110 @@
+"""A stored checkpoint read back: into new tensors, or into those that are there."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from raylog.api.checkpoint.snapshot import lies_ready
+from raylog.api.checkpoint.tree import DOCUMENT, is_tensor, names_in, put_together, subtree, take_apart
+from raylog.api.get import Reading
+from raylog.api.sources.tensors import DTYPE_KEY
+from raylog.codec.assemble import Reads, TensorAssembly
+from raylog.codec.open import ShardOpener
+from raylog.codec.stream import ContentStream
+from raylog.codec.tensors import PAYLOADS, Array
+from raylog.errors import UsageError
+from raylog.spec import Kind
+
+THREADS = 2
+
+
+def load(reading: Reading, prefix: str, key: str, into: Any) -> Any:
+    """The state of the rank whose names begin with `prefix`: what lies at the pointer `key` in it. Raises `UsageError`
+    for what is no checkpoint, for a key that is not there, and for tensors of `into` that do not fit; `DamagedData`."""
+    if reading.kind is not Kind.TENSORS:
+        raise UsageError(f"expected a checkpoint, got {reading.manifest.name} with {reading.kind.name.lower()}")
+    with reading.all_open() as openers:
+        document = subtree(_document(openers, prefix, reading.manifest.name), key)
+        targets = _Targets(into, prefix + key)
+        arrays = _read(openers, names_in(document), targets)
+        return put_together(document, partial(_value, arrays, targets))
+
+
+def _document(openers: Sequence[ShardOpener], prefix: str, name: str) -> bytes:
+    try:
+        return _read(openers, [prefix + DOCUMENT], _Targets(None, ""))[prefix + DOCUMENT][1].tobytes()
+    except UsageError:
+        raise UsageError(
+            f"expected a checkpoint of a CheckpointManager, {name} is none, or that rank saved nothing"
+        ) from None
+
+
+class _Targets:
+    """The tensors of a state that are to be filled, by the names of what fills them."""
+
+    def __init__(self, into: Any, prefix: str) -> None:
+        self.values: Mapping[str, Any] = {} if into is None else take_apart(into, prefix).arrays
+        self.memory = {name: _memory(value) for name, value in self.values.items() if lies_ready(value)}
+
+    def check(self, dtypes: Mapping[str, str]) -> None:
+        for name, value in self.values.items():
+            dtype = str(value.dtype).removeprefix("torch.")
+            if name in dtypes and dtype not in (dtypes[name], PAYLOADS.get(dtypes[name])):
+                raise UsageError(f"expected a target of {dtypes[name]} for {name}, got {dtype}: convert it")
+
+
+Arrays = dict[str, tuple[str, Array]]
+"""By name, type and content."""
+
+
+def _read(openers: Sequence[ShardOpener], names: Sequence[str], targets: _Targets) -> Arrays:
+    assembly = TensorAssembly(names, {name: targets.memory[name] for name in names if name in targets.memory})
+    reads = [assembly.plan(opener) for opener in openers]
+    targets.check(assembly.dtypes)
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="load") as executor:
+        list(executor.map(_fill, openers, reads))
+    return {name: (assembly.dtypes[name], array) for name, array in assembly.finish().items()}
+
+
+def _fill(opener: ShardOpener, reads: Reads) -> None:
+    stream = ContentStream(opener)
+    for offset, out in reads:
+        stream.read_into(offset, out)
+
+
+def _memory(value: Any) -> Array:
+    """The memory of a contiguous tensor or array, as numbers that numpy has."""
+    if not is_tensor(value):
+        return value  # type: ignore[no-any-return]
+    import torch
+
+    plain = value.detach()
+    name = PAYLOADS.get(str(value.dtype).removeprefix("torch."))
+    array: Array = (plain.view(getattr(torch, name)) if name else plain).numpy()
+    return array
+
+
+def _value(arrays: Arrays, targets: _Targets, name: str, is_torch: bool) -> Any:
+    """The tensor or array of that name: the target where there is one."""
+    dtype, array = arrays[name]
+    target = targets.values.get(name)
+    found = _tensor(dtype, array) if is_torch else _array(dtype, array)
+    if target is None:
+        return found
+    if name not in targets.memory:
+        target.copy_(found) if is_tensor(target) else target.__setitem__(..., found)
+    return target
+
+
+def _array(dtype: str, array: Array) -> Array:
+    return array.view(np.dtype(array.dtype, metadata={DTYPE_KEY: dtype})) if dtype in PAYLOADS else array
+
+
+def _tensor(dtype: str, array: Array) -> Any:
+    import torch
+
+    found = torch.from_numpy(array)
+    return found.view(getattr(torch, dtype)) if dtype in PAYLOADS else found

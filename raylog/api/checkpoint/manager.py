@@ -1,0 +1,189 @@
+"""`CheckpointManager`: the state of a run, step by step, saved while the run goes on."""
+
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any, Self
+
+from raylog.api.checkpoint.load import load
+from raylog.api.checkpoint.save import Saver
+from raylog.api.checkpoint.snapshot import Snapshot, lies_ready
+from raylog.api.checkpoint.tree import Taken, take_apart
+from raylog.api.client import Client, connect
+from raylog.api.get import Reading
+from raylog.api.put import PutOptions
+from raylog.api.sources.tensors import source_tensor
+from raylog.errors import DeadlineExceeded, NotFound, RaylogError, UsageError
+from raylog.spec import Reference, Use, Version, parse_name
+
+log = logging.getLogger("raylog.checkpoint")
+STEP_LABEL = "step"
+SAVE_TIMEOUT_S = 1800.0
+
+
+class CheckpointManager:
+    """Checkpoints of one run, the versions of the artifact `name`. `client`: a connection that is there already; else
+    this manager makes its own.
+
+    A state is a tensor, array, number, text, bytes or None, or lists, tuples and mappings of them; no pickle. It is cut
+    into chunks, and chunks that the checkpoint before has too are not stored again. A step exists once all of it is
+    stored and promised (`replicas`, `erasure`, `backup` and `durability` as in `Client.put`; "memory" is the fastest),
+    and not before: what was killed in between leaves nothing. The newest `keep` are kept (None: all).
+
+    `save` of steps that are no multiples of `every` does nothing. Use it as a context manager, or `close` it: that
+    waits for the save in flight. For one thread.
+
+    Raises `UsageError`, and as `connect`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        keep: int | None = None,
+        every: int = 1,
+        client: Client | None = None,
+        replicas: int = 1,
+        erasure: str | None = None,
+        backup: str | None = None,
+        durability: str = "disk",
+        codec: str = "none",
+        allow_nan: bool = False,
+    ) -> None:
+        if every < 1 or (keep is not None and keep < 1):
+            raise UsageError(f"expected every and keep from 1, got every={every} and keep={keep}")
+        self.name, self._every, self._keep = parse_name(name), every, keep
+        options = PutOptions.parse(
+            replicas=replicas,
+            durability=durability,
+            codec=codec,
+            labels={"use": Use.CHECKPOINT},
+            backup=backup,
+            erasure=erasure,
+        )
+        with ExitStack() as kept:
+            self._client = client or kept.enter_context(connect())
+            self._session = self._client._session
+            self._saver = Saver(self._session, self.name, options, allow_nan=allow_nan)
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+            kept.callback(self._executor.shutdown)
+            self._kept = kept.pop_all()
+        self._snapshot = Snapshot()
+        self._in_flight: tuple[int, Future[Version]] | None = None
+        self._steps: dict[int, int | None] = {}  # by version number: its step; None for what is no checkpoint
+        self._is_keeping = keep is None
+
+    def save(self, step: int, state: Any, *, blocking: bool = False) -> bool:
+        """Saves `state` as `step`; False where `every` leaves it out. Returns as soon as the state is copied, and the
+        rest is done by a thread; with `blocking`, when it is stored. A save that is in flight is waited for first.
+
+        Raises `UsageError` naming the key of what cannot be saved, and what kept the save before, or this one if it is
+        `blocking`, from being stored: a NaN (unless `allow_nan`), and as `Client.put`. The steps before stay.
+        """
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise UsageError(f"expected a step from 0, got {step!r}")
+        if step % self._every:
+            return False
+        self.wait()
+        taken = take_apart(state)
+        for name, value in taken.arrays.items():
+            source_tensor(name, value)  # refuses what has no stored form
+        if not blocking or not all(lies_ready(value) for value in taken.arrays.values()):
+            taken.arrays = self._snapshot.take(taken.arrays)
+        self._in_flight = step, self._executor.submit(self._store, step, taken)
+        if blocking:
+            self.wait()
+        return True
+
+    def _store(self, step: int, taken: Taken) -> Version:
+        version = self._saver.save(taken, {STEP_LABEL: str(step)})
+        if not self._is_keeping:
+            self._client.keep(self.name, self._keep)
+            self._is_keeping = True
+        return version
+
+    def wait(self, timeout_s: float = SAVE_TIMEOUT_S) -> None:
+        """Until the save in flight is stored. Raises what kept it from that, once, and `DeadlineExceeded`."""
+        if self._in_flight is None:
+            return
+        step, future = self._in_flight
+        try:
+            future.result(timeout_s)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{self.name}: step {step} was not stored within {timeout_s:.0f} s; it goes on: wait again"
+            ) from None
+        except RaylogError as error:
+            self._in_flight = None
+            error.add_note(f"{self.name}: step {step} was not stored, the steps before it stay")
+            raise
+        self._in_flight = None
+
+    def load(self, step: int | None = None, *, key: str = "", into: Any = None) -> Any:
+        """The state of a step, by default of the one that was stored last; None when there is none yet. A save in
+        flight is waited for.
+
+        `key`: a JSON pointer such as "/model", for that part alone. Tensors of `into`, a state of the same build, are
+        filled where they lie, and are those of what is returned. Raises `NotFound` for a step that is not there,
+        `UsageError` for a key or target that does not fit, `DamagedData`.
+        """
+        self.wait()
+        while True:
+            number = self._find(step)
+            if number is None:
+                return None
+            try:
+                return load(Reading(self._session, Reference(self.name, number)), "", key, into)
+            except NotFound:
+                if step is not None or self._find(None) == number:
+                    raise  # else another manager keeps fewer: there is a later one
+
+    def steps(self) -> list[int]:
+        """Those that are stored, in order. A save in flight is waited for."""
+        self.wait()
+        return sorted({step for step in self._look().values() if step is not None})
+
+    def _find(self, step: int | None) -> int | None:
+        """The version that holds a step; of several the last, and the last of all for None."""
+        found = [(number, one) for number, one in self._look().items() if one is not None and step in (None, one)]
+        if not found and step is not None:
+            raise NotFound(f"{self.name} has no step {step}; it has {self.steps() or 'none'}")
+        return max(found)[0] if found else None
+
+    def _look(self) -> dict[int, int | None]:
+        """Steps by version number."""
+        try:
+            versions = self._client.versions(self.name)
+        except NotFound:
+            return {}
+        self._steps = {
+            one.number: self._steps[one.number] if one.number in self._steps else self._step_of(one) for one in versions
+        }
+        return self._steps
+
+    def _step_of(self, version: Version) -> int | None:
+        try:
+            labels = self._session.manifest(Reference(version.name, version.number)).labels
+        except NotFound:
+            return None  # deleted a moment ago
+        step = labels.get(STEP_LABEL, "")
+        return int(step) if step.isascii() and step.isdigit() else None
+
+    def close(self) -> None:
+        """Waits for the save in flight, and raises what kept it from being stored."""
+        try:
+            self.wait()
+        finally:
+            self._kept.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: Any) -> None:
+        if kind is None:
+            self.close()
+            return
+        try:
+            self.close()
+        except RaylogError as failed:
+            log.warning("%s, while the run ended by %s", failed, kind.__name__)

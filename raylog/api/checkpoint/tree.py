@@ -1,0 +1,222 @@
+"""A nested state taken apart into tensors by name and a document that says how they go together again. Pure.
+
+Names are JSON pointers (RFC 6901): `state["model"]["w"]` is `/model/w`. The document is msgpack of the nodes below: no
+pickle, so nothing is run that a checkpoint says.
+"""
+
+import sys
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from raylog.errors import DamagedData, UsageError
+
+DEPTH_MAX = 64
+DOCUMENT = "document"
+"""The name under which the document is stored; no pointer, since it does not begin with a slash."""
+_INT64 = range(-(1 << 63), 1 << 63)
+
+
+class _Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="is"):
+    pass
+
+
+class _Value(_Node, frozen=True, tag="value"):
+    value: bool | int | float | str | None
+
+
+class _Bytes(_Node, frozen=True, tag="bytes"):
+    value: bytes
+
+
+class _Large(_Node, frozen=True, tag="int"):
+    """A whole number of more than 64 bits, such as a random generator's state, in decimal."""
+
+    digits: str
+
+
+class _List(_Node, frozen=True, tag="list"):
+    items: list["Node"]
+
+
+class _Tuple(_Node, frozen=True, tag="tuple"):
+    items: list["Node"]
+
+
+class _Map(_Node, frozen=True, tag="map"):
+    items: list[tuple[str | int | float | bool | None, "Node"]]
+
+
+class _Array(_Node, frozen=True, tag="array"):
+    """A tensor under its own name: torch's, or numpy's. One without elements is not stored, and has its type and shape
+    here."""
+
+    torch: bool
+    name: str
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+
+
+Node = _Value | _Bytes | _Large | _List | _Tuple | _Map | _Array
+
+
+@dataclass(slots=True)
+class Taken:
+    """A state taken apart: what `put_together` needs, and the arrays and tensors by name."""
+
+    document: bytes = b""
+    arrays: dict[str, Any] = field(default_factory=dict)
+    _names: dict[Hashable, str] = field(default_factory=dict)  # of the tensors taken, by where they lie
+
+    def add(self, name: str, value: Any) -> str:
+        """Takes an array out; the name that it has, another's if that is the same memory (tied weights)."""
+        place = _place(value)
+        known = self._names.setdefault(place, name) if place else name
+        if known == name and name in self.arrays:
+            raise UsageError(f"two keys of the state are both called {name}: rename one, such as 1 beside '1'")
+        self.arrays.setdefault(known, value)
+        return known
+
+
+def take_apart(state: Any, prefix: str = "") -> Taken:
+    """Names begin with `prefix`. Raises `UsageError` naming the key of what is neither tensor, array, number, text,
+    bytes, None, nor a list, tuple or mapping of such."""
+    taken = Taken()
+    taken.document = msgspec.msgpack.encode(_node(state, prefix, 0, taken))
+    return taken
+
+
+def put_together(document: bytes, array: Callable[[str, bool], Any]) -> Any:
+    """The state again; `array(name, is_torch)` gives each that was taken out. Raises `DamagedData`."""
+    return _build(_decode(document), array)
+
+
+def names_in(document: bytes) -> list[str]:
+    """Of all arrays that are stored. Raises `DamagedData`."""
+    names: list[str] = []
+
+    def note(name: str, is_torch: bool) -> None:
+        names.append(name)
+
+    put_together(document, note)
+    return names
+
+
+def subtree(document: bytes, key: str) -> bytes:
+    """The document of what lies at the JSON pointer `key`; "" is all. Raises `UsageError` saying what there is."""
+    node = _decode(document)
+    for depth, part in enumerate(key.split("/")[1:], 1):
+        below = _below(node)
+        if part not in below:
+            where = "/".join(key.split("/")[:depth]) or "the state"
+            raise UsageError(f"there is no {key!r}: {where} has {', '.join(list(below)[:12]) or 'nothing below it'}")
+        node = below[part]
+    if key and not key.startswith("/"):
+        raise UsageError(f"expected a key such as /model/weight, got {key!r}")
+    return msgspec.msgpack.encode(node)
+
+
+def _below(node: Node) -> dict[str, Node]:
+    """By the last part of their pointers."""
+    match node:
+        case _Map(items):
+            return {_join("", key)[1:]: one for key, one in items}
+        case _List(items) | _Tuple(items):
+            return {str(number): one for number, one in enumerate(items)}
+    return {}
+
+
+def is_tensor(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _decode(document: bytes) -> Node:
+    try:
+        node: Node = msgspec.msgpack.decode(document, type=Node)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise DamagedData(f"the checkpoint's document cannot be used: {error}") from None
+    return node
+
+
+def _node(value: Any, pointer: str, depth: int, taken: Taken) -> Node:
+    if depth > DEPTH_MAX:
+        raise UsageError(
+            f"expected a state of at most {DEPTH_MAX} levels, got more at {pointer[:200]!r}: does it hold itself?"
+        )
+    if isinstance(value, Mapping):
+        return _Map(
+            [(_key(key, pointer), _node(one, _join(pointer, key), depth + 1, taken)) for key, one in value.items()]
+        )
+    if isinstance(value, (list, tuple)):
+        items = [_node(one, _join(pointer, number), depth + 1, taken) for number, one in enumerate(value)]
+        return _Tuple(items) if isinstance(value, tuple) else _List(items)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if is_tensor(value) or isinstance(value, np.ndarray):
+        return _array(value, pointer or "/", taken)
+    if isinstance(value, int) and not isinstance(value, bool) and value not in _INT64:
+        return _Large(str(value))
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return _Value(value)
+    if isinstance(value, bytes):
+        return _Bytes(value)
+    raise UsageError(
+        f"expected tensors, arrays, numbers, text, bytes or None, and lists, tuples and mappings of them, got "
+        f"{type(value).__name__} at {pointer or '/'}: leave it out, or save what it is made of"
+    )
+
+
+def _array(value: Any, name: str, taken: Taken) -> _Array:
+    torch = is_tensor(value)
+    if not (value.numel() if torch else value.size):
+        dtype = str(value.dtype).removeprefix("torch.") if torch else value.dtype.name
+        return _Array(torch, name, dtype, tuple(value.shape))
+    return _Array(torch, taken.add(name, value))
+
+
+def _place(value: Any) -> Hashable:
+    """What two tensors have in common that are one and the same memory; nothing for what has no address."""
+    if not is_tensor(value) or value.is_meta or value.layout != sys.modules["torch"].strided:
+        return None
+    return value.device, value.data_ptr(), tuple(value.shape), value.stride(), value.dtype
+
+
+def _key(key: Any, pointer: str) -> str | int | float | bool | None:
+    if key is not None and not isinstance(key, (str, int, float, bool)):
+        raise UsageError(f"expected text, numbers or None as keys, got {key!r} at {pointer or '/'}")
+    return key
+
+
+def _join(pointer: str, key: Any) -> str:
+    return f"{pointer}/{str(key).replace('~', '~0').replace('/', '~1')}"
+
+
+def _build(node: Node, array: Callable[[str, bool], Any]) -> Any:
+    match node:
+        case _Value(value) | _Bytes(value):
+            return value
+        case _Large(digits):
+            return int(digits)
+        case _List(items):
+            return [_build(one, array) for one in items]
+        case _Tuple(items):
+            return tuple(_build(one, array) for one in items)
+        case _Map(items):
+            return {key: _build(one, array) for key, one in items}
+        case _Array(torch, name, dtype, shape):
+            return _empty(torch, dtype, shape) if dtype else array(name, torch)
+
+
+def _empty(torch: bool, dtype: str, shape: Sequence[int]) -> Any:
+    if not torch:
+        return np.empty(shape, dtype)
+    import torch as library
+
+    found = getattr(library, dtype, None)
+    if not isinstance(found, library.dtype):
+        raise DamagedData(f"the checkpoint's document names a tensor type {dtype!r} that torch does not have")
+    return library.empty(tuple(shape), dtype=found)

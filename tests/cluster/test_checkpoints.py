@@ -1,0 +1,167 @@
+"""Checkpoints on a cluster of three nodes: saved in the background, found again, loaded, stored once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import raylog
+from raylog.errors import NotFound, UsageError
+from raylog.spec import parse_reference
+from raylog.units import MIB
+
+torch = pytest.importorskip("torch")
+SAVER = Path(__file__).parent / "checkpoint_saver.py"
+
+
+def state_of(step: int, mib: int = 8) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(step)
+    frozen = torch.Generator().manual_seed(0)
+    items = mib * MIB // 16
+    return {
+        "model": {
+            "w": torch.randn(items, generator=generator),
+            "b": torch.randn(7, generator=generator).to(torch.bfloat16),
+            "frozen": torch.randn(items, generator=frozen),
+        },
+        "optimizer": {"state": {0: {"step": torch.tensor(float(step)), "m": torch.randn(items, generator=generator)}}},
+        "groups": [{"lr": 0.1, "betas": (0.9, 0.999)}],
+        "rng": np.random.default_rng(step).bit_generator.state,
+        "step": step,
+    }
+
+
+def assert_same(one: Any, other: Any) -> None:
+    if torch.is_tensor(one):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert list(one) == list(other)
+        for key, value in one.items():
+            assert_same(value, other[key])
+    elif isinstance(one, (list, tuple)):
+        assert type(one) is type(other)
+        for left, right in zip(one, other, strict=True):
+            assert_same(left, right)
+    else:
+        assert one == other
+
+
+def test_saved_in_the_background_and_loaded(client: raylog.Client) -> None:
+    with raylog.CheckpointManager(
+        "ckpt/run", client=client, replicas=2, durability="memory", keep=2, every=2
+    ) as manager:
+        assert manager.load() is None and manager.steps() == []
+        for step in range(5):
+            state = state_of(step)
+            assert manager.save(step, state) is (step % 2 == 0)
+            state["model"]["w"].zero_()  # the copy was made
+        assert_same(state_of(4), manager.load())
+        into = state_of(9)
+        found = manager.load(2, into=into)
+        assert found["model"]["w"] is into["model"]["w"]
+        assert_same(state_of(2), into | {"step": 2, "rng": state_of(2)["rng"]})
+        assert_same(state_of(4)["model"], manager.load(key="/model"))
+        assert manager.load(key="/groups/0/betas") == (0.9, 0.999)
+        for number, wrong in enumerate(({"key": "/none"}, {"into": {"model": {"w": torch.zeros(3)}}}, {"step": 3})):
+            with pytest.raises(
+                (UsageError, NotFound), match=("there is no '/none'", "/model/w", r"no step 3; it has")[number]
+            ):
+                manager.load(**wrong)
+        with pytest.raises(UsageError, match="target of float32 for /model/w, got int32"):
+            manager.load(into={"model": {"w": state["model"]["w"].view(torch.int32)}})
+    deadline = time.monotonic() + 20
+    while len(client.versions("ckpt/run")) > 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    with raylog.CheckpointManager("ckpt/run", client=client) as later:
+        assert later.steps() == [2, 4]
+    weights = client.get("ckpt/run")
+    assert isinstance(weights, dict)
+    np.testing.assert_array_equal(weights["/model/w"], state_of(4)["model"]["w"].numpy())
+    client.delete("ckpt/run")
+
+
+def test_what_did_not_change_is_not_stored_again(client: raylog.Client) -> None:
+    stored = []
+
+    def note() -> None:
+        manifest = client._session.manifest(parse_reference("ckpt/same"))
+        before = {one.shard.shard_id for _, shards in stored for one in shards}
+        fresh = sum(one.shard.stored_bytes for one in manifest.shards if one.shard.shard_id not in before)
+        stored.append((fresh, manifest.shards))
+
+    state = state_of(0, mib=16)
+    with raylog.CheckpointManager("ckpt/same", client=client) as manager:
+        for step in range(3):
+            state["step"] = step
+            if step == 2:
+                state["model"]["w"] += 1
+            manager.save(step, state, blocking=True)
+            note()
+    with raylog.CheckpointManager("ckpt/same", client=client) as manager:  # another process would open what it names
+        state["step"] = 3
+        manager.save(3, state, blocking=True)
+        note()
+        assert_same(state, manager.load())
+        client.delete("ckpt/same@1")
+        assert_same(state, manager.load())
+    full, unchanged, third, again = [fresh for fresh, _ in stored]
+    assert unchanged < full / 100 and again < full / 100
+    assert full / 5 < third < full * 0.7
+    assert client.verify("ckpt/same").damaged == 0
+    client.delete("ckpt/same")
+
+
+def test_what_cannot_be_saved(client: raylog.Client) -> None:
+    with raylog.CheckpointManager("ckpt/bad", client=client) as manager:
+        manager.save(1, state_of(1), blocking=True)
+        broken = state_of(2)
+        broken["model"]["b"][3] = float("nan")
+        manager.save(2, broken)
+        with pytest.raises(UsageError, match="tensor /model/b holds a NaN") as caught:
+            manager.save(3, state_of(3))
+        assert "step 2 was not stored" in caught.value.__notes__[0]
+        with pytest.raises(UsageError, match="got object at /model/x"):
+            manager.save(3, {"model": {"x": object()}})
+        for step in (-1, True, "5"):
+            with pytest.raises(UsageError, match="expected a step from 0"):
+                manager.save(step, {})  # type: ignore[arg-type]
+        assert manager.steps() == [1]
+        with pytest.raises(UsageError, match=r"tensor '/sparse': expected a dense tensor"):
+            manager.save(4, {"sparse": torch.zeros(3).to_sparse()})
+    with raylog.CheckpointManager("ckpt/bad", client=client, allow_nan=True) as manager:
+        manager.save(2, broken, blocking=True)
+        assert manager.load()["model"]["b"][3].isnan()
+    client.put("ckpt/table", {"a": np.ones(3)})
+    with raylog.CheckpointManager("ckpt/table", client=client) as manager:
+        assert manager.load() is None
+    for options in ({"keep": 0}, {"every": 0}, {"durability": "disc"}):
+        with pytest.raises(UsageError):
+            raylog.CheckpointManager("ckpt/bad", client=client, **options)  # type: ignore[arg-type]
+    client.delete("ckpt/bad")
+    client.delete("ckpt/table")
+
+
+def test_a_killed_run_leaves_its_last_whole_step(client: raylog.Client, machine: Any) -> None:
+    words = [sys.executable, str(SAVER), machine.cluster.address, str(machine.settings.state), "ckpt/killed"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        seen = 0
+        for line in run.stdout:
+            if line.startswith("saved"):
+                seen = int(line.split()[1])
+            if seen >= 3:
+                os.kill(run.pid, signal.SIGKILL)
+                break
+    with raylog.CheckpointManager("ckpt/killed", client=client) as manager:
+        last = manager.steps()[-1]
+        assert last >= 3
+        assert_same(state_of(last), manager.load())
+        manager.save(last + 1, state_of(last + 1), blocking=True)
+        assert_same(state_of(last + 1), manager.load())
+    client.delete("ckpt/killed")

@@ -60,7 +60,7 @@ class _OnePlace:
     def __init__(self, partial: PartialFile, where: str) -> None:
         self._partial, self._where, self._is_taken = partial, where, False
 
-    def begin(self) -> "_OnePlace":
+    def begin(self, _sealed_bytes_max: int) -> "_OnePlace":
         if self._is_taken:
             raise _too_large(self._where)
         self._is_taken = True

@@ -246,7 +246,7 @@ class Put:
                 if self._options.waits_for_backup:
                     begin(partial(self._back_up, again.entry.shard, self._session.local))
             expected_bytes = min(plan.shard_bytes, content.bytes or plan.shard_bytes)
-            for sealed in seal_content(content, plan, lambda: self._stage(expected_bytes)):
+            for sealed in seal_content(content, plan, partial(self._stage, expected_bytes)):
                 with sealed.place:
                     self._whole_ids.append(sealed.frame.header.shard_id)
                     kept = older.find(sealed.content_tag)
@@ -277,16 +277,21 @@ class Put:
             self._pulls.cancel()
             executor.shutdown(wait=True, cancel_futures=True)  # no replica is made after `_discard`
 
-    def _stage(self, expected_bytes: int) -> LocalStaging:
+    def _stage(self, expected_bytes: int, sealed_bytes_max: int = 0) -> LocalStaging:
+        """In memory where that is promised and the shard's length is known well enough."""
         store = self._session.store
         try:
+            if sealed_bytes_max and self._options.kept_as is Durability.MEMORY:
+                return store.stage_in_memory(sealed_bytes_max, self._options.use)
             return store.stage(expected_bytes, self._options.use)
         except NoSpace as error:
             raise on_node(error, self._session.local) from error
         except Unavailable:
             if store.is_connected:
                 raise
-            return self._stage(expected_bytes)  # the node was restarted, and with it went what was staged
+            return self._stage(
+                expected_bytes, sealed_bytes_max
+            )  # the node was restarted, and with it went what was staged
 
     def _adopt(self, sealed: Sealed[LocalStaging], key: GroupKey) -> ShardEntry:
         self._shard_ids.append(sealed.frame.header.shard_id)

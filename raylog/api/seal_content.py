@@ -6,11 +6,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from raylog.api.sources.content import Content, FilesContent, TableContent, TensorsContent, UnitsContent
 from raylog.codec import arrow, files, tensors, units
-from raylog.codec.frame import Frame
+from raylog.codec.frame import Frame, sealed_bytes_max
 from raylog.codec.header import ShardIds
 from raylog.codec.keys import GroupKey
 from raylog.codec.seal import ShardSealer
@@ -24,7 +24,6 @@ class ShardPlace(Protocol):
     """Where one shard is written: a staging of the node's store, or a file."""
 
     def write_at(self, offset: int, data: memoryview) -> None: ...
-
     def discard(self) -> None:
         """Ends it and keeps nothing."""
         ...
@@ -49,6 +48,7 @@ class SealPlan:
 
 
 P = TypeVar("P", bound=ShardPlace)
+Begin: TypeAlias = Callable[[int], P]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +61,10 @@ class Sealed(Generic[P]):
     content_tag: bytes
 
 
-def seal_content(content: Content, plan: SealPlan, begin: Callable[[], P]) -> Iterator[Sealed[P]]:
-    """Seals `content` shard by shard; a table without rows gives one shard. A place whose shard was not finished is
-    discarded. Raises `SourceError` when the source is malformed or changed."""
+def seal_content(content: Content, plan: SealPlan, begin: Begin[P]) -> Iterator[Sealed[P]]:
+    """Seals `content` shard by shard; a table without rows gives one shard. `begin` is told how many bytes the sealed
+    shard will have at most, 0 where that is not known. A place whose shard was not finished is discarded. Raises
+    `SourceError` when the source is malformed or changed."""
     if isinstance(content, TableContent):
         yield from _seal_table(content, plan, begin)
     elif isinstance(content, FilesContent):
@@ -77,9 +78,9 @@ def seal_content(content: Content, plan: SealPlan, begin: Callable[[], P]) -> It
 
 @contextmanager
 def _shard(
-    content: Content, plan: SealPlan, begin: Callable[[], P], preamble: bytes
+    content: Content, plan: SealPlan, begin: Begin[P], preamble: bytes, sealed_bytes_max: int = 0
 ) -> Iterator[tuple[P, ShardSealer]]:
-    place = begin()
+    place = begin(sealed_bytes_max)
     try:
         yield (
             place,
@@ -105,7 +106,7 @@ def _finished(place: P, sealer: ShardSealer) -> Sealed[P]:
     return Sealed(place, sealer.finish(), sealer.content_tag)
 
 
-def _seal_table(content: TableContent, plan: SealPlan, begin: Callable[[], P]) -> Iterator[Sealed[P]]:
+def _seal_table(content: TableContent, plan: SealPlan, begin: Begin[P]) -> Iterator[Sealed[P]]:
     preamble = arrow.arrow_preamble(content.schema)
     batches = arrow.coalesce(content.batches(), plan.chunk_bytes)
     batch = next(batches, None)
@@ -120,7 +121,7 @@ def _seal_table(content: TableContent, plan: SealPlan, begin: Callable[[], P]) -
             return
 
 
-def _seal_files(content: FilesContent, plan: SealPlan, begin: Callable[[], P]) -> Iterator[Sealed[P]]:
+def _seal_files(content: FilesContent, plan: SealPlan, begin: Begin[P]) -> Iterator[Sealed[P]]:
     sources = {file.path: file for file in content.files}
     for extents in files.plan_files([(file.path, file.size_bytes) for file in content.files], plan.shard_bytes):
         with _shard(content, plan, begin, files.files_preamble(extents)) as (place, sealer):
@@ -131,7 +132,7 @@ def _seal_files(content: FilesContent, plan: SealPlan, begin: Callable[[], P]) -
         yield sealed
 
 
-def _seal_tensors(content: TensorsContent, plan: SealPlan, begin: Callable[[], P]) -> Iterator[Sealed[P]]:
+def _seal_tensors(content: TensorsContent, plan: SealPlan, begin: Begin[P]) -> Iterator[Sealed[P]]:
     by_name = {tensor.name: tensor for tensor in content.tensors}
     specs = [tensors.TensorSpec(tensor.name, tensor.dtype, tensor.shape) for tensor in content.tensors]
     for entries in tensors.plan_tensors(specs, plan.shard_bytes):
@@ -139,13 +140,16 @@ def _seal_tensors(content: TensorsContent, plan: SealPlan, begin: Callable[[], P
             entry.name: by_name[entry.name].load(entry.begin // entry.item_bytes, entry.end // entry.item_bytes)
             for entry in entries
         }
-        with _shard(content, plan, begin, tensors.tensors_preamble(entries)) as (place, sealer):
+        preamble = tensors.tensors_preamble(entries)
+        content_bytes = len(preamble) + entries[-1].offset + entries[-1].length
+        chunks = 2 + content_bytes // plan.chunk_bytes
+        with _shard(content, plan, begin, preamble, sealed_bytes_max(content_bytes, chunks)) as (place, sealer):
             tensors.add_tensors(sealer, entries, arrays)
             sealed = _finished(place, sealer)
         yield sealed
 
 
-def _seal_units(content: UnitsContent, plan: SealPlan, begin: Callable[[], P]) -> Iterator[Sealed[P]]:
+def _seal_units(content: UnitsContent, plan: SealPlan, begin: Begin[P]) -> Iterator[Sealed[P]]:
     """Several shards at a time, given in order."""
     coming: deque[Future[Sealed[P]]] = deque()
     following = iter(content.shards(plan.shard_bytes))
@@ -162,14 +166,14 @@ def _seal_units(content: UnitsContent, plan: SealPlan, begin: Callable[[], P]) -
                 future.add_done_callback(_discard)
 
 
-def _seal_tagged(
-    content: UnitsContent, tagged: list[units.TaggedUnit], plan: SealPlan, begin: Callable[[], P]
-) -> Sealed[P]:
+def _seal_tagged(content: UnitsContent, tagged: list[units.TaggedUnit], plan: SealPlan, begin: Begin[P]) -> Sealed[P]:
     assert plan.tag_key is not None
     parts, tags = zip(*tagged, strict=True)
     preamble = units.units_preamble(parts, tags)
     untagged = replace(plan, tag_key=None, on_sealed=None)  # its tag is made of theirs
-    with _shard(content, untagged, begin, preamble) as (place, sealer):
+    content_bytes = len(preamble) + sum(units.unit_bytes(unit) for unit in parts)
+    chunks = len(parts) + -(-len(preamble) // plan.chunk_bytes)
+    with _shard(content, untagged, begin, preamble, sealed_bytes_max(content_bytes, chunks)) as (place, sealer):
         units.add_units(sealer, parts, content.load)
         frame = sealer.finish()
     return Sealed(place, frame, units.shard_tag(units.tag_key(plan.tag_key), preamble))

@@ -186,6 +186,12 @@ class Frame:
         return frame
 
 
+def sealed_bytes_max(content_bytes: int, chunks: int) -> int:
+    """The most bytes of a shard file of one key group with so much content, the preamble with it, in so many chunks."""
+    frame_bytes = HEADER_BYTES_MAX + INDEX_START_BYTES + INDEX_TAG_BYTES + TRAILER_BYTES
+    return frame_bytes + content_bytes + chunks * (TAG_BYTES + ENTRY_BYTES)
+
+
 def encode_index(entries: Sequence[ChunkEntry]) -> bytes:
     """The index without its tags."""
     rows = [

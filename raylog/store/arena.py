@@ -44,12 +44,17 @@ class Arena:
         self.capacity_bytes = capacity_bytes
         self.warm_bytes = 0
         self._descriptor = _make_file(path, capacity_bytes)
-        # Opened anew, not duplicated: a duplicate of a writable descriptor could be mapped writable by its receiver.
+        # For readers. Opened anew, not duplicated: a duplicate of a writable descriptor could be mapped writable.
         self.read_only_descriptor = os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDONLY | os.O_CLOEXEC)
         self._map = mmap.mmap(self._descriptor, capacity_bytes)
         self._stop = threading.Event()
         self._warmer = threading.Thread(target=self._warm, name="raylog-arena-warmer", daemon=True)
         self._warmer.start()
+
+    @property
+    def descriptor(self) -> int:
+        """Open for writing: for a process that puts a shard straight into its extent."""
+        return self._descriptor
 
     def view(self, extent: Extent, length: int, when_gone: Callable[[], object]) -> memoryview:
         """A writable view of the first `length` bytes of `extent`.

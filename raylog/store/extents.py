@@ -73,6 +73,14 @@ class FreeList:
             self._lengths[index] -= wanted
         return extent
 
+    def trimmed(self, extent: Extent, length: int) -> Extent:
+        """The front of an allocated extent that holds `length` bytes; what is behind it is free again."""
+        kept = Extent(offset=extent.offset, length=self.rounded(length))
+        assert kept.length <= extent.length
+        if kept.length < extent.length:
+            self.release(Extent(offset=kept.end, length=extent.length - kept.length))
+        return kept
+
     def release(self, extent: Extent) -> None:
         """Gives back an extent that `allocate` returned, exactly once; joins it with free neighbours."""
         index = bisect.bisect_left(self._offsets, extent.offset)

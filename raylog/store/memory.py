@@ -21,7 +21,7 @@ from typing import Self
 
 from raylog.codec.frame import Frame
 from raylog.errors import Conflict, DamagedData, NotFound, UsageError
-from raylog.spec import ShardRef, TierKind
+from raylog.spec import ShardRef, TierKind, new_id
 from raylog.store.arena import Arena
 from raylog.store.extents import Extent, FreeList, plan_eviction
 from raylog.store.files import no_space
@@ -56,6 +56,24 @@ def _by_last_use(_shard_id: str) -> float:
     return 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryStaging:
+    """An extent that a putting process fills with one sealed shard: `length` bytes at `offset` of `descriptor`, which
+    stays the tier's."""
+
+    stage_id: str
+    descriptor: int
+    extent: Extent
+
+    @property
+    def offset(self) -> int:
+        return self.extent.offset
+
+    @property
+    def length(self) -> int:
+        return self.extent.length
+
+
 class MemoryTier:
     """Sealed shards in an arena of `capacity_bytes` at `path`; keeps the promises of `Tier`.
 
@@ -73,6 +91,7 @@ class MemoryTier:
         self._free = FreeList(self.capacity_bytes, mmap.PAGESIZE)
         self._shards: dict[str, _Held] = {}
         self._live: dict[int, _Held] = {}
+        self._staged: dict[str, MemoryStaging] = {}
         self._ended: deque[int] = deque()  # generations of views that are gone; filled from any thread, without a lock
         self._generations = itertools.count(1)
         self._uses = itertools.count(1)
@@ -99,10 +118,8 @@ class MemoryTier:
         shard_id = frame.header.shard_id
         with self._lock:
             self._collect()
+            self._refuse_present(shard_id)
             held = self._shards.get(shard_id)
-            if held is not None and (held.is_committed or held.is_written):
-                state = "is here already" if held.is_committed else "is being written by another writer"
-                raise Conflict(f"{self._where(shard_id)} {state}", shard_id=shard_id)
             if held is not None and held.frame.digest != frame.digest:
                 self._drop(held)
                 held = None
@@ -110,6 +127,50 @@ class MemoryTier:
                 held = self._place(frame)
             held.is_written, held.evictable = True, evictable
             return MemoryWriter(self, held, self._view(held))
+
+    def stage(self, length: int) -> MemoryStaging:
+        """An extent for a putting process, of at most half of the arena together. Raises `NoSpace`."""
+        with self._lock:
+            self._collect()
+            staged_bytes = sum(one.length for one in self._staged.values())
+            if staged_bytes + length > self.capacity_bytes // 2:
+                raise no_space(
+                    f"memory tier {self.path}", "stage a shard", length, self.capacity_bytes // 2 - staged_bytes
+                )
+            staging = MemoryStaging(new_id(), self._arena.descriptor, self._allocate(length))
+            self._staged[staging.stage_id] = staging
+            return staging
+
+    def is_staged(self, stage_id: str) -> bool:
+        with self._lock:
+            return stage_id in self._staged
+
+    def adopt(self, stage_id: str, stored_bytes: int, frame_digest: bytes) -> Frame:
+        """Makes the first `stored_bytes` of a staged extent a shard of this tier that does not give way; frame and
+        chunks are checked where they lie. On an error the staging is still there. Raises `DamagedData`, `NotFound`,
+        `Conflict`."""
+        with self._lock:
+            staging = self._staged.get(stage_id)
+        if staging is None or stored_bytes > staging.length:
+            raise NotFound(
+                f"memory tier {self.path}: no staging {stage_id[:80]!r} of {stored_bytes} bytes; stage again"
+            )
+        view = self._arena.view(staging.extent, stored_bytes, lambda: None)
+        frame = Frame.read(lambda offset, length: bytes(view[offset : offset + length]), stored_bytes, frame_digest)
+        for entry in frame.chunks:
+            frame.verify_chunk(entry.number, view[entry.offset : entry.offset + entry.sealed_bytes])
+        with self._lock:
+            self._refuse_present(frame.header.shard_id)
+            self._keep(frame, self._free.trimmed(staging.extent, stored_bytes))
+            del self._staged[stage_id]
+        return frame
+
+    def discard(self, stage_id: str) -> None:
+        """Ends a staging into which nobody writes any more; nothing to do when it has ended."""
+        with self._lock:
+            staging = self._staged.pop(stage_id, None)
+            if staging is not None:
+                self._free.release(staging.extent)
 
     def open(self, shard_id: str) -> "MemoryReader":
         held, view = self._look(shard_id)
@@ -224,12 +285,31 @@ class MemoryTier:
         held.views += 1
         return self._arena.view(held.extent, held.frame.stored_bytes, partial(self._ended.append, held.generation))
 
+    def _refuse_present(self, shard_id: str) -> None:
+        held = self._shards.get(shard_id)
+        if held is not None and (held.is_committed or held.is_written):
+            state = "is here already" if held.is_committed else "is being written by another writer"
+            raise Conflict(f"{self._where(shard_id)} {state}", shard_id=shard_id)
+
+    def _keep(self, frame: Frame, extent: Extent) -> None:
+        """What lies in `extent` is this shard, whole."""
+        before = self._shards.get(frame.header.shard_id)
+        if before is not None:  # what a writer left unfinished
+            self._drop(before)
+        self._committed_by_writer(self._hold(frame, extent))
+
     def _place(self, frame: Frame) -> _Held:
-        extent = self._free.allocate(frame.stored_bytes)
+        return self._hold(frame, self._allocate(frame.stored_bytes))
+
+    def _allocate(self, length: int) -> Extent:
+        extent = self._free.allocate(length)
         if extent is None:
-            self._evict(frame.stored_bytes)
-            extent = self._free.allocate(frame.stored_bytes)
+            self._evict(length)
+            extent = self._free.allocate(length)
             assert extent is not None
+        return extent
+
+    def _hold(self, frame: Frame, extent: Extent) -> _Held:
         held = _Held(frame, extent, next(self._generations), evictable=False, progress=Progress(len(frame.chunks)))
         held.used = next(self._uses)
         self._shards[frame.header.shard_id] = self._live[held.generation] = held

@@ -15,7 +15,7 @@ from raylog.store.arena_policy import ArenaPolicy
 from raylog.store.disk import DiskTier, Staging
 from raylog.store.disks import Disks
 from raylog.store.hot import HotWriter, PromotingReader
-from raylog.store.memory import MemoryTier, MemoryWriter
+from raylog.store.memory import MemoryStaging, MemoryTier, MemoryWriter
 from raylog.store.pin import Pin
 from raylog.store.policy import belongs_in_arena, has_room_to_spare
 from raylog.store.shard_file import DiskReader, DiskWriter
@@ -252,12 +252,25 @@ class TieredStore:
         `adopt` or `discard`. Raises `NoSpace` when `expected_bytes` do not fit."""
         return self._with_room(lambda: self.disk.stage(expected_bytes, use))
 
-    def adopt(self, stage_id: str, frame_digest: bytes, durability: Durability) -> ShardRef:
-        """Makes what was put into a staging file a shard of this store, with the promise of `durability`.
+    def stage_in_memory(self, length: int) -> MemoryStaging | None:
+        """An extent of the arena to write one sealed shard of at most `length` bytes into, for a version that promises
+        memory; ended as one on disk. None where there is no room for it: then it goes to disk."""
+        if self.memory is None or not belongs_in_arena(length, self.memory.capacity_bytes):
+            return None
+        try:
+            return self.memory.stage(length)
+        except NoSpace:
+            return None
+
+    def adopt(self, stage_id: str, frame_digest: bytes, durability: Durability, stored_bytes: int = 0) -> ShardRef:
+        """Makes what was put into a staging a shard of this store, with the promise of `durability`; of one in the
+        arena, the first `stored_bytes`.
 
         The frame is checked against `frame_digest` (32 bytes), then every chunk against the frame. On an error the
         staging is still there. Raises `DamagedData`, `Conflict` when the shard is here already, `NoSpace`, `NotFound`.
         """
+        if self.memory is not None and self.memory.is_staged(stage_id):
+            return self._adopt_in_memory(self.memory, stage_id, frame_digest, durability, stored_bytes)
         with self.disk.staged(stage_id, frame_digest) as staged:
             frame = staged.frame
             self._refuse_present(frame)
@@ -282,7 +295,18 @@ class TieredStore:
 
     def discard(self, stage_id: str) -> None:
         """Ends a staging that is not adopted and removes its file; nothing to do when it has ended."""
+        if self.memory is not None:
+            self.memory.discard(stage_id)
         self.disk.discard(stage_id)
+
+    def _adopt_in_memory(
+        self, memory: MemoryTier, stage_id: str, frame_digest: bytes, durability: Durability, stored_bytes: int
+    ) -> ShardRef:
+        frame = memory.adopt(stage_id, stored_bytes, frame_digest)
+        self.arena.arrived(frame.header.shard_id)
+        if durability is Durability.DISK:
+            self.persist(frame.header.shard_id)
+        return frame.ref()
 
     def pin(self, shard_id: str) -> Pin:
         """Holds the fastest copy in its place for a local process. Raises `NotFound`, `DamagedData`."""

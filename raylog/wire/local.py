@@ -1,8 +1,8 @@
 """How processes of one machine reach their node's store without copies: descriptors over a Unix socket.
 
 A reader gets a read-only descriptor of the arena or of the shard's file and reads the sealed bytes by itself; a putter
-gets a file to write a sealed shard into. What a connection holds, its pins and stagings, ends with it, however its
-process ends.
+gets a file to write a sealed shard into, or some bytes of the arena. What a connection holds, its pins and stagings,
+ends with it, however its process ends; but what it may write into in the arena, only with its process.
 
 The socket is for processes of the node's own user (mode 0600 in a directory of mode 0700, and the kernel's word on the
 other end's user). The read-only descriptor guards against mistakes, not against that user's malice: whoever may
@@ -15,7 +15,9 @@ import socket
 import stat
 import threading
 import time
+from collections.abc import Collection
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -41,6 +43,7 @@ from raylog.wire.local_messages import (
     receive_request,
     send,
 )
+from raylog.wire.process import Process
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +82,21 @@ class Staging(Protocol):
     def descriptor(self) -> int: ...
 
 
+class StagedExtent(Staging, Protocol):
+    """The same in the arena: `length` bytes at `offset` of `descriptor`."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def length(self) -> int: ...
+
+
 class LocalHandler(Protocol):
     """What the service needs of a node's store. Called from many threads."""
 
     def stage(self, expected_bytes: int, use: Use) -> Staging: ...
-    def adopt(self, stage_id: str, frame_digest: bytes, durability: Durability) -> ShardRef: ...
+    def stage_in_memory(self, length: int) -> StagedExtent | None: ...
+    def adopt(self, stage_id: str, frame_digest: bytes, durability: Durability, stored_bytes: int) -> ShardRef: ...
     def discard(self, stage_id: str) -> None: ...
     def pin(self, shard_id: str) -> Pinned: ...
     def is_current(self, generation: int) -> bool: ...
@@ -125,7 +138,7 @@ class LocalServer:
     def _serve(self, connection: socket.socket) -> None:
         session = _Session(self._handler)
         try:
-            self._admit(connection)
+            session.client = Process(self._admit(connection))
             while (request := receive_request(connection, MESSAGE_TIMEOUT_S)) is not None:
                 reply, descriptor = session.answer(request)
                 send(connection, reply, time.monotonic() + MESSAGE_TIMEOUT_S, descriptor)
@@ -141,11 +154,13 @@ class LocalServer:
                 self._connections.pop(connection, None)
             connection.close()
 
-    def _admit(self, connection: socket.socket) -> None:
-        check_same_user(connection)
+    def _admit(self, connection: socket.socket) -> int:
+        """The client's process id; 0 when it is not known."""
+        process_id = check_same_user(connection)
         with self._lock:
             if len(self._connections) > CONNECTIONS_MAX:
                 raise Unavailable(f"local socket {self.path}: {CONNECTIONS_MAX} connections are served already")
+        return process_id
 
     def close(self) -> None:
         """Ends every connection (and with it its pins and stagings) and removes the socket."""
@@ -178,8 +193,10 @@ class _Session:
 
     def __init__(self, handler: LocalHandler) -> None:
         self._handler = handler
+        self.client = Process(0)
         self._pins: dict[int, Pinned] = {}
         self._stagings: set[str] = set()
+        self._in_memory: set[str] = set()  # of them
         self._pins_given = 0
 
     def answer(self, request: Request) -> tuple[Reply, int | None]:
@@ -195,13 +212,15 @@ class _Session:
                 return self._stage(request)
             case Adopt():
                 self._own(request.stage_id)
-                ref = self._handler.adopt(request.stage_id, request.frame_digest, request.durability)
-                self._stagings.discard(request.stage_id)
+                ref = self._handler.adopt(
+                    request.stage_id, request.frame_digest, request.durability, request.stored_bytes
+                )
+                self._forget(request.stage_id)
                 return Adopted(ref=ref), None
             case Discard():
                 self._own(request.stage_id)
                 self._handler.discard(request.stage_id)
-                self._stagings.discard(request.stage_id)
+                self._forget(request.stage_id)
                 return Done(), None
             case Open():
                 return self._open(request)
@@ -216,6 +235,13 @@ class _Session:
     def _stage(self, request: Stage) -> tuple[Reply, int]:
         if len(self._stagings) >= STAGINGS_PER_CONNECTION_MAX:
             raise Unavailable(f"this connection has {STAGINGS_PER_CONNECTION_MAX} stagings: adopt or discard one first")
+        if request.in_memory and self.client.is_known:
+            extent = self._handler.stage_in_memory(request.expected_bytes)
+            if extent is not None:
+                self._stagings.add(extent.stage_id)
+                self._in_memory.add(extent.stage_id)
+                reply = Staged(stage_id=extent.stage_id, offset=extent.offset, length=extent.length)
+                return reply, extent.descriptor
         staging = self._handler.stage(request.expected_bytes, request.use)
         self._stagings.add(staging.stage_id)
         return Staged(stage_id=staging.stage_id), staging.descriptor
@@ -240,10 +266,22 @@ class _Session:
         if stage_id not in self._stagings:
             raise NotFound(f"no staging {stage_id[:80]!r} of this connection; stage again")
 
+    def _forget(self, stage_id: str) -> None:
+        self._stagings.discard(stage_id)
+        self._in_memory.discard(stage_id)
+
     def end(self) -> None:
         for pin in self._pins.values():
             pin.close()
-        for stage_id in self._stagings:
+        for stage_id in self._stagings - self._in_memory:
+            self._handler.discard(stage_id)
+        if self._in_memory:  # whose writer may live on and write into them still
+            self.client.when_gone(partial(self._discard_all, frozenset(self._in_memory)))
+        else:
+            self.client.close()
+
+    def _discard_all(self, stage_ids: Collection[str]) -> None:
+        for stage_id in stage_ids:
             self._handler.discard(stage_id)
 
 

@@ -87,6 +87,13 @@ class LocalClient:
         reply, descriptors = self._call(Stage(expected_bytes=expected_bytes, use=use), Staged, self._timeout_s)
         return LocalStaging(self, reply.stage_id, _one(descriptors))
 
+    def stage_in_memory(self, sealed_bytes_max: int, use: Use = Use.DATASET) -> "LocalStaging":
+        """An extent of the node's arena to seal one shard of at most so many bytes into, where it will stay; a file as
+        `stage` gives where the arena has no room. Raises `NoSpace`."""
+        stage = Stage(expected_bytes=sealed_bytes_max, use=use, in_memory=True)
+        reply, descriptors = self._call(stage, Staged, self._timeout_s)
+        return LocalStaging(self, reply.stage_id, _one(descriptors), reply.offset, reply.length or None)
+
     def open(self, shard_id: str) -> "LocalShard":
         """The node's copy of the shard, pinned. Raises `NotFound`, `DamagedData`."""
         reply, descriptors = self._call(Open(shard_id=shard_id), Opened, self._timeout_s)
@@ -96,8 +103,10 @@ class LocalClient:
         """Whether the node has not recycled the extent of this generation."""
         return self._call(Check(generation=generation), Checked, self._timeout_s)[0].is_current
 
-    def _adopt(self, stage_id: str, frame_digest: bytes, durability: Durability, timeout_s: float) -> ShardRef:
-        request = Adopt(stage_id=stage_id, frame_digest=frame_digest, durability=durability)
+    def _adopt(
+        self, stage_id: str, frame_digest: bytes, durability: Durability, timeout_s: float, stored_bytes: int
+    ) -> ShardRef:
+        request = Adopt(stage_id=stage_id, frame_digest=frame_digest, durability=durability, stored_bytes=stored_bytes)
         return self._call(request, Adopted, timeout_s)[0].ref
 
     def _discard(self, stage_id: str) -> None:
@@ -175,11 +184,16 @@ class LocalClient:
 
 
 class LocalStaging:
-    """A file of the node's, for one sealed shard. As a context manager it discards what was not adopted."""
+    """A file of the node's, for one sealed shard, or `length` bytes of its arena from `first` on, which the node gives
+    to nobody else before this is adopted or discarded, or this process has ended: a connection that breaks does not
+    keep a thread from writing on. As a context manager it discards what was not adopted."""
 
-    def __init__(self, client: LocalClient, stage_id: str, descriptor: int) -> None:
+    def __init__(
+        self, client: LocalClient, stage_id: str, descriptor: int, first: int = 0, length: int | None = None
+    ) -> None:
         self._client, self._stage_id = client, stage_id
-        self._descriptor = descriptor
+        self._descriptor, self._first, self._length = descriptor, first, length
+        self._stored_bytes = 0
         self._is_adopted = False
 
     @property
@@ -192,9 +206,14 @@ class LocalStaging:
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
         """Writes all of `data` at `offset`. Raises `NoSpace`, `Unavailable`. Misuse: writing after `adopt`."""
         view, done = memoryview(data), 0
+        if self._length is not None and offset + len(view) > self._length:
+            raise NoSpace(
+                f"expected at most {self._length} bytes of a sealed shard, got {offset + len(view)}: stage more"
+            )
+        self._stored_bytes = max(self._stored_bytes, offset + len(view))
         try:
             while done < len(view):
-                done += os.pwrite(self.descriptor, view[done:], offset + done)
+                done += os.pwrite(self.descriptor, view[done:], self._first + offset + done)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise NoSpace(
@@ -208,7 +227,7 @@ class LocalStaging:
     ) -> ShardRef:
         """Hands the finished shard over: the node checks frame and every chunk and keeps it. On an error the staging
         is still there. Raises `DamagedData`, `Conflict`, `NoSpace`."""
-        ref = self._client._adopt(self._stage_id, frame_digest, durability, timeout_s)
+        ref = self._client._adopt(self._stage_id, frame_digest, durability, timeout_s, self._stored_bytes)
         self._is_adopted = True
         self._close_file()
         return ref

@@ -30,14 +30,18 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forb
 
 
 class Stage(_Message, frozen=True, tag=True):
+    """`in_memory`: in the arena if there is room for so many bytes there, of which the shard takes no more then."""
+
     expected_bytes: Count
     use: Use = Use.DATASET
+    in_memory: bool = False
 
 
 class Adopt(_Message, frozen=True, tag=True):
     stage_id: str
     frame_digest: Digest
     durability: Durability
+    stored_bytes: Count = 0  # of a shard in the arena
 
 
 class Discard(_Message, frozen=True, tag=True):
@@ -61,9 +65,12 @@ class Done(_Message, frozen=True, tag=True):
 
 
 class Staged(_Message, frozen=True, tag=True):
-    """With a descriptor, open for reading and writing."""
+    """With a descriptor, open for reading and writing: of a file, or of the arena, in which `length` bytes from
+    `offset` on are for the shard, and not one more."""
 
     stage_id: str
+    offset: Count = 0
+    length: Count = 0
 
 
 class Adopted(_Message, frozen=True, tag=True):

@@ -158,7 +158,7 @@ def test_damage_on_the_disk_is_met_by_the_reader(client: LocalClient, store: Tie
 def test_a_staging_belongs_to_its_connection(client: LocalClient, server: LocalServer) -> None:
     with client.stage() as staging, LocalClient(server.path) as other:
         with pytest.raises(NotFound):
-            other._adopt(staging._stage_id, bytes(32), Durability.DISK, 5)
+            other._adopt(staging._stage_id, bytes(32), Durability.DISK, 5, 0)
         with pytest.raises(NotFound):
             other._discard(staging._stage_id)
     with pytest.raises(UsageError, match="has ended"):
@@ -469,3 +469,89 @@ def test_a_node_that_says_nothing_or_nonsense_ends_the_call_in_time(tmp_path: Pa
     with pytest.raises(Unavailable):
         client.is_current(7)
     node.end()
+
+
+# Sealed straight into the arena
+
+
+def staged_bytes(store: TieredStore) -> int:
+    assert store.memory is not None
+    return ARENA_BYTES - store.memory.free_bytes
+
+
+def test_a_shard_is_sealed_into_the_arena_and_stays_there(client: LocalClient, store: TieredStore) -> None:
+    shard = sample_shard(1)
+    with client.stage_in_memory(len(shard.file) + 50_000) as staging:
+        staging.write_at(0, shard.file)
+        with pytest.raises(NoSpace, match="expected at most"):
+            staging.write_at(len(shard.file) + 60_000, b"x")
+        with pytest.raises(DamagedData):
+            staging.adopt(bytes(32), Durability.MEMORY)
+    assert staged_bytes(store) == 0  # discarded
+    with client.stage_in_memory(len(shard.file) + 50_000) as staging:
+        staging.write_at(0, shard.file)
+        assert staging.adopt(shard.frame.digest, Durability.MEMORY) == shard.frame.ref()
+    assert staged_files(store) == [] and not store.disk.holds(shard.shard_id)
+    assert staged_bytes(store) < len(shard.file) + mmap.PAGESIZE  # what was not needed is free again
+    with client.open(shard.shard_id) as hot:
+        assert hot.tier is TierKind.MEMORY and chunks_of(hot) == shard.chunks
+    with client.stage_in_memory(len(shard.file)) as staging:
+        staging.write_at(0, shard.file)
+        with pytest.raises(Conflict):
+            staging.adopt(shard.frame.digest, Durability.MEMORY)
+    store.persist(shard.shard_id)
+    assert store.disk.holds(shard.shard_id)
+
+
+def test_a_byte_that_changed_on_the_way_is_refused(client: LocalClient, store: TieredStore) -> None:
+    shard = sample_shard(1)
+    with client.stage_in_memory(len(shard.file)) as staging:
+        staging.write_at(0, shard.file)
+        staging.write_at(shard.frame.chunks[1].offset, b"\xff")
+        with pytest.raises(DamagedData, match="chunk 1"):
+            staging.adopt(shard.frame.digest, Durability.MEMORY)
+        staging.write_at(0, shard.file)
+        staging.adopt(shard.frame.digest, Durability.MEMORY)
+
+
+def test_what_has_no_room_in_the_arena_goes_to_disk(client: LocalClient, store: TieredStore) -> None:
+    shard = sample_shard(1)
+    with client.stage_in_memory(ARENA_BYTES // 3) as first, client.stage_in_memory(ARENA_BYTES // 3) as second:
+        assert first._length and second._length is None  # at most half of the arena is lent out
+        second.write_at(0, shard.file)
+        second.adopt(shard.frame.digest, Durability.DISK)
+    with client.stage_in_memory(2 * ARENA_BYTES) as large:
+        assert large._length is None
+
+
+STAGER = """
+import sys, time
+from pathlib import Path
+from raylog.wire.local_client import LocalClient
+
+client = LocalClient(Path(sys.argv[1]))
+staging = client.stage_in_memory(100_000)
+staging.write_at(0, b"mine" * 25_000)
+print("staged", flush=True)
+if sys.argv[2] == "close":
+    client.close()
+    print("closed", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", ["close", "kill"])
+def test_an_extent_is_nobody_elses_while_its_writer_lives(server: LocalServer, store: TieredStore, how: str) -> None:
+    words = [sys.executable, "-c", STAGER, str(server.path), how]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as writer:
+        try:
+            assert writer.stdout is not None and writer.stdout.readline() == "staged\n"
+            assert staged_bytes(store) >= 100_000
+            if how == "close":
+                assert writer.stdout.readline() == "closed\n"
+                time.sleep(0.3)
+                assert staged_bytes(store) >= 100_000  # a thread of it may write on
+        finally:
+            writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        wait_until(lambda: staged_bytes(store) == 0, "the extent is free")

@@ -1,6 +1,7 @@
 """The catalog actor: the catalog over its journal, under an epoch from Ray's GCS; `upkeep.py` keeps the copies."""
 
 import logging
+import threading
 import time
 from collections.abc import Mapping, Sequence
 
@@ -15,6 +16,7 @@ from raylog.actors.upkeep import Upkeep
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.journal import FILE_NAME, Journal
 from raylog.catalog.lineage import Lineage
+from raylog.catalog.parts import Part, Parts
 from raylog.catalog.pieces import Whereabouts
 from raylog.catalog.record import RecordKind
 from raylog.catalog.requests import (
@@ -25,6 +27,7 @@ from raylog.catalog.requests import (
     DoubtCopies,
     GovernVersions,
     RebalanceCopies,
+    WithdrawVersion,
 )
 from raylog.catalog.retention import Retention
 from raylog.catalog.state import Pending
@@ -38,6 +41,7 @@ from raylog.spec import Reference, StorageStanding, TenantUsage, Version, parse_
 
 log = logging.getLogger("raylog.catalog")
 TENANT_DEFAULT = "0" * 32
+PARTS_KEPT_S = 3600.0
 
 
 class CatalogActor(Eventful):
@@ -65,6 +69,8 @@ class CatalogActor(Eventful):
             self._catalog, nodes, settings, trust.cluster_id, standbys, overrules_below=overrules_below
         )
         self._upkeep.start()
+        self._parts = Parts(PARTS_KEPT_S)
+        self._parts_lock = threading.Lock()
         self._keeper = BackupKeeper(
             self._catalog, trust, settings, self._upkeep.check_not_outdated, self._upkeep.copy_to_another_node
         )
@@ -86,6 +92,41 @@ class CatalogActor(Eventful):
         version = self._catalog.commit(signed_manifest, receipts, base)
         self._upkeep.copy_to_another_node(self._catalog.sequence)
         return version
+
+    def offer_part(self, signed_manifest: bytes, receipts: Sequence[bytes], rank: int) -> None:
+        """A process's shards of a version that it seals together with others. Asked again, it changes nothing."""
+        manifest = self._catalog.open_part(signed_manifest)
+        with self._parts_lock:
+            self._parts.offer(manifest.version_id, rank, Part(signed_manifest, tuple(receipts)), time.monotonic())
+
+    def parts(self, version_id: str) -> dict[int, Part]:
+        """Those that were offered so far, by rank. Raises `Cancelled` when a rank has withdrawn the version."""
+        with self._parts_lock:
+            return self._parts.of(parse_id(version_id, "version id"), time.monotonic())
+
+    def sealed_together(self, version_id: str) -> Version | None:
+        """The version with this id, acknowledged as by `commit`; None while it is not committed. Raises `Cancelled`
+        when it will not be."""
+        with self._parts_lock:
+            self._parts.of(parse_id(version_id, "version id"), time.monotonic())
+        found = self._catalog.of_version_id(version_id)
+        if found is not None:
+            self._upkeep.check_not_outdated()
+            self._upkeep.copy_to_another_node(self._catalog.sequence)
+            with self._parts_lock:
+                self._parts.forget(version_id)
+        return found
+
+    def withdraw(self, signed_request: bytes) -> bool:
+        """`signed_request` is for `WithdrawVersion`; False when it was committed before."""
+        self._upkeep.check_not_outdated()
+        request, asker = self._requests.open(signed_request, WithdrawVersion)
+        if not self._catalog.revoke(request.version_id, asker.identity):
+            return False
+        with self._parts_lock:
+            self._parts.withdraw(request.version_id, request.reason, time.monotonic())
+        self._upkeep.copy_to_another_node(self._catalog.sequence)
+        return True
 
     def committed(self, name: str, digest: str) -> Version | None:
         """The version of that digest, acknowledged as by `commit`; None where there is none. What `versions` shows may

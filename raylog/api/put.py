@@ -24,6 +24,7 @@ from raylog.api.pulls import Pulls, on_node, whole
 from raylog.api.seal_content import Sealed, SealPlan, seal_content
 from raylog.api.session import Session
 from raylog.api.sources.content import Content
+from raylog.api.together import Together
 from raylog.catalog.encoding import digest_of, encode
 from raylog.catalog.manifest import Manifest, ShardEntry, sign_manifest
 from raylog.catalog.state import Pending
@@ -138,11 +139,12 @@ class Put:
         on_progress: OnProgress | None,
         *,
         check: Callable[[], None] | None = None,
+        together: Together | None = None,
     ) -> None:
         """`check` looks at the name's versions and raises where this put should not be: between what it sees and the
-        commit no other version comes, or that is a `Conflict`."""
+        commit no other version comes, or that is a `Conflict`. `together`: with which other processes it is made."""
         self._session = session
-        self._check = check
+        self._check, self._together = check, together
         self._name = name
         self._options = options
         self._on_progress = on_progress
@@ -158,7 +160,7 @@ class Put:
 
     @property
     def entries(self) -> Sequence[ShardEntry]:
-        """The shards of the version, those first that were known to be used again."""
+        """The shards that this process put into the version, those first that were known to be used again."""
         return self._entries
 
     def run(self, content: Content) -> Version:
@@ -169,9 +171,19 @@ class Put:
     def run_prepared(self, prepare: Prepare) -> Version:
         """As `run`, with the content, and what is to be used again, that `prepare` gives once the put's key is
         there."""
+        try:
+            return self._run(prepare)
+        except BaseException as error:
+            if not self._may_be_visible and self._is_given_up(error):
+                self._discard()
+            raise
+
+    def _run(self, prepare: Prepare) -> Version:
         if self._options.backup:
             self._session.probe_backup(self._options.backup)
         order = self._session.retried("catalog", "begin", self._name)
+        if self._together:
+            order = self._together.order(order)
         if self._check is not None:
             self._check()
         if self._options.parents:
@@ -179,31 +191,56 @@ class Put:
         dek_id, dek = self._session.write_key(order.artifact_id, order.tenant)
         key = GroupKey(dek_id, dek)
         content, older = prepare(order, key)
-        settings = self._session.settings
-        reporter = Reporter(self._on_progress, content.bytes or 0)
         self._rates = self._known_rates()
-        plan = SealPlan(
+        reporter = Reporter(self._on_progress, content.bytes or 0)
+        plan = self._plan(order, key, older.tag_key, reporter)
+        with Lease(self._session, plan.version_id):
+            self._seal_and_replicate(content, plan, older)
+            reporter.finish(self._content_bytes)
+            entries, receipts = self._gathered()
+            signed, digest = self._sign(
+                entries, order, content.kind, version_id=plan.version_id, tag_dek_id=older.tag_key.dek_id
+            )
+            if self._together and self._together.rank:
+                return self._hand_in(self._together, signed)
+            return whole(lambda: self._commit(signed, digest, receipts, order.base))
+
+    def _plan(self, order: Pending, key: GroupKey, tag_key: GroupKey, reporter: Reporter) -> SealPlan:
+        settings = self._session.settings
+        return SealPlan(
             tenant=order.tenant,
             artifact_id=order.artifact_id,
-            version_id=new_id(),
+            version_id=self._together.version_id if self._together else new_id(),
             key=key,
             codec=self._options.codec,
             link_bytes_per_s=statistics.median(self._rates.values()) if self._rates else None,
             shard_bytes=settings.shard_bytes,
             chunk_bytes=settings.chunk_bytes,
-            tag_key=older.tag_key,
+            tag_key=tag_key,
             on_sealed=lambda shard_bytes: reporter.reach(self._content_bytes + shard_bytes),
         )
+
+    def _gathered(self) -> tuple[Sequence[ShardEntry], Sequence[bytes]]:
+        """What goes into the manifest: of the first of several processes, what all of them have."""
+        entries, receipts = list(self._entries), list(self._receipts)
+        if self._together and not self._together.rank:
+            for manifest, part in self._together.gather(self._session):
+                entries += manifest.shards
+                receipts += part.receipts
+        return entries, receipts
+
+    def _hand_in(self, together: Together, signed: bytes) -> Version:
+        return whole(lambda: together.hand_in(self._session, signed, self._receipts))
+
+    def _is_given_up(self, error: BaseException) -> bool:
+        """Whether the version will never be there: of one that is made together, only the catalog can say."""
+        if self._together is None:
+            return True
         try:
-            with Lease(self._session, plan.version_id):
-                self._seal_and_replicate(content, plan, older)
-                reporter.finish(self._content_bytes)
-                signed, digest = self._sign(content.kind, order, plan.version_id, older.tag_key.dek_id)
-                return whole(lambda: self._commit(signed, digest, order.base))
-        except BaseException:
-            if not self._may_be_visible:
-                self._discard()
-            raise
+            return self._together.give_up(self._session, f"{type(error).__name__}: {error}")
+        except Unavailable as unknown:
+            log.warning("%s: what was sealed is left to the nodes' upkeep: %s", self._name, unknown)
+            return False
 
     def _older(self, base: int, key: GroupKey) -> OlderShards:
         """Of the version before; of an erasure-coded one no node holds a whole shard to compare with."""
@@ -219,10 +256,10 @@ class Put:
             return {}
         return {node_id: rate for node_id, rate in rates.items() if rate}
 
-    def _commit(self, signed: bytes, digest: str, base: int) -> Version:
+    def _commit(self, signed: bytes, digest: str, receipts: Sequence[bytes], base: int) -> Version:
         self._may_be_visible = True
         try:
-            version: Version = self._session.retried("catalog", "commit", signed, self._receipts, base)
+            version: Version = self._session.retried("catalog", "commit", signed, receipts, base)
         except RaylogError:
             # The answer may have been lost. Raises when the catalog does not say.
             committed: Version | None = self._session.retried("catalog", "committed", self._name, digest)
@@ -385,7 +422,9 @@ class Put:
     def _back_up(self, ref: ShardRef, holder: NodeInfo) -> list[bytes]:
         return [self._pulls.back_up(holder, ref, self._options.backup)]
 
-    def _sign(self, kind: Kind, order: Pending, version_id: str, tag_dek_id: str) -> tuple[bytes, str]:
+    def _sign(
+        self, entries: Sequence[ShardEntry], order: Pending, kind: Kind, *, version_id: str, tag_dek_id: str
+    ) -> tuple[bytes, str]:
         """The signed manifest, and the digest (hex) that its version will have."""
         credentials = self._session.credentials()
         manifest = Manifest(
@@ -403,7 +442,7 @@ class Put:
             created_us=time.time_ns() // 1000,
             signer=str(credentials.identity),
             tag_dek_id=tag_dek_id,
-            shards=tuple(self._entries),
+            shards=tuple(entries),
         )
         signed = sign_manifest(manifest, credentials.certificate_der, credentials.sign)
         return signed, digest_of(encode(manifest)).hex()

@@ -40,6 +40,7 @@ from raylog.catalog.requests import (
     DoubtCopies,
     GovernVersions,
     RebalanceCopies,
+    WithdrawVersion,
 )
 from raylog.catalog.retention import Retention
 from raylog.codec.pieces import Erasure
@@ -201,6 +202,11 @@ class Session:
 
     def _ask_catalog(self, method: str, about: Request) -> Any:
         return self.call(CATALOG, method, sign_request(about, CATALOG, Signer.of(self.credentials()), time.time()))
+
+    def withdraw(self, version_id: str, reason: str) -> bool:
+        """Has the catalog never commit this version; False when it has."""
+        done: bool = self._ask_catalog("withdraw", WithdrawVersion(version_id=version_id, reason=reason))
+        return done
 
     def govern(self, kind: str, reference: Reference, details: dict[str, str]) -> Retention:
         """Has the catalog hold, release, expire or keep; what is set for the name then."""

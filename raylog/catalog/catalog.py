@@ -34,7 +34,7 @@ from raylog.catalog.state import (
     next_number,
     not_found,
 )
-from raylog.errors import Conflict, DamagedData, NotFound, NotPermitted, UsageError
+from raylog.errors import Cancelled, Conflict, DamagedData, NotFound, NotPermitted, UsageError
 from raylog.spec import (
     Reference,
     ShardStanding,
@@ -120,6 +120,20 @@ class Catalog:
         with self._journal.change() as change:
             before = _committed_before(change.connection, signed, manifest)
             return before or self._commit(change, signed, manifest, verified, base)
+
+    def open_part(self, signed_manifest: bytes) -> Manifest:
+        """One process's part of a version, its writer's signature checked. Raises as `commit`."""
+        signed, manifest = decode_signed(signed_manifest, self._trust.cluster_id)
+        verify_writer(signed, manifest, self._trust.identify)
+        return manifest
+
+    def of_version_id(self, version_id: str) -> Version | None:
+        """The version that was committed under this id; None for none yet. Raises `Cancelled` when none will be."""
+        with self._database.read() as connection:
+            found = tables.by_version_id(connection, version_id)
+            if found is None and tables.is_revoked(connection, version_id):
+                raise Cancelled("this save was given up by one of its ranks, or was silent for too long")
+            return found[0] if found else None
 
     def set_latest(self, reference: Reference, by: str) -> Version:
         """Makes the plain name mean this version, which must exist. Raises `NotFound`."""

@@ -58,6 +58,19 @@ class GovernVersions(Request, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise UsageError(f"expected hold, release, expire or keep, got {self.kind!r}")
 
 
+class WithdrawVersion(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That a version which several processes seal together is not to be committed, if it was not yet, and why."""
+
+    action: ClassVar[str] = "catalog.withdraw"
+    askers: ClassVar[frozenset[str]] = frozenset({"client"})
+
+    version_id: str
+    reason: str
+
+    def __post_init__(self) -> None:
+        parse_id(self.version_id, "version id")
+
+
 class RebalanceCopies(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """That copies move between nodes until these are filled alike."""
 

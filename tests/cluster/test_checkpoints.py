@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +166,64 @@ def test_a_killed_run_leaves_its_last_whole_step(client: raylog.Client, machine:
         manager.save(last + 1, state_of(last + 1), blocking=True)
         assert_same(state_of(last + 1), manager.load())
     client.delete("ckpt/killed")
+
+
+def on_all_ranks(managers: list[raylog.CheckpointManager], what: Any) -> list[Any]:
+    with ThreadPoolExecutor(len(managers)) as executor:
+        futures = [executor.submit(what, manager) for manager in managers]
+        return [future.exception() or future.result() for future in futures]
+
+
+def of_rank(rank: int, step: int) -> dict[str, Any]:
+    return {
+        "w": torch.full((200_000,), float(10 * step + rank)),
+        "frozen": torch.full((300_000,), float(rank)),
+        "rank": rank,
+    }
+
+
+def test_ranks_save_one_step_together(client: raylog.Client) -> None:
+    def managers(run: str, ranks: int = 3) -> list[raylog.CheckpointManager]:
+        options = {"client": client, "world_size": ranks, "run": run, "keep": 2}
+        return [raylog.CheckpointManager("ckpt/ranks", rank=rank, **options) for rank in range(ranks)]  # type: ignore[arg-type]
+
+    first = managers("first start")
+    for step in (1, 2):
+        on_all_ranks(first, lambda m, step=step: m.save(step, of_rank(m.rank, step)))
+    assert on_all_ranks(first, lambda m: m.steps()) == [[1, 2]] * 3
+    for rank, found in enumerate(on_all_ranks(first, lambda m: m.load())):
+        assert_same(of_rank(rank, 2), found)
+    assert [one.number for one in client.versions("ckpt/ranks")] == [1, 2]
+
+    def spoilt(manager: raylog.CheckpointManager) -> bool:
+        state = of_rank(manager.rank, 3)
+        if manager.rank == 1:
+            state["w"][5] = float("nan")
+        return manager.save(3, state, blocking=True)
+
+    told = on_all_ranks(first, spoilt)
+    assert [type(one).__name__ for one in told] == ["Cancelled", "UsageError", "Cancelled"]
+    assert "rank 1: UsageError: tensor rank1:/w holds a NaN" in str(told[0])
+    assert first[0].steps() == [1, 2]
+    on_all_ranks(first, lambda m: m.close())
+
+    second = managers("second start")
+    assert [found["rank"] for found in on_all_ranks(second, lambda m: m.load())] == [0, 1, 2]
+    on_all_ranks(second, lambda m: m.save(3, of_rank(m.rank, 3), blocking=True))
+    now, before = (client._session.manifest(parse_reference(f"ckpt/ranks@{number}")).shards for number in (3, 2))
+    again = [one for one in now if one.shard.shard_id in {other.shard.shard_id for other in before}]
+    assert len(again) == 3 and all(one.ranges for one in again)  # each rank named what of its own did not change
+    on_all_ranks(second, lambda m: m.close())
+
+    (fewer,) = managers("third start", 1)
+    with pytest.raises(UsageError, match="saved by 3 ranks, here are 1"):
+        fewer.load()
+    assert_same(of_rank(2, 3), fewer.load(rank=2))
+    with pytest.raises(UsageError, match="expected a rank from 0 to 2, got 3"):
+        fewer.load(rank=3)
+    fewer.save(4, of_rank(0, 4), blocking=True)
+    assert_same(of_rank(0, 4), fewer.load())
+    fewer.close()
+    with pytest.raises(UsageError, match="can agree, or run="):
+        raylog.CheckpointManager("ckpt/ranks", client=client, rank=0, world_size=2)
+    client.delete("ckpt/ranks")

@@ -124,6 +124,10 @@ class KnownUnits:
                 _tag_of(opener.chunk(place.number), units[tag], key) == tag for tag, place in unseen.items()
             )
 
+    def forget(self) -> None:
+        """The next `look` reads what there is."""
+        self._tag_key = None
+
     def learn(
         self, number: int, shards: Iterable[Sequence[tuple[Unit, bytes]]], entries: Sequence[ShardEntry], reused: Reused
     ) -> None:

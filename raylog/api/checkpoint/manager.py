@@ -1,24 +1,28 @@
 """`CheckpointManager`: the state of a run, step by step, saved while the run goes on."""
 
+import hashlib
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, Self
 
 from raylog.api.checkpoint.load import load
 from raylog.api.checkpoint.save import Saver
 from raylog.api.checkpoint.snapshot import Snapshot, lies_ready
-from raylog.api.checkpoint.tree import Taken, take_apart
+from raylog.api.checkpoint.tree import Taken, prefix_of, take_apart
 from raylog.api.client import Client, connect
 from raylog.api.get import Reading
 from raylog.api.put import PutOptions
+from raylog.api.ranks import agree, find_rank
 from raylog.api.sources.tensors import source_tensor
+from raylog.api.together import Together
 from raylog.errors import DeadlineExceeded, NotFound, RaylogError, UsageError
-from raylog.spec import Reference, Use, Version, parse_name
+from raylog.spec import Reference, Use, Version, new_id, parse_name
 
 log = logging.getLogger("raylog.checkpoint")
-STEP_LABEL = "step"
+STEP_LABEL, WORLD_SIZE_LABEL = "step", "world_size"
 SAVE_TIMEOUT_S = 1800.0
+TOGETHER_TIMEOUT_S = 900.0  # from one rank's last shard to that of the slowest
 
 
 class CheckpointManager:
@@ -29,6 +33,10 @@ class CheckpointManager:
     into chunks, and chunks that the checkpoint before has too are not stored again. A step exists once all of it is
     stored and promised (`replicas`, `erasure`, `backup` and `durability` as in `Client.put`; "memory" is the fastest),
     and not before: what was killed in between leaves nothing. The newest `keep` are kept (None: all).
+
+    Of several ranks (`rank` of `world_size`: as given, else as torch.distributed or Ray Train say), all make a manager
+    and call `save` for the same steps, each with its own state: the step is there once all of them are stored, as one
+    version. Where they have neither of both, `run` is a text that all have and that is another for each start.
 
     `save` of steps that are no multiples of `every` does nothing. Use it as a context manager, or `close` it: that
     waits for the save in flight. For one thread.
@@ -43,6 +51,9 @@ class CheckpointManager:
         keep: int | None = None,
         every: int = 1,
         client: Client | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        run: str | None = None,
         replicas: int = 1,
         erasure: str | None = None,
         backup: str | None = None,
@@ -53,6 +64,9 @@ class CheckpointManager:
         if every < 1 or (keep is not None and keep < 1):
             raise UsageError(f"expected every and keep from 1, got every={every} and keep={keep}")
         self.name, self._every, self._keep = parse_name(name), every, keep
+        self.rank, self.world_size = find_rank(rank, world_size)
+        self._run = agree(run, self.world_size)
+        self._saves = 0
         options = PutOptions.parse(
             replicas=replicas,
             durability=durability,
@@ -64,14 +78,14 @@ class CheckpointManager:
         with ExitStack() as kept:
             self._client = client or kept.enter_context(connect())
             self._session = self._client._session
-            self._saver = Saver(self._session, self.name, options, allow_nan=allow_nan)
+            self._saver = Saver(self._session, self.name, options, rank=self.rank, allow_nan=allow_nan)
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
             kept.callback(self._executor.shutdown)
             self._kept = kept.pop_all()
         self._snapshot = Snapshot()
         self._in_flight: tuple[int, Future[Version]] | None = None
         self._steps: dict[int, int | None] = {}  # by version number: its step; None for what is no checkpoint
-        self._is_keeping = keep is None
+        self._is_keeping = keep is None or self.rank > 0
 
     def save(self, step: int, state: Any, *, blocking: bool = False) -> bool:
         """Saves `state` as `step`; False where `every` leaves it out. Returns as soon as the state is copied, and the
@@ -85,18 +99,48 @@ class CheckpointManager:
         if step % self._every:
             return False
         self.wait()
-        taken = take_apart(state)
-        for name, value in taken.arrays.items():
-            source_tensor(name, value)  # refuses what has no stored form
-        if not blocking or not all(lies_ready(value) for value in taken.arrays.values()):
-            taken.arrays = self._snapshot.take(taken.arrays)
-        self._in_flight = step, self._executor.submit(self._store, step, taken)
+        self._saves += 1
+        try:
+            taken = self._copied(state, blocking)
+        except RaylogError as error:
+            self._give_up(step, error)
+            raise
+        self._in_flight = step, self._executor.submit(self._store, taken, self._together(step), step)
         if blocking:
             self.wait()
         return True
 
-    def _store(self, step: int, taken: Taken) -> Version:
-        version = self._saver.save(taken, {STEP_LABEL: str(step)})
+    def _copied(self, state: Any, blocking: bool) -> Taken:
+        """The state taken apart, its tensors in memory that nobody changes meanwhile."""
+        taken = take_apart(state, prefix_of(self.rank))
+        for name, value in taken.arrays.items():
+            source_tensor(name, value)  # refuses what has no stored form
+        if not blocking or not all(lies_ready(value) for value in taken.arrays.values()):
+            taken.arrays = self._snapshot.take(taken.arrays)
+        return taken
+
+    def _together(self, step: int) -> Together | None:
+        """With the other ranks; the same for all of them at the same save."""
+        if self.world_size == 1:
+            return None
+        version = hashlib.sha256(self._run + f"{self._saves} {step}".encode()).hexdigest()
+        return Together(
+            rank=self.rank,
+            world_size=self.world_size,
+            version_id=version[: len(new_id())],
+            artifact_id=self._run.hex()[: len(new_id())],
+            timeout_s=TOGETHER_TIMEOUT_S,
+        )
+
+    def _give_up(self, step: int, error: RaylogError) -> None:
+        together = self._together(step)
+        if together is not None:
+            with suppress(RaylogError):  # they find out by their deadline
+                together.give_up(self._session, str(error))
+
+    def _store(self, taken: Taken, together: Together | None, step: int) -> Version:
+        labels = {STEP_LABEL: str(step), WORLD_SIZE_LABEL: str(self.world_size)}
+        version = self._saver.save(taken, labels, together)
         if not self._is_keeping:
             self._client.keep(self.name, self._keep)
             self._is_keeping = True
@@ -119,9 +163,9 @@ class CheckpointManager:
             raise
         self._in_flight = None
 
-    def load(self, step: int | None = None, *, key: str = "", into: Any = None) -> Any:
+    def load(self, step: int | None = None, *, key: str = "", into: Any = None, rank: int | None = None) -> Any:
         """The state of a step, by default of the one that was stored last; None when there is none yet. A save in
-        flight is waited for.
+        flight is waited for. `rank`: whose state, by default this rank's.
 
         `key`: a JSON pointer such as "/model", for that part alone. Tensors of `into`, a state of the same build, are
         filled where they lie, and are those of what is returned. Raises `NotFound` for a step that is not there,
@@ -133,10 +177,24 @@ class CheckpointManager:
             if number is None:
                 return None
             try:
-                return load(Reading(self._session, Reference(self.name, number)), "", key, into)
+                reading = Reading(self._session, Reference(self.name, number))
+                return load(reading, prefix_of(self._whose(rank, reading)), key, into)
             except NotFound:
                 if step is not None or self._find(None) == number:
                     raise  # else another manager keeps fewer: there is a later one
+
+    def _whose(self, rank: int | None, reading: Reading) -> int:
+        """The rank whose state is read."""
+        saved = int(reading.manifest.labels.get(WORLD_SIZE_LABEL, "1"))
+        if rank is None and saved not in (1, self.world_size):
+            raise UsageError(
+                f"{reading.manifest.name} was saved by {saved} ranks, here are {self.world_size}: say by rank= whose "
+                "state to load"
+            )
+        found = min(self.rank, saved - 1) if rank is None else rank
+        if not 0 <= found < saved:
+            raise UsageError(f"expected a rank from 0 to {saved - 1}, got {rank}")
+        return found
 
     def steps(self) -> list[int]:
         """Those that are stored, in order. A save in flight is waited for."""

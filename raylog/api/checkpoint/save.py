@@ -8,17 +8,18 @@ import numpy as np
 
 from raylog.api.checkpoint.finite import has_nan
 from raylog.api.checkpoint.known_units import KnownUnits, Reused
-from raylog.api.checkpoint.tree import DOCUMENT, Taken
+from raylog.api.checkpoint.tree import DOCUMENT, Taken, prefix_of
 from raylog.api.put import Put, PutOptions
 from raylog.api.session import Session
 from raylog.api.sources.content import SourceTensor, UnitsContent
 from raylog.api.sources.tensors import source_tensor
+from raylog.api.together import Together
 from raylog.catalog.state import Pending
 from raylog.codec.keys import GroupKey
 from raylog.codec.tensors import STORED, TensorSpec, bytes_of
 from raylog.codec.units import Load, Slice, Unit, plan_units, tag_key, unit_tag
 from raylog.errors import UsageError
-from raylog.spec import Version
+from raylog.spec import Reference, Version
 
 THREADS = 2
 
@@ -26,16 +27,19 @@ THREADS = 2
 class Saver:
     """Stores states as versions of `name`, one at a time."""
 
-    def __init__(self, session: Session, name: str, options: PutOptions, *, allow_nan: bool) -> None:
+    def __init__(self, session: Session, name: str, options: PutOptions, *, rank: int, allow_nan: bool) -> None:
         self._session, self._name, self._options = session, name, options
+        self._document = prefix_of(rank) + DOCUMENT
         self._allow_nan = allow_nan
         self._known = KnownUnits(session, name, options)
 
-    def save(self, taken: Taken, labels: Mapping[str, str]) -> Version:
-        """The version that holds it, once it is committed. What `taken` has must stay as it is until then. Raises
-        `UsageError` naming the key of a tensor that holds a NaN or is of no stored type, and as `Client.put`."""
+    def save(self, taken: Taken, labels: Mapping[str, str], together: Together | None) -> Version:
+        """The version that holds it, and what the ranks have with which it is made `together`, once it is committed.
+        What `taken` has must stay as it is until then. Raises `UsageError` naming the key of a tensor that holds a NaN
+        or is of no stored type, `Cancelled` when another rank gave up, and as `Client.put`."""
         tensors = {name: source_tensor(name, value) for name, value in taken.arrays.items()}
-        document = source_tensor(DOCUMENT, np.frombuffer(taken.document, np.uint8))
+        document = source_tensor(self._document, np.frombuffer(taken.document, np.uint8))
+        load = partial(_load, {**tensors, self._document: document})
         chunk_bytes = self._session.settings.chunk_bytes
         units = [
             *plan_units(map(_spec, tensors.values()), chunk_bytes),
@@ -44,15 +48,21 @@ class Saver:
         prepared: list[tuple[UnitsContent, Reused]] = []
 
         def prepare(order: Pending, own_key: GroupKey) -> tuple[UnitsContent, Reused]:
-            prepared.append(self._prepare(units, partial(_load, {**tensors, DOCUMENT: document}), order, own_key))
+            prepared.append(self._prepare(units, load, order, own_key))
             return prepared[-1]
 
-        put = Put(self._session, self._name, self._options.labelled(labels), None)
+        put = Put(self._session, self._name, self._options.labelled(labels), None, together=together)
         version = put.run_prepared(prepare)
         content, reused = prepared[-1]
-        fresh = put.entries[len(reused.kept) :]
-        self._known.learn(version.number, content.shards(self._session.settings.shard_bytes), fresh, reused)
+        if together and together.rank and self._tag_dek_id(version) != reused.tag_key.dek_id:
+            self._known.forget()  # the first version of all: each rank tagged with its own key, and one was taken
+        else:
+            fresh = put.entries[len(reused.kept) :]
+            self._known.learn(version.number, content.shards(self._session.settings.shard_bytes), fresh, reused)
         return version
+
+    def _tag_dek_id(self, version: Version) -> str:
+        return self._session.manifest(Reference(self._name, version.number)).tag_dek_id
 
     def _prepare(
         self, units: Sequence[Unit], load: Load, order: Pending, own_key: GroupKey

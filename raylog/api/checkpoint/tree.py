@@ -20,6 +20,11 @@ DOCUMENT = "document"
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
+def prefix_of(rank: int) -> str:
+    """What the names of a rank's own begin with: nothing for the first, so that they are the state's keys."""
+    return f"rank{rank}:" if rank else ""
+
+
 class _Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="is"):
     pass
 

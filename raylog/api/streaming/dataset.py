@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from raylog.api.client import Client, connect
+from raylog.api.ranks import find_rank
 from raylog.api.streaming.chunks import TableChunks
 from raylog.api.streaming.columns import Output, Rows, as_batch
 from raylog.api.streaming.order import (
@@ -25,7 +26,6 @@ from raylog.api.streaming.order import (
     samples_in,
     share,
 )
-from raylog.api.streaming.ranks import find_rank
 from raylog.errors import UsageError
 from raylog.units import MIB
 

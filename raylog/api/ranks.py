@@ -1,0 +1,65 @@
+"""Which of how many ranks this process is, when nobody says it, and what all ranks of a start have in common."""
+
+import hashlib
+import os
+import sys
+
+from raylog.errors import UsageError
+
+
+def find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """As given; else those of torch.distributed, else of Ray Train's worker, else 0 of 1. Raises `UsageError`."""
+    if (rank is None) != (world_size is None):
+        raise UsageError(f"expected rank and world_size together, got rank={rank} and world_size={world_size}")
+    if rank is None or world_size is None:
+        rank, world_size = _of_torch() or _of_ray_train() or (0, 1)
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise UsageError(f"expected a rank from 0 to world_size - 1, got rank={rank} and world_size={world_size}")
+    return rank, world_size
+
+
+def _of_torch() -> tuple[int, int] | None:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return None
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def _of_ray_train() -> tuple[int, int] | None:
+    train = sys.modules.get("ray.train")
+    if train is None:
+        return None
+    try:
+        context = train.get_context()
+        return context.get_world_rank(), context.get_world_size()
+    except RuntimeError:  # not in a worker of Ray Train
+        return None
+
+
+def agree(run: str | None, world_size: int) -> bytes:
+    """32 bytes that all ranks of this start have, and no other start: made of `run` where that is given, else drawn by
+    rank 0, which tells the others over torch.distributed or Ray Train (so all ranks call this). Raises `UsageError`."""
+    if run is not None:
+        return hashlib.sha256(f"raylog/1 run {run}".encode()).digest()
+    drawn = os.urandom(32)
+    if world_size == 1:
+        return drawn
+    if _of_torch() is not None:
+        return _told_by_torch(drawn)
+    if _of_ray_train() is not None:
+        from ray.train.collective import broadcast_from_rank_zero
+
+        return bytes.fromhex(broadcast_from_rank_zero(drawn.hex()))
+    raise UsageError(
+        f"expected torch.distributed or Ray Train by which {world_size} ranks can agree, or run='...': a text that is "
+        "the same for all of them and another for each start"
+    )
+
+
+def _told_by_torch(drawn: bytes) -> bytes:
+    import torch
+
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    told = torch.tensor(list(drawn), dtype=torch.uint8, device=device)
+    torch.distributed.broadcast(told, src=0)
+    return bytes(told.tolist())

@@ -20,7 +20,8 @@ from raylog.api.get import Inspection, Reading
 from raylog.api.materialise import read_bytes, read_table, read_tensors
 from raylog.api.paths import NodePaths, ask_paths
 from raylog.api.progress import OnProgress
-from raylog.api.put import Put, PutOptions
+from raylog.api.put import Put
+from raylog.api.put_options import PutOptions
 from raylog.api.rebalance import RebalanceReport, rebalance
 from raylog.api.session import Session
 from raylog.api.ship import Shipment, start_shipment, unpin

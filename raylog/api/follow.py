@@ -17,7 +17,8 @@ import msgspec
 
 from raylog.api.get import Reading
 from raylog.api.materialise import read_bytes
-from raylog.api.put import Put, PutOptions
+from raylog.api.put import Put
+from raylog.api.put_options import PutOptions
 from raylog.api.session import Session
 from raylog.api.source import files_of, open_files
 from raylog.api.sources.content import SourceFile

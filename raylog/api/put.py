@@ -5,22 +5,19 @@ import logging
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Self
 
 from raylog.actors import calls
-from raylog.actors.elsewhere import Elsewhere
-from raylog.actors.node_info import NodeInfo, sources_for
-from raylog.api.broadcast import Broadcast
 from raylog.api.lease import Lease
 from raylog.api.older import Older, OlderShards
 from raylog.api.pieces import cut_into_pieces
 from raylog.api.progress import OnProgress, Reporter
 from raylog.api.pulls import Pulls, on_node, whole
+from raylog.api.put_options import PutOptions
+from raylog.api.replicas import Replicas
 from raylog.api.seal_content import Sealed, SealPlan, seal_content
 from raylog.api.session import Session
 from raylog.api.sources.content import Content
@@ -29,21 +26,14 @@ from raylog.catalog.encoding import digest_of, encode
 from raylog.catalog.manifest import Manifest, ShardEntry, sign_manifest
 from raylog.catalog.state import Pending
 from raylog.codec.keys import GroupKey
-from raylog.codec.pieces import Erasure, parse_erasure, piece_id
-from raylog.errors import Cancelled, NoSpace, RaylogError, Unavailable, UsageError
+from raylog.codec.pieces import Erasure, piece_id
+from raylog.errors import Cancelled, NoSpace, RaylogError, Unavailable
 from raylog.spec import (
-    Codec,
     Durability,
     Kind,
-    QosClass,
     Reference,
-    ShardRef,
-    Use,
     Version,
     new_id,
-    parse_backup,
-    parse_codec,
-    parse_reference,
 )
 from raylog.wire.local_client import LocalStaging
 
@@ -51,81 +41,6 @@ log = logging.getLogger("raylog.put")
 Prepare = Callable[[Pending, GroupKey], tuple[Content, Older]]
 RATES_TIMEOUT_S = 1.0
 REPLICATIONS_AT_ONCE = 2  # shards whose replicas are on their way while the next one is sealed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PutOptions:
-    """What `client.put` was asked for, checked before anything is read."""
-
-    replicas: int
-    durability: Durability
-    codec: Codec | None
-    labels: Mapping[str, str]
-    parents: tuple[Reference, ...] = ()
-    backup: str = ""
-    erasure: tuple[int, int] | None = None  # data and parity pieces
-
-    @property
-    def kept_as(self) -> Durability:
-        """What is asked of the nodes; the copy in the backup comes on top."""
-        return Durability.DISK if self.durability is Durability.REMOTE else self.durability
-
-    def labelled(self, more: Mapping[str, str]) -> Self:
-        """The same with these labels too."""
-        return replace(self, labels={**self.labels, **more})
-
-    @property
-    def use(self) -> Use:
-        """What the version is for, by its label."""
-        return Use(self.labels.get("use", Use.DATASET))
-
-    @property
-    def waits_for_backup(self) -> bool:
-        return self.durability is Durability.REMOTE
-
-    @classmethod
-    def parse(
-        cls,
-        *,
-        replicas: int,
-        durability: str,
-        codec: str,
-        labels: Mapping[str, str] | None,
-        parents: Sequence[str] = (),
-        backup: str | None = None,
-        erasure: str | None = None,
-    ) -> Self:
-        """Raises `UsageError`."""
-        use = (labels or {}).get("use", Use.DATASET)
-        if use not in list(Use):
-            raise UsageError(f"expected the label use to be one of {', '.join(Use)}, got {use!r}")
-        if erasure and replicas != 1:
-            raise UsageError(f"expected replicas or erasure, got {replicas} replicas and erasure {erasure!r}")
-        if erasure and durability == Durability.MEMORY:
-            raise UsageError("pieces of an erasure-coded version are kept on disks: expected durability disk or remote")
-        if isinstance(parents, str):
-            raise UsageError(
-                f"expected a sequence of versions as parents, got the text {parents!r}: put it into a list"
-            )
-        if durability not in list(Durability):
-            raise UsageError(f"expected a durability of {', '.join(Durability)}, got {durability!r}")
-        is_remote = durability == Durability.REMOTE
-        if is_remote and not backup:
-            raise UsageError(
-                "durability remote promises copies in a backup: name one, such as backup='s3://bucket/path'"
-            )
-        least = 0 if is_remote else 1
-        if isinstance(replicas, bool) or not isinstance(replicas, int) or not least <= replicas <= 16:
-            raise UsageError(f"expected {least} to 16 replicas with durability {durability}, got {replicas!r}")
-        return cls(
-            replicas=replicas,
-            durability=Durability(durability),
-            codec=parse_codec(codec),
-            labels=dict(labels or {}),
-            parents=tuple(parse_reference(parent) for parent in parents),
-            backup=parse_backup(backup) if backup else "",
-            erasure=parse_erasure(erasure) if erasure else None,
-        )
 
 
 class Put:
@@ -154,6 +69,7 @@ class Put:
         self._entries: list[ShardEntry] = []
         self._receipts: list[bytes] = []
         self._pulls = Pulls(session)
+        self._replicas = Replicas(session, options, self._pulls, self._rates)
         self._shard_ids: list[str] = []  # of which something may lie on nodes
         self._whole_ids: list[str] = []  # of which something may lie in the backup
         self._may_be_visible = False
@@ -191,7 +107,7 @@ class Put:
         dek_id, dek = self._session.write_key(order.artifact_id, order.tenant)
         key = GroupKey(dek_id, dek)
         content, older = prepare(order, key)
-        self._rates = self._known_rates()
+        self._rates.update(self._known_rates())
         reporter = Reporter(self._on_progress, content.bytes or 0)
         plan = self._plan(order, key, older.tag_key, reporter)
         with Lease(self._session, plan.version_id):
@@ -281,7 +197,7 @@ class Put:
                 self._entries.append(again.entry)
                 self._receipts += again.receipts
                 if self._options.waits_for_backup:
-                    begin(partial(self._back_up, again.entry.shard, self._session.local))
+                    begin(partial(self._replicas.back_up, again.entry.shard, self._session.local))
             expected_bytes = min(plan.shard_bytes, content.bytes or plan.shard_bytes)
             for sealed in seal_content(content, plan, partial(self._stage, expected_bytes)):
                 with sealed.place:
@@ -301,11 +217,11 @@ class Put:
                 if kept:
                     self._receipts += kept.receipts
                     if self._options.waits_for_backup:
-                        begin(partial(self._back_up, entry.shard, self._session.local))
+                        begin(partial(self._replicas.back_up, entry.shard, self._session.local))
                 elif erasure:
-                    begin(partial(self._surely, partial(self._spread, erasure)))
+                    begin(partial(self._surely, partial(self._replicas.spread, erasure)))
                 else:
-                    begin(partial(self._surely, partial(self._replicate, entry.shard)))
+                    begin(partial(self._surely, partial(self._replicas.replicate, entry.shard)))
                 if len(under_way) > REPLICATIONS_AT_ONCE:  # bounds what is sealed ahead of its replicas
                     self._receipts += under_way.popleft().result()
             for future in under_way:
@@ -357,70 +273,6 @@ class Put:
             return action()
 
         return calls.retried(attempt, self._session.settings.call_deadline_s)
-
-    def _spread(self, erasure: Erasure) -> list[bytes]:
-        """Brings each piece to a node of its own; their receipts."""
-        session, refs = self._session, erasure.refs()
-        targets = session.piece_targets(erasure)
-        with ThreadPoolExecutor(len(refs), thread_name_prefix="piece") as executor:
-            pulling = [
-                executor.submit(
-                    self._pulls.pull,
-                    info,
-                    ref,
-                    QosClass.CHECKPOINT,
-                    self._options.kept_as,
-                    use=self._options.use,
-                    sources=sources_for(info, [session.local]),
-                )
-                for info, ref in zip(targets, refs, strict=True)
-            ]
-            for one in pulling:
-                one.result()
-        receipts = [
-            receipt for info, ref in zip(targets, refs, strict=True) for receipt in session.receipts(info, [ref])
-        ]
-        if self._options.waits_for_backup:
-            held = tuple(sources_for(session.local, [info]) for info in targets)
-            elsewhere = Elsewhere(erasure=erasure, sources=held)
-            receipts.append(self._pulls.back_up(session.local, erasure.shard, self._options.backup, elsewhere))
-        here = session.local.node_id
-        session.delete_shards(
-            session.local, [ref.shard_id for info, ref in zip(targets, refs, strict=True) if info.node_id != here]
-        )
-        return receipts
-
-    def _replicate(self, ref: ShardRef) -> list[bytes]:
-        """Brings a shard to the nodes that the placement actor chooses, and to the backup where that is waited for;
-        their receipts."""
-        session, options = self._session, self._options
-        targets = session.replica_targets(ref, options.replicas, options.kept_as) if options.replicas else []
-        others = [info for info in targets if info.node_id != session.local.node_id]
-        plan = Broadcast({ref.shard_id: [session.local]}, others, self._rates)
-        with ThreadPoolExecutor(max(len(others), 1), thread_name_prefix="replica") as executor:
-            pulling = [
-                executor.submit(
-                    self._pulls.pull,
-                    info,
-                    ref,
-                    QosClass.CHECKPOINT,
-                    options.kept_as,
-                    use=options.use,
-                    sources=plan.sources(info, ref),
-                )
-                for info in others
-            ]
-            for one in pulling:
-                one.result()
-        receipts = [receipt for info in targets for receipt in session.receipts(info, [ref])]
-        if options.waits_for_backup:
-            receipts += self._back_up(ref, session.local)
-        if session.local.node_id not in {info.node_id for info in targets}:
-            session.delete_shards(session.local, [ref.shard_id])
-        return receipts
-
-    def _back_up(self, ref: ShardRef, holder: NodeInfo) -> list[bytes]:
-        return [self._pulls.back_up(holder, ref, self._options.backup)]
 
     def _sign(
         self, entries: Sequence[ShardEntry], order: Pending, kind: Kind, *, version_id: str, tag_dek_id: str

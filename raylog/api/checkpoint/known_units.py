@@ -10,7 +10,7 @@ import msgspec
 
 from raylog.api.get import Reading
 from raylog.api.older import Kept, replicas_of
-from raylog.api.put import PutOptions
+from raylog.api.put_options import PutOptions
 from raylog.api.session import Session
 from raylog.catalog.manifest import Extent, ShardEntry
 from raylog.codec.keys import GroupKey

@@ -12,7 +12,7 @@ from raylog.api.checkpoint.snapshot import Snapshot, lies_ready
 from raylog.api.checkpoint.tree import Taken, prefix_of, take_apart
 from raylog.api.client import Client, connect
 from raylog.api.get import Reading
-from raylog.api.put import PutOptions
+from raylog.api.put_options import PutOptions
 from raylog.api.ranks import agree, find_rank
 from raylog.api.sources.tensors import source_tensor
 from raylog.api.together import Together

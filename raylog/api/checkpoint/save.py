@@ -9,7 +9,8 @@ import numpy as np
 from raylog.api.checkpoint.finite import has_nan
 from raylog.api.checkpoint.known_units import KnownUnits, Reused
 from raylog.api.checkpoint.tree import DOCUMENT, Taken, prefix_of
-from raylog.api.put import Put, PutOptions
+from raylog.api.put import Put
+from raylog.api.put_options import PutOptions
 from raylog.api.session import Session
 from raylog.api.sources.content import SourceTensor, UnitsContent
 from raylog.api.sources.tensors import source_tensor

@@ -23,6 +23,7 @@ from raylog.errors import (
 from raylog.spec import Version
 
 if TYPE_CHECKING:
+    from raylog.api.checkpoint.dcp import RaylogStorageReader, RaylogStorageWriter
     from raylog.api.checkpoint.manager import CheckpointManager
     from raylog.api.client import Client, connect
     from raylog.api.file import seal, unseal
@@ -37,6 +38,8 @@ _LAZY = {
     "seal": "api.file",
     "unseal": "api.file",
     "CheckpointManager": "api.checkpoint.manager",
+    "RaylogStorageReader": "api.checkpoint.dcp",
+    "RaylogStorageWriter": "api.checkpoint.dcp",
     "StreamingDataset": "api.streaming.dataset",
     "StreamingDataLoader": "api.streaming.loader",
 }
@@ -52,6 +55,8 @@ __all__ = [
     "NotPermitted",
     "PeerFault",
     "RaylogError",
+    "RaylogStorageReader",
+    "RaylogStorageWriter",
     "SourceError",
     "StreamingDataLoader",
     "StreamingDataset",

@@ -1,7 +1,7 @@
 """A version that several processes seal together: each its own shards, and the first of them commits all."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import msgspec
@@ -16,6 +16,10 @@ from raylog.spec import Version
 POLL_S_MIN, POLL_S_MAX = 0.02, 0.5
 
 
+def _nothing() -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Together:
     """This process is `rank` of `world_size`. `version_id` is the same for all of them and for nothing else;
@@ -26,6 +30,7 @@ class Together:
     version_id: str
     artifact_id: str
     timeout_s: float
+    on_offered: Callable[[], None] = _nothing  # called once this rank's part was handed in
 
     def order(self, order: Pending) -> Pending:
         """The order of one process, as all of them have it."""
@@ -49,11 +54,15 @@ class Together:
     def hand_in(self, session: Session, signed: bytes, receipts: list[bytes]) -> Version:
         """Offers this rank's part until the version is there, and returns it. Raises `Cancelled`,
         `DeadlineExceeded`."""
+        is_offered = False
         for _ in self._polls():
             found: Version | None = session.retried("catalog", "sealed_together", self.version_id)
             if found is not None:
                 return found
             session.retried("catalog", "offer_part", signed, receipts, self.rank)
+            if not is_offered:
+                self.on_offered()
+                is_offered = True
         raise DeadlineExceeded(f"rank 0 of {self.world_size} did not commit within {self.timeout_s:.0f} s")
 
     def give_up(self, session: Session, reason: str) -> bool:

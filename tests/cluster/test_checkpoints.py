@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import raylog
+from raylog.api.older import replicas_of
 from raylog.errors import NotFound, UsageError
-from raylog.spec import parse_reference
+from raylog.spec import Durability, parse_reference
 from raylog.units import MIB
 
 torch = pytest.importorskip("torch")
@@ -76,6 +77,9 @@ def test_saved_in_the_background_and_loaded(client: raylog.Client) -> None:
                 manager.load(**wrong)
         with pytest.raises(UsageError, match="target of float32 for /model/w, got int32"):
             manager.load(into={"model": {"w": state["model"]["w"].view(torch.int32)}})
+    shards = [entry.shard for entry in client._session.manifest(parse_reference("ckpt/run")).shards]
+    on_disk = [replicas_of(client._session, shard, Durability.DISK) for shard in shards]
+    assert shards and all(len(receipts) == 2 for receipts in on_disk)  # the manager has waited for that too
     deadline = time.monotonic() + 20
     while len(client.versions("ckpt/run")) > 2 and time.monotonic() < deadline:
         time.sleep(0.1)

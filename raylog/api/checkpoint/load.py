@@ -27,15 +27,16 @@ def load(reading: Reading, prefix: str, key: str, into: Any) -> Any:
     if reading.kind is not Kind.TENSORS:
         raise UsageError(f"expected a checkpoint, got {reading.manifest.name} with {reading.kind.name.lower()}")
     with reading.all_open() as openers:
-        document = subtree(_document(openers, prefix, reading.manifest.name), key)
+        document = subtree(document_of(openers, prefix, reading.manifest.name), key)
         targets = _Targets(into, prefix + key)
-        arrays = _read(openers, names_in(document), targets)
+        arrays = read_arrays(openers, names_in(document), targets)
         return put_together(document, partial(_value, arrays, targets))
 
 
-def _document(openers: Sequence[ShardOpener], prefix: str, name: str) -> bytes:
+def document_of(openers: Sequence[ShardOpener], prefix: str, name: str) -> bytes:
+    """The document of the rank whose names begin with `prefix`. Raises `UsageError` when `name` has none."""
     try:
-        return _read(openers, [prefix + DOCUMENT], _Targets(None, ""))[prefix + DOCUMENT][1].tobytes()
+        return read_arrays(openers, [prefix + DOCUMENT])[prefix + DOCUMENT][1].tobytes()
     except UsageError:
         raise UsageError(
             f"expected a checkpoint of a CheckpointManager, {name} is none, or that rank saved nothing"
@@ -60,7 +61,9 @@ Arrays = dict[str, tuple[str, Array]]
 """By name, type and content."""
 
 
-def _read(openers: Sequence[ShardOpener], names: Sequence[str], targets: _Targets) -> Arrays:
+def read_arrays(openers: Sequence[ShardOpener], names: Sequence[str], targets: _Targets | None = None) -> Arrays:
+    """The named tensors, those of `targets` into their memory. Raises `UsageError` for names that are not there."""
+    targets = targets or _Targets(None, "")
     assembly = TensorAssembly(names, {name: targets.memory[name] for name in names if name in targets.memory})
     reads = [assembly.plan(opener) for opener in openers]
     targets.check(assembly.dtypes)
@@ -91,7 +94,7 @@ def _value(arrays: Arrays, targets: _Targets, name: str, is_torch: bool) -> Any:
     """The tensor or array of that name: the target where there is one."""
     dtype, array = arrays[name]
     target = targets.values.get(name)
-    found = _tensor(dtype, array) if is_torch else _array(dtype, array)
+    found = tensor_of(dtype, array) if is_torch else _array(dtype, array)
     if target is None:
         return found
     if name not in targets.memory:
@@ -103,7 +106,8 @@ def _array(dtype: str, array: Array) -> Array:
     return array.view(np.dtype(array.dtype, metadata={DTYPE_KEY: dtype})) if dtype in PAYLOADS else array
 
 
-def _tensor(dtype: str, array: Array) -> Any:
+def tensor_of(dtype: str, array: Array) -> Any:
+    """The array as a torch tensor of the type that FORMAT.md names so, sharing its memory."""
     import torch
 
     found = torch.from_numpy(array)

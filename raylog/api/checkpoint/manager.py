@@ -31,8 +31,9 @@ class CheckpointManager:
 
     A state is a tensor, array, number, text, bytes or None, or lists, tuples and mappings of them; no pickle. It is cut
     into chunks, and chunks that the checkpoint before has too are not stored again. A step exists once all of it is
-    stored and promised (`replicas`, `erasure`, `backup` and `durability` as in `Client.put`; "memory" is the fastest),
-    and not before: what was killed in between leaves nothing. The newest `keep` are kept (None: all).
+    stored and promised (`replicas`, `erasure`, `backup` and `durability` as in `Client.put`; "memory" is the fastest,
+    and nodes write what they promised there to their disks afterwards), and not before: what was killed in between
+    leaves nothing. The newest `keep` are kept (None: all).
 
     Of several ranks (`rank` of `world_size`: as given, else as torch.distributed or Ray Train say), all make a manager
     and call `save` for the same steps, each with its own state: the step is there once all of them are stored, as one
@@ -80,11 +81,13 @@ class CheckpointManager:
             self._session = self._client._session
             self._saver = Saver(self._session, self.name, options, rank=self.rank, allow_nan=allow_nan)
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+            kept.callback(lambda: self._saver.close(is_interrupted=self._is_interrupted))
             kept.callback(self._executor.shutdown)
             self._kept = kept.pop_all()
         self._snapshot = Snapshot()
         self._in_flight: tuple[int, Future[Version]] | None = None
         self._steps: dict[int, int | None] = {}  # by version number: its step; None for what is no checkpoint
+        self._is_interrupted = False
         self._is_keeping = keep is None or self.rank > 0
 
     def save(self, step: int, state: Any, *, blocking: bool = False) -> bool:
@@ -228,7 +231,7 @@ class CheckpointManager:
         return int(step) if step.isascii() and step.isdigit() else None
 
     def close(self) -> None:
-        """Waits for the save in flight, and raises what kept it from being stored."""
+        """Waits for the save in flight, and raises what kept it from being stored; then for what nodes still write."""
         try:
             self.wait()
         finally:
@@ -241,6 +244,7 @@ class CheckpointManager:
         if kind is None:
             self.close()
             return
+        self._is_interrupted = True
         try:
             self.close()
         except RaylogError as failed:

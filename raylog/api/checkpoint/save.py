@@ -8,6 +8,7 @@ import numpy as np
 
 from raylog.api.checkpoint.finite import has_nan
 from raylog.api.checkpoint.known_units import KnownUnits, Reused
+from raylog.api.checkpoint.settle import Settler
 from raylog.api.checkpoint.tree import DOCUMENT, Taken, prefix_of
 from raylog.api.put import Put
 from raylog.api.put_options import PutOptions
@@ -20,7 +21,7 @@ from raylog.codec.keys import GroupKey
 from raylog.codec.tensors import STORED, TensorSpec, bytes_of
 from raylog.codec.units import Load, Slice, Unit, plan_units, tag_key, unit_tag
 from raylog.errors import UsageError
-from raylog.spec import Reference, Version
+from raylog.spec import Durability, Reference, Version
 
 THREADS = 2
 
@@ -33,6 +34,7 @@ class Saver:
         self._document = prefix_of(rank) + DOCUMENT
         self._allow_nan = allow_nan
         self._known = KnownUnits(session, name, options)
+        self._settler = Settler(session)
 
     def save(self, taken: Taken, labels: Mapping[str, str], together: Together | None) -> Version:
         """The version that holds it, and what the ranks have with which it is made `together`, once it is committed.
@@ -60,7 +62,15 @@ class Saver:
         else:
             fresh = put.entries[len(reused.kept) :]
             self._known.learn(version.number, content.shards(self._session.settings.shard_bytes), fresh, reused)
+        if self._options.durability is Durability.MEMORY:
+            self._settler.settle(version, put.entries)
         return version
+
+    def close(self, *, is_interrupted: bool) -> None:
+        """Waits until what is promised in memory is on disks as well, unless the run was interrupted."""
+        if is_interrupted:
+            self._settler.cancel()
+        self._settler.close()
 
     def _tag_dek_id(self, version: Version) -> str:
         return self._session.manifest(Reference(self._name, version.number)).tag_dek_id

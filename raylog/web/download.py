@@ -1,0 +1,141 @@
+"""A version, or one file of it, to a client: opened chunk by chunk in a thread, as fast as the client takes it."""
+
+import asyncio
+import logging
+import zlib
+from collections.abc import Generator
+from concurrent.futures import Executor
+from contextlib import aclosing, closing
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from aiohttp import web
+
+from raylog.api.client import Client
+from raylog.api.get import Reading
+from raylog.api.stored_files import StoredFile, find_file, list_files, only_file, read_range
+from raylog.errors import RaylogError, UsageError
+from raylog.spec import Codec, Kind, Version
+from raylog.web.answers import json_answer
+from raylog.web.negotiation import Target, chosen_type, is_unchanged, takes_gzip, wanted_range
+from raylog.web.tables import MEDIA_TYPES, table_pieces
+from raylog.web.threads import from_thread
+
+log = logging.getLogger("raylog.gateway")
+WRITE_BYTES = 256 * 1024  # given to a connection at once
+GZIP_LEVEL = 1  # level 6 takes three times as long for a tenth less
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What a request's target was found to be; `size_bytes` is None where only sending it will tell."""
+
+    reading: Reading
+    media_type: str
+    file: StoredFile | None
+    is_compressible: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Downloads:
+    """Gives what `client` has, by threads of `pool`; cuts a client that takes nothing for `stall_s`."""
+
+    client: Client
+    pool: Executor
+    stall_s: float
+
+    async def get(self, request: web.Request, target: Target) -> web.StreamResponse:
+        """Answers GET and HEAD. Raises as `Client.get`, `OutsideFile`, `NotAcceptable`; after the answer has begun an
+        error cuts the connection, so that what came is not taken for all."""
+        loop = asyncio.get_running_loop()
+        version = await loop.run_in_executor(self.pool, self.client.stat, str(target.reference))
+        if target.path == "":
+            found = await loop.run_in_executor(self.pool, self._list, version)
+            return json_answer([{"path": path, "size_bytes": size} for path, size in found.items()])
+        etag = f'"{version.digest}"'
+        headers = {
+            "ETag": etag,
+            "Cache-Control": "private, no-cache",
+            "X-Raylog-Version": str(version),
+            "X-Content-Type-Options": "nosniff",
+            "Vary": "Accept, Accept-Encoding",
+        }
+        if is_unchanged(request.headers.get("If-None-Match", ""), etag):
+            return web.Response(status=304, headers=headers)
+        accept = request.headers.get("Accept", "")
+        opened = await loop.run_in_executor(self.pool, self._open, version, target.path, accept)
+        return await self._answer(request, opened, etag, headers)
+
+    def _list(self, version: Version) -> dict[str, int]:
+        return list_files(self.client.open(str(version)))
+
+    def _open(self, version: Version, path: str | None, accept: str) -> _Opened:
+        reading = self.client.open(str(version))
+        if path is None and reading.kind is Kind.ARROW:
+            return _Opened(reading, chosen_type(accept, MEDIA_TYPES), None, is_compressible=True)
+        if reading.kind is Kind.TENSORS:
+            raise UsageError(f"{version} holds tensors, for which there is no form over HTTP: use client.get in Python")
+        file = only_file(reading) if path is None else find_file(reading, path)
+        return _Opened(reading, "application/octet-stream", file, _is_compressible(reading, file))
+
+    async def _answer(
+        self, request: web.Request, opened: _Opened, etag: str, headers: dict[str, str]
+    ) -> web.StreamResponse:
+        file, asked = opened.file, request.headers
+        response = web.StreamResponse(headers=headers)
+        response.content_type = opened.media_type
+        part = wanted_range(asked.get("Range", ""), asked.get("If-Range", ""), etag, file.size_bytes) if file else None
+        is_zipped = part is None and opened.is_compressible and takes_gzip(asked.get("Accept-Encoding", ""))
+        if file:
+            start, stop = part or (0, file.size_bytes)
+            name = quote(file.path.rpartition("/")[2], safe="")
+            response.headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{name}"
+            response.headers["Accept-Ranges"] = "bytes"
+            if part:
+                response.set_status(206)
+                response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size_bytes}"
+            if not is_zipped:
+                response.content_length = stop - start
+            pieces = read_range(opened.reading, file, start, stop)
+        else:
+            pieces = table_pieces(opened.reading, opened.media_type)
+        if is_zipped:  # other bytes than those of the plain answer: equal to it, not identical
+            response.headers["Content-Encoding"], response.headers["ETag"] = "gzip", f"W/{etag}"
+            pieces = _gzipped(pieces)
+        await response.prepare(request)
+        if request.method != "HEAD":
+            await self._send(request, response, pieces)
+        return response
+
+    async def _send(self, request: web.Request, response: web.StreamResponse, pieces: Generator[memoryview]) -> None:
+        try:
+            async with aclosing(from_thread(self.pool, pieces)) as coming:
+                async for piece in coming:
+                    for first in range(0, len(piece), WRITE_BYTES):
+                        async with asyncio.timeout(self.stall_s):
+                            await response.write(piece[first : first + WRITE_BYTES])
+        except (RaylogError, TimeoutError) as error:
+            what = f"the client took nothing for {self.stall_s:g} s" if isinstance(error, TimeoutError) else str(error)
+            log.warning("%s %s: cut, %s", request.method, request.rel_url.raw_path, what)
+            if request.transport is not None:
+                request.transport.abort()
+
+
+def _is_compressible(reading: Reading, file: StoredFile) -> bool:
+    """Whether the file's beginning became smaller when it was sealed."""
+    if not file.parts or not file.size_bytes:
+        return False
+    with closing(reading.openers(positions=[file.parts[0].shard])) as openers:
+        opener = next(openers)
+        chunk = opener.frame.chunks[opener.units[0].first]
+        return chunk.codec is not Codec.NONE
+
+
+def _gzipped(pieces: Generator[memoryview]) -> Generator[memoryview]:
+    packer = zlib.compressobj(GZIP_LEVEL, wbits=31)
+    with closing(pieces):
+        for piece in pieces:
+            packed = packer.compress(piece)
+            if packed:
+                yield memoryview(packed)
+        yield memoryview(packer.flush())

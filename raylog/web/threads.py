@@ -3,7 +3,7 @@ memory and time."""
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from concurrent.futures import CancelledError, Executor, Future, wait
 from io import BufferedIOBase
 from typing import Any, TypeVar
@@ -49,13 +49,15 @@ class Loop:
 class BodyStream(BufferedIOBase):
     """A request's body, or a part of it, for a thread to read once, forwards; the first bytes may be read again.
 
-    `pull(n)` gives at most n bytes on the loop, none at the end. `readinto` fills its buffer up to the end. Closing
-    does nothing: the body is opened anew for each shard. Raises `TooLarge` beyond `bytes_max`, `SourceError`.
+    `pull` gives the next bytes on the loop, some `PULL_BYTES` of them, none at the end. `readinto` fills its buffer up
+    to the end. Closing does nothing: whoever reads it opens it anew for each shard. Raises `TooLarge` beyond
+    `bytes_max`, `SourceError`.
     """
 
-    def __init__(self, loop: Loop, pull: Callable[[int], Coroutine[Any, Any, bytes]], bytes_max: int) -> None:
+    def __init__(self, loop: Loop, pull: Callable[[], Awaitable[bytes]], bytes_max: int) -> None:
         self._loop, self._pull, self._bytes_max = loop, pull, bytes_max
-        self._head, self._taken_bytes, self._position = b"", 0, 0
+        self._head, self._rest = b"", memoryview(b"")  # what was read first; what was pulled and not yet read
+        self._pulled_bytes, self._position = 0, 0
 
     def readable(self) -> bool:
         return True
@@ -84,23 +86,25 @@ class BodyStream(BufferedIOBase):
                 break
             out[done : done + len(piece)] = piece
             done += len(piece)
+            self._position += len(piece)
         return done
 
     def close(self) -> None:
         """See the class."""
 
-    def _next_piece(self, size: int) -> bytes:
+    def _next_piece(self, size: int) -> memoryview:
         if self._position < len(self._head):
-            piece = self._head[self._position : self._position + size]
-        elif self._position != self._taken_bytes:
-            raise SourceError(f"a body is read once: it is at byte {self._taken_bytes}, not at {self._position}")
-        else:
-            piece = self._loop.wait_for(self._pull(min(size, PULL_BYTES)))
-            self._taken_bytes += len(piece)
-            if self._taken_bytes > self._bytes_max:
+            return memoryview(self._head)[self._position : self._position + size]
+        taken_bytes = self._pulled_bytes - len(self._rest)
+        if self._position != taken_bytes:
+            raise SourceError(f"a body is read once: it is at byte {taken_bytes}, not at {self._position}")
+        if not self._rest:
+            self._rest = memoryview(self._loop.wait_for(self._pull()))
+            self._pulled_bytes += len(self._rest)
+            if self._pulled_bytes > self._bytes_max:
                 raise TooLarge(f"expected at most {format_bytes(self._bytes_max)}, got more: 'raylog gateway --help'")
-            self._head += piece[: HEAD_BYTES - len(self._head)]
-        self._position += len(piece)
+        piece, self._rest = self._rest[:size], self._rest[size:]
+        self._head += piece[: HEAD_BYTES - len(self._head)]
         return piece
 
 

@@ -3,10 +3,12 @@ where only its end will tell."""
 
 import asyncio
 import re
+from collections.abc import Awaitable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from aiohttp import BodyPartReader, MultipartReader, web
 from aiohttp.http import HttpProcessingError
@@ -18,8 +20,9 @@ from raylog.errors import SourceError, UsageError
 from raylog.spec import Version, parse_labels, parse_name
 from raylog.units import format_bytes
 from raylog.web.answers import NotAsItIs, TooLarge
-from raylog.web.threads import BodyStream, Loop
+from raylog.web.threads import PULL_BYTES, BodyStream, Loop
 
+T = TypeVar("T")
 FIELD = "file"
 FILE_NAME_LABEL = "file_name"
 FORM_BYTES_SPARE = 64 * 1024  # of a form, for what stands around its file
@@ -69,7 +72,7 @@ class Uploads:
         """The body as the one file of a new version. Raises as `Client.put`, and `Stalled`, `TooLarge`, `NotAsItIs`."""
         wanted = Wanted.of(request)
         length = self._checked_length(request)
-        stream = BodyStream(Loop(self.stall_s), request.content.read, self.bytes_max)
+        stream = BodyStream(Loop(self.stall_s), partial(request.content.read, PULL_BYTES), self.bytes_max)
         await _let_it_come(request)
         take = self._put_unknown if length is None else partial(self._put_known, length_bytes=length)
         return await asyncio.get_running_loop().run_in_executor(self.pool, take, wanted, stream)
@@ -80,10 +83,7 @@ class Uploads:
         self._checked_length(request, FORM_BYTES_SPARE)
         if request.content_type != "multipart/form-data":
             raise NotAsItIs(f"expected a form (curl -F {FIELD}=@PATH), got {request.content_type}: or PUT the body")
-        try:
-            form = await request.multipart()
-        except (ValueError, AssertionError) as error:
-            raise _malformed(error) from error
+        form = await _well_formed(request.multipart())
         await _let_it_come(request)
         loop = Loop(self.stall_s)
         return await asyncio.get_running_loop().run_in_executor(self.pool, self._put_form, wanted, form, loop)
@@ -112,14 +112,11 @@ class Uploads:
 
     def _put_form(self, wanted: Wanted, form: MultipartReader, loop: Loop) -> Version:
         with Spool(self.spool) as spool:
-            try:
-                part = _file_part(loop.wait_for(form.next()))
-                label = _file_name_label(part.filename)
-                spool.fill(BodyStream(loop, part.read_chunk, self.bytes_max))
-                if loop.wait_for(form.next()) is not None:
-                    raise UsageError(f"expected a form with the one field {FIELD!r}, got another one after it")
-            except (ValueError, RuntimeError, HttpProcessingError) as error:
-                raise _malformed(error) from error
+            part = _file_part(loop.wait_for(_well_formed(form.next())))
+            label = _file_name_label(part.filename)
+            spool.fill(BodyStream(loop, lambda: _well_formed(part.read_chunk(PULL_BYTES)), self.bytes_max))
+            if loop.wait_for(_well_formed(form.next())) is not None:
+                raise UsageError(f"expected a form with the one field {FIELD!r}, got another one after it")
             return self._put_file(wanted, spool.source(wanted.path, f"the upload of {wanted.name}"), label)
 
     def _put_file(self, wanted: Wanted, file: SourceFile, more_labels: dict[str, str] | None = None) -> Version:
@@ -157,5 +154,10 @@ def _file_name_label(name: str | None) -> dict[str, str]:
     return {FILE_NAME_LABEL: name}
 
 
-def _malformed(error: Exception) -> UsageError:
-    return UsageError(f"expected a form as multipart/form-data: {str(error)[:200]}")
+async def _well_formed(reading: Awaitable[T]) -> T:
+    """What a form gives. Raises `UsageError` where aiohttp cannot read it."""
+    try:
+        return await reading
+    except (ValueError, RuntimeError, HttpProcessingError) as error:
+        what = error.message if isinstance(error, HttpProcessingError) else str(error)
+        raise UsageError(f"expected a form as multipart/form-data: {what[:200]}") from error

@@ -177,7 +177,7 @@ def test_curl(site: Site, client: raylog.Client, tmp_path: Path) -> None:
     put = json.loads(site.curl("-T", str(file), path="/v1/artifacts/web/curl"))
     form = json.loads(site.curl("-F", f"file=@{file}", path="/v1/artifacts/web/curl?replicas=2"))
     piped = json.loads(site.curl("-H", "Transfer-Encoding: chunked", "-T", str(file), path="/v1/artifacts/web/curl"))
-    assert [one["number"] for one in (put, form, piped)] == [1, 2, 3]
+    assert [one.get("number") for one in (put, form, piped)] == [1, 2, 3], (put, form, piped)
     assert {client.open(f"web/curl@{n}").manifest.labels.get("file_name") for n in (1, 2)} == {None, file.name}
     for number in (1, 2, 3):
         assert client.get(f"web/curl@{number}") == CONTENT
@@ -241,7 +241,7 @@ def form(field: str, filename: str | None, content: bytes, boundary: str = "limi
 def test_bad_requests_leave_nothing(site: Site, client: raylog.Client) -> None:
     before, target = lying(client), "/v1/artifacts/web/bad"
     assert "24.0 MiB" in told(site.ask("PUT", target, b"x", {"Content-Length": str(BYTES_MAX + 1)}), 413)
-    two = form("file", "a", b"1")[0].replace(b"--limit--", b"--limit") + form("file", "b", b"2")[0]
+    two = form("file", "a", b"1")[0].removesuffix(b"--limit--\r\n") + form("file", "b", b"2")[0]
     for body, headers, status, word in [
         (b"", {}, 400, "empty"),
         (b"x", {"Content-Encoding": "gzip"}, 415, "gzip"),
@@ -261,8 +261,8 @@ def test_bad_requests_leave_nothing(site: Site, client: raylog.Client) -> None:
         method = "POST" if "Content-Type" in headers else "PUT"
         message = told(site.ask(method, target, body, headers), status)
         assert word in message, (message, word)
-    for path in ("web/../../x", "web/%2e%2e/x", "web%2F..%2Fx", "/etc/x", "web/bad@2", "web/b%00d", "web/ä%C3%A4"):
-        assert site.ask("PUT", f"/v1/artifacts/{path}".encode().decode("latin-1"), b"x")[0] == 400, path
+    for path in ("web/../../x", "web/%2e%2e/x", "web%2F..%2Fx", "/etc/x", "web/bad@2", "web/b%00d", "web/%C3%A4"):
+        assert site.ask("PUT", f"/v1/artifacts/{path}", b"x")[0] == 400, path
     assert "replicas" in told(site.ask("PUT", f"{target}?replica=2", b"x"), 400)
     assert "number" in told(site.ask("PUT", f"{target}?replicas=two", b"x"), 400)
     assert "fewer replicas" in told(site.ask("PUT", f"{target}?replicas=9", b"x"), 409)
@@ -282,7 +282,11 @@ def test_a_cut_upload_leaves_nothing(site: Site, client: raylog.Client, how: str
     lines = ["PUT /v1/artifacts/web/cut HTTP/1.1", headers.get(how, headers["length"])]
     head = b""
     if how == "form":
-        lines = ["POST /v1/artifacts/web/cut HTTP/1.1", headers["length"], "Content-Type: multipart/form-data; boundary=b"]
+        lines = [
+            "POST /v1/artifacts/web/cut HTTP/1.1",
+            headers["length"],
+            "Content-Type: multipart/form-data; boundary=b",
+        ]
         head = form("file", "a", b"", "b")[0].split(b"\r\n\r\n")[0] + b"\r\n\r\n"
     with site.begin(*lines) as connection:
         part = head + CONTENT[: 6 * MIB]
@@ -303,7 +307,7 @@ def test_a_client_that_stalls_is_cut(site: Site, client: raylog.Client, stored: 
         assert answer.startswith("HTTP/1.1 408 ") and "expected more of the body within 2 s" in answer
     wait_until(lambda: lying(client) <= before, 20, "no shard is left")
     with site.begin(f"GET {stored} HTTP/1.1") as reader:
-        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 256 * 1024)
         time.sleep(2 * STALL_S)
         got = 0
         while piece := _received(reader):

@@ -483,7 +483,7 @@ def gateway(
     from raylog.web.access import open_token
     from raylog.web.server import GatewayOptions, check_host, open_tls, serve
 
-    folder = Options.settings().state.expanduser() / "gateway"
+    folder = Options.settings().state / "gateway"
     token_path = (token_file or folder / "token").expanduser()
     bytes_max, address, tls = parse_bytes(upload_max), check_host(host), open_tls(certificate, key)
     make_private_directory(folder)
@@ -501,9 +501,12 @@ def gateway(
             "--certificate and --key, or put a proxy with TLS before it",
             markup=False,
             style="yellow",
+            soft_wrap=True,
         )
     with Options.connect() as client:
-        serve(client, options, lambda url: screen.out.print(f"{url}: curl -H @{token_path}", markup=False))
+        serve(
+            client, options, lambda url: screen.out.print(f"{url}: curl -H @{token_path}", markup=False, soft_wrap=True)
+        )
 
 
 @app.command()

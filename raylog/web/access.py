@@ -6,7 +6,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from raylog.errors import Conflict, NotFound, UsageError
+from raylog.errors import Conflict, NotFound, NotPermitted, UsageError
 from raylog.security.private_files import read_private, write_private
 
 TOKEN_BYTES = 32
@@ -20,8 +20,8 @@ def open_token(path: Path) -> str:
     file, `NotFound`, `UsageError`."""
     if not path.parent.is_dir():
         raise NotFound(f"{path.parent} is no folder: make it, or name another place for the token")
-    with suppress(Conflict):  # it is there already
-        write_private(path, f"Authorization: Bearer {secrets.token_urlsafe(TOKEN_BYTES)}\n".encode(), replace=False)
+    if not path.exists():
+        _make_token(path)
     found = _LINE.fullmatch(read_private(path, _FILE_BYTES_MAX).decode("latin-1"))
     if not found:
         raise UsageError(
@@ -29,6 +29,15 @@ def open_token(path: Path) -> str:
             "- and _: remove the file, and the next start makes one"
         )
     return found[1]
+
+
+def _make_token(path: Path) -> None:
+    line = f"Authorization: Bearer {secrets.token_urlsafe(TOKEN_BYTES)}\n"
+    try:
+        with suppress(Conflict):  # another gateway that starts beside this one was first
+            write_private(path, line.encode(), replace=False)
+    except OSError as error:
+        raise NotPermitted(f"{path}: the token cannot be written there: {error.strerror}") from error
 
 
 def is_permitted(authorization: str, token: str) -> bool:

@@ -1,4 +1,4 @@
-"""What the gateway answers: JSON, and every error as a status with the words that raylog has for it."""
+"""What the gateway answers: JSON, and each error as a status with the words that raylog has for it."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -7,6 +7,7 @@ import msgspec
 from aiohttp import web
 
 from raylog.errors import (
+    Cancelled,
     Conflict,
     DeadlineExceeded,
     NoSpace,
@@ -27,6 +28,7 @@ _STATUS: Mapping[type[RaylogError], int] = {
     Conflict: 409,
     Unsatisfiable: 409,
     PeerFault: 502,
+    Cancelled: 503,
     Unavailable: 503,
     DeadlineExceeded: 504,
     NoSpace: 507,

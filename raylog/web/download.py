@@ -54,17 +54,19 @@ class Downloads:
             return json_answer([{"path": path, "size_bytes": size} for path, size in found.items()])
         etag = f'"{version.digest}"'
         headers = {
-            "ETag": etag,
             "Cache-Control": "private, no-cache",
             "X-Raylog-Version": str(version),
             "X-Content-Type-Options": "nosniff",
             "Vary": "Accept, Accept-Encoding",
         }
-        if is_unchanged(request.headers.get("If-None-Match", ""), etag):
-            return web.Response(status=304, headers=headers)
+        if is_unchanged(request.headers.get("If-None-Match", ""), etag):  # tables, of several forms, go without
+            return web.Response(status=304, headers={**headers, "ETag": etag})
         accept = request.headers.get("Accept", "")
         opened = await loop.run_in_executor(self.pool, self._open, version, target.path, accept)
-        return await self._answer(request, opened, etag, headers)
+        if opened.file is not None:
+            return await self._answer_file(request, opened, opened.file, etag, headers)
+        response = web.StreamResponse(headers={**headers, "Content-Type": opened.media_type})
+        return await self._send(request, response, table_pieces(opened.reading, opened.media_type))
 
     def _list(self, version: Version) -> dict[str, int]:
         return list_files(self.client.open(str(version)))
@@ -78,47 +80,55 @@ class Downloads:
         file = only_file(reading) if path is None else find_file(reading, path)
         return _Opened(reading, "application/octet-stream", file, _is_compressible(reading, file))
 
-    async def _answer(
-        self, request: web.Request, opened: _Opened, etag: str, headers: dict[str, str]
+    async def _answer_file(
+        self, request: web.Request, opened: _Opened, file: StoredFile, etag: str, headers: dict[str, str]
     ) -> web.StreamResponse:
-        file, asked = opened.file, request.headers
-        response = web.StreamResponse(headers=headers)
-        response.content_type = opened.media_type
-        part = wanted_range(asked.get("Range", ""), asked.get("If-Range", ""), etag, file.size_bytes) if file else None
-        is_zipped = part is None and opened.is_compressible and takes_gzip(asked.get("Accept-Encoding", ""))
-        if file:
-            start, stop = part or (0, file.size_bytes)
-            name = quote(file.path.rpartition("/")[2], safe="")
-            response.headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{name}"
-            response.headers["Accept-Ranges"] = "bytes"
-            if part:
-                response.set_status(206)
-                response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size_bytes}"
-            if not is_zipped:
-                response.content_length = stop - start
-            pieces = read_range(opened.reading, file, start, stop)
-        else:
-            pieces = table_pieces(opened.reading, opened.media_type)
-        if is_zipped:  # other bytes than those of the plain answer: equal to it, not identical
-            response.headers["Content-Encoding"], response.headers["ETag"] = "gzip", f"W/{etag}"
-            pieces = _gzipped(pieces)
-        await response.prepare(request)
-        if request.method != "HEAD":
-            await self._send(request, response, pieces)
+        asked = request.headers
+        part = wanted_range(asked.get("Range", ""), asked.get("If-Range", ""), etag, file.size_bytes)
+        start, stop = part or (0, file.size_bytes)
+        name = quote(file.path.rpartition("/")[2], safe="")
+        headers = headers | {
+            "ETag": etag,
+            "Accept-Ranges": "bytes",
+            "Content-Type": opened.media_type,
+            "Content-Disposition": f"attachment; filename*=UTF-8''{name}",
+        }
+        pieces = read_range(opened.reading, file, start, stop)
+        if part is None and opened.is_compressible and takes_gzip(asked.get("Accept-Encoding", "")):
+            # Other bytes than those of the plain answer: the same content, but not identical.
+            headers |= {"Content-Encoding": "gzip", "ETag": f"W/{etag}"}
+            return await self._send(request, web.StreamResponse(headers=headers), _gzipped(pieces))
+        headers["Content-Length"] = str(stop - start)
+        if part:
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size_bytes}"
+        return await self._send(request, web.StreamResponse(status=206 if part else 200, headers=headers), pieces)
+
+    async def _send(
+        self, request: web.Request, response: web.StreamResponse, pieces: Generator[memoryview]
+    ) -> web.StreamResponse:
+        """The answer begins once there is a first piece, so that what cannot be had at all is an error with a status;
+        one that comes later cuts the connection."""
+        if request.method == "HEAD":
+            await response.prepare(request)
+            return response
+        async with aclosing(from_thread(self.pool, pieces)) as coming:
+            piece = await anext(coming, None)
+            await response.prepare(request)
+            try:
+                while piece is not None:
+                    await self._write(response, piece)
+                    piece = await anext(coming, None)
+            except (RaylogError, TimeoutError) as error:
+                what = f"the client took nothing for {self.stall_s:g} s" if isinstance(error, TimeoutError) else error
+                log.warning("%s %s: cut, %s", request.method, request.rel_url.raw_path, what)
+                if request.transport is not None:
+                    request.transport.abort()
         return response
 
-    async def _send(self, request: web.Request, response: web.StreamResponse, pieces: Generator[memoryview]) -> None:
-        try:
-            async with aclosing(from_thread(self.pool, pieces)) as coming:
-                async for piece in coming:
-                    for first in range(0, len(piece), WRITE_BYTES):
-                        async with asyncio.timeout(self.stall_s):
-                            await response.write(piece[first : first + WRITE_BYTES])
-        except (RaylogError, TimeoutError) as error:
-            what = f"the client took nothing for {self.stall_s:g} s" if isinstance(error, TimeoutError) else str(error)
-            log.warning("%s %s: cut, %s", request.method, request.rel_url.raw_path, what)
-            if request.transport is not None:
-                request.transport.abort()
+    async def _write(self, response: web.StreamResponse, piece: memoryview) -> None:
+        for first in range(0, len(piece), WRITE_BYTES):
+            async with asyncio.timeout(self.stall_s):
+                await response.write(piece[first : first + WRITE_BYTES])
 
 
 def _is_compressible(reading: Reading, file: StoredFile) -> bool:

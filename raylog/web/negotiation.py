@@ -1,7 +1,7 @@
 """What a request asks for, decided from its words alone: which artifact or file, which part, in what form."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raylog.codec.files import check_path
@@ -69,8 +69,8 @@ def takes_gzip(accept_encoding: str) -> bool:
     return weights.get("gzip", weights.get("*", 0.0)) > 0
 
 
-def chosen_type(accept: str, offered: Mapping[str, str]) -> str:
-    """The key of `offered` (media types, the default first) that the client likes best. Raises `NotAcceptable`."""
+def chosen_type(accept: str, offered: Sequence[str]) -> str:
+    """The one of the media types `offered` (the default first) that the client likes best. Raises `NotAcceptable`."""
     weights = _weights(accept or "*/*")
 
     def weight(kind: str) -> float:

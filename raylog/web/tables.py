@@ -10,6 +10,7 @@ import pyarrow.csv
 
 from raylog.api.export import batch_reader
 from raylog.api.get import Reading
+from raylog.errors import UsageError
 
 
 class _Writer(Protocol):
@@ -57,16 +58,20 @@ _WRITERS: dict[str, Callable[[_Sink, pa.Schema], _Writer]] = {
     "text/csv": pyarrow.csv.CSVWriter,
     "application/x-ndjson": _JsonLines,
 }
-MEDIA_TYPES = {kind: kind for kind in _WRITERS}
+MEDIA_TYPES = tuple(_WRITERS)
 
 
 def table_pieces(reading: Reading, media_type: str) -> Generator[memoryview]:
-    """The whole table as one of `MEDIA_TYPES`, about a batch at a time. Raises `UsageError` for what is no table."""
+    """The whole table as one of `MEDIA_TYPES`, a batch at a time. Raises `UsageError` for what is no table and for
+    columns of a type that the form does not have."""
     sink = _Sink()
     with closing(batch_reader(reading, None)) as batches:
-        writer = _WRITERS[media_type](sink, batches.schema)
-        for batch in batches:
-            writer.write_batch(batch)
+        try:
+            writer = _WRITERS[media_type](sink, batches.schema)
+            for batch in batches:
+                writer.write_batch(batch)
+                yield memoryview(sink.take())
+            writer.close()
             yield memoryview(sink.take())
-        writer.close()
-        yield memoryview(sink.take())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError) as error:
+            raise UsageError(f"{reading.manifest.name} cannot be had as {media_type}: {error}") from error

@@ -26,6 +26,7 @@ T = TypeVar("T")
 FIELD = "file"
 FILE_NAME_LABEL = "file_name"
 FORM_BYTES_SPARE = 64 * 1024  # of a form, for what stands around its file
+_PLAIN = {"binary", "identity", "7bit", "8bit"}
 _FILE_NAME = re.compile(r"[^\x00-\x1f\x7f/\\]{1,255}")
 
 
@@ -140,6 +141,9 @@ def _file_part(part: MultipartReader | BodyPartReader | None) -> BodyPartReader:
     if isinstance(part, MultipartReader) or part.name != FIELD:
         name = "a form inside the form" if isinstance(part, MultipartReader) else repr(part.name)[:80]
         raise UsageError(f"expected a form with the one field {FIELD!r} (curl -F {FIELD}=@PATH), got {name}")
+    encodings = [part.headers.get(f"Content-{what}", "binary") for what in ("Encoding", "Transfer-Encoding")]
+    if not _PLAIN.issuperset(encodings):
+        raise NotAsItIs(f"expected the bytes as they are to be kept, got a field encoded as {' '.join(encodings)[:80]}")
     if part.filename is None:
         raise UsageError(f"expected a file in the field {FIELD!r} (curl -F {FIELD}=@PATH), got a value")
     return part

@@ -132,7 +132,7 @@ class Downloads:
 
 
 def _is_compressible(reading: Reading, file: StoredFile) -> bool:
-    """Whether the file's beginning became smaller when it was sealed."""
+    """Whether what lies at the beginning of its first shard became smaller when it was sealed."""
     if not file.parts or not file.size_bytes:
         return False
     with closing(reading.openers(positions=[file.parts[0].shard])) as openers:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,7 @@ log = logging.getLogger("raylog.gateway")
 REQUESTS_AT_ONCE = 64
 UPLOADS_AT_ONCE, DOWNLOADS_AT_ONCE = 8, 16
 THREADS = 2 * (UPLOADS_AT_ONCE + DOWNLOADS_AT_ONCE)  # an upload keeps one; listing never waits for all of them
+ENDED_POLL_S = 0.02
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -33,7 +34,12 @@ class _Room:
     """How many may still begin."""
 
     def __init__(self, places: int, what: str) -> None:
-        self._free, self._what = places, what
+        self._free = self._places = places
+        self._what = what
+
+    @property
+    def is_taken(self) -> bool:
+        return self._free < self._places
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -75,7 +81,7 @@ class Gateway:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Around every request: token, number, errors in raylog's words, one line of log."""
-        began_s = time.monotonic()
+        began_s, answer = time.monotonic(), None
         try:
             with self._requests.place():
                 if not is_permitted(request.headers.get("Authorization", ""), self._token):
@@ -85,15 +91,18 @@ class Gateway:
             answer = error_answer(error)
         except web.HTTPException as error:
             answer = http_error_answer(error)
-        log.info(
-            "%s %s %s: %d, %.3f s",
-            request.remote,
-            request.method,
-            request.rel_url.raw_path,
-            answer.status,
-            time.monotonic() - began_s,
-        )
+        finally:
+            said = answer.status if answer is not None else "cut off"
+            seconds = time.monotonic() - began_s
+            log.info("%s %s %s: %s, %.3f s", request.remote, request.method, request.rel_url.raw_path, said, seconds)
         return answer
+
+    async def ended(self, timeout_s: float) -> None:
+        """Waits until no request is under way, so that none needs the pool any more; for `timeout_s` at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._requests.is_taken:
+                    await asyncio.sleep(ENDED_POLL_S)
 
     async def _list(self, request: web.Request) -> web.Response:
         _refuse_unknown(request, {"prefix", "label"})

@@ -57,9 +57,8 @@ def wanted_range(header: str, if_range: str, etag: str, size_bytes: int) -> tupl
         start, stop = max(size_bytes - int(found[2]), 0), size_bytes
     stop = min(stop, size_bytes)
     if start >= stop:
-        error = OutsideFile(f"expected a range inside the {size_bytes} bytes of the file, got {header[:80]!r}")
-        error.headers = {"Content-Range": f"bytes */{size_bytes}"}
-        raise error
+        message = f"expected a range inside the {size_bytes} bytes of the file, got {header[:80]!r}"
+        raise OutsideFile(message, headers={"Content-Range": f"bytes */{size_bytes}"})
     return start, stop
 
 

@@ -16,11 +16,12 @@ from aiohttp import web
 from raylog.api.client import Client
 from raylog.errors import UsageError
 from raylog.security.private_files import make_private_directory
-from raylog.units import GIB, MIB
+from raylog.units import GIB
 from raylog.web.gateway import THREADS, Gateway
 
 HEADER_BYTES_MAX = 8190  # of one line: a URL, a header
 HEADERS_MAX = 64
+READ_BYTES = 256 * 1024  # of a body ahead of whoever takes it, of a connection; twice that at most
 IDLE_S = 30.0  # that a connection may ask for nothing
 LINGER_S = 5.0  # in which the rest of a refused upload is thrown away, so that the client gets to read the answer
 STOP_GRACE_S = 5.0  # for requests under way, twice
@@ -95,7 +96,7 @@ async def running(client: Client, options: GatewayOptions) -> AsyncIterator[str]
             max_line_size=HEADER_BYTES_MAX,
             max_field_size=HEADER_BYTES_MAX,
             max_headers=HEADERS_MAX,
-            read_bufsize=MIB,
+            read_bufsize=READ_BYTES,
             auto_decompress=False,
         )
         await runner.setup()
@@ -103,6 +104,7 @@ async def running(client: Client, options: GatewayOptions) -> AsyncIterator[str]
             yield await _listen(runner, options)
         finally:
             await runner.cleanup()
+            await gateway.ended(STOP_GRACE_S)
             await asyncio.to_thread(pool.shutdown)  # its threads need the loop to end
 
 

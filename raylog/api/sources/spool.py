@@ -35,11 +35,10 @@ class Spool:
         plain, sealed = memoryview(bytearray(BLOCK_BYTES)), memoryview(bytearray(BLOCK_BYTES + _TAG_BYTES))
         number = 0
         while count := stream.readinto(plain):
-            self.size_bytes += count
-            assert count == BLOCK_BYTES or self.size_bytes == number * BLOCK_BYTES + count, "a short block is the last"
+            assert not self.size_bytes % BLOCK_BYTES, "only the last block is short"
             self._cipher.encrypt_into(_nonce(number), plain[:count], None, sealed[: count + _TAG_BYTES])
             self._write(sealed[: count + _TAG_BYTES])
-            number += 1
+            number, self.size_bytes = number + 1, self.size_bytes + count
 
     def source(self, path: str, where: str) -> SourceFile:
         """What was filled in as the file `path` of a source."""

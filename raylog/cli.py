@@ -470,22 +470,24 @@ def gateway(
     token_file: Annotated[
         Path | None, typer.Option(help="made at the first start; default: gateway/token in the state directory")
     ] = None,
-    upload_max: Annotated[str, typer.Option(help="largest upload")] = "64GiB",
+    upload_bytes_max: Annotated[str, typer.Option(help="largest upload")] = "64GiB",
     certificate: Annotated[Path | None, typer.Option(help="PEM; with --key: HTTPS, TLS 1.3")] = None,
     key: Annotated[Path | None, typer.Option(help="of the certificate, PEM without a password")] = None,
 ) -> None:
     """Serve artifacts over HTTP to whoever has the token, until Ctrl-C or SIGTERM.
 
-    PUT /v1/artifacts/NAME (or POST with a form's field 'file') stores a version of one file; GET and HEAD of NAME or
-    NAME@3 give it, with Range and gzip, a table as Accept says; NAME@3/files lists files, NAME@3/files/PATH is one;
-    DELETE; GET /v1/artifacts?prefix= and /v1/versions/NAME list."""
+    PUT /v1/artifacts/NAME, or POST with a form's field 'file', stores a version of one file. GET and HEAD of NAME or
+    NAME@3 give it, with Range and gzip; a table as Accept says.
+
+    NAME@3/files lists files, NAME@3/files/PATH is one; DELETE deletes; GET /v1/artifacts?prefix= and /v1/versions/NAME
+    list."""
     from raylog.security.private_files import make_private_directory
     from raylog.web.access import open_token
     from raylog.web.server import GatewayOptions, check_host, open_tls, serve
 
     folder = Options.settings().state / "gateway"
     token_path = (token_file or folder / "token").expanduser()
-    bytes_max, address, tls = parse_bytes(upload_max), check_host(host), open_tls(certificate, key)
+    bytes_max, address, tls = parse_bytes(upload_bytes_max), check_host(host), open_tls(certificate, key)
     make_private_directory(folder)
     options = GatewayOptions(
         token=open_token(token_path),

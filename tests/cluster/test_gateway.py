@@ -202,6 +202,7 @@ def test_tables_and_folders(site: Site, client: raylog.Client, tmp_path: Path) -
     assert [json.loads(line) for line in lines] == table.to_pylist()
     text = site.curl("-H", "Accept: text/csv", path="/v1/artifacts/web/table")
     assert pa.csv.read_csv(pa.py_buffer(text)) == table
+    assert site.curl("--compressed", "-H", "Accept: text/csv", path="/v1/artifacts/web/table") == text
     assert "text/csv" in told(site.ask("GET", "/v1/artifacts/web/table", headers={"Accept": "image/png"}), 406)
     assert "expected files" in told(site.ask("GET", "/v1/artifacts/web/table@1/files/n"), 400)
     client.put("web/nested", pa.table({"n": [[1], [2, 3]]}))

@@ -17,7 +17,7 @@ from raylog.codec.pieces import parse_erasure
 from raylog.errors import DamagedData, RaylogError, UsageError
 from raylog.settings import Settings, load_settings
 from raylog.spec import parse_backup, parse_labels, parse_name, parse_reference
-from raylog.units import format_bytes, format_rate, format_seconds, parse_seconds
+from raylog.units import format_bytes, format_rate, format_seconds, parse_bytes, parse_seconds
 
 INTERRUPTED = 130
 MISUSED: tuple[type[Exception], ...] = typer.BadParameter.__bases__  # Typer's usage errors, which it does not export
@@ -459,6 +459,56 @@ def restore_keys(
         "place; next: 'raylog catalog restore URL'",
         markup=False,
     )
+
+
+@app.command()
+def gateway(
+    host: Annotated[
+        str, typer.Option(help="address to listen at; others than this machine reach any but 127.0.0.1")
+    ] = ("127.0.0.1"),
+    port: Annotated[int, typer.Option(help="0: any that is free", min=0, max=65535)] = 8470,
+    token_file: Annotated[
+        Path | None, typer.Option(help="made at the first start; default: gateway/token in the state directory")
+    ] = None,
+    upload_bytes_max: Annotated[str, typer.Option(help="largest upload")] = "64GiB",
+    certificate: Annotated[Path | None, typer.Option(help="PEM; with --key: HTTPS, TLS 1.3")] = None,
+    key: Annotated[Path | None, typer.Option(help="of the certificate, PEM without a password")] = None,
+) -> None:
+    """Serve artifacts over HTTP to whoever has the token, until Ctrl-C or SIGTERM.
+
+    PUT /v1/artifacts/NAME, or POST with a form's field 'file', stores a version of one file. GET and HEAD of NAME or
+    NAME@3 give it, with Range and gzip; a table as Accept says.
+
+    NAME@3/files lists files, NAME@3/files/PATH is one; DELETE deletes; GET /v1/artifacts?prefix= and /v1/versions/NAME
+    list."""
+    from raylog.security.private_files import make_private_directory
+    from raylog.web.access import open_token
+    from raylog.web.server import GatewayOptions, check_host, open_tls, serve
+
+    folder = Options.settings().state / "gateway"
+    token_path = (token_file or folder / "token").expanduser()
+    bytes_max, address, tls = parse_bytes(upload_bytes_max), check_host(host), open_tls(certificate, key)
+    make_private_directory(folder)
+    options = GatewayOptions(
+        token=open_token(token_path),
+        spool=folder / "spool",
+        host=address,
+        port=port,
+        tls=tls,
+        upload_bytes_max=bytes_max,
+    )
+    if options.is_exposed and tls is None:
+        screen.err.print(
+            f"raylog: {address} is not this machine alone, and token and content travel as plain HTTP: give "
+            "--certificate and --key, or put a proxy with TLS before it",
+            markup=False,
+            style="yellow",
+            soft_wrap=True,
+        )
+    with Options.connect() as client:
+        serve(
+            client, options, lambda url: screen.out.print(f"{url}: curl -H @{token_path}", markup=False, soft_wrap=True)
+        )
 
 
 @app.command()

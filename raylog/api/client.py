@@ -151,7 +151,7 @@ class Client:
 
         Raises `NotFound`, `UsageError` for several files (use `download`), `DamagedData` when no replica is whole.
         """
-        reading = self._reading(name)
+        reading = self.open(name)
         with closing(reading.openers(on_progress)) as openers:
             if reading.kind is Kind.ARROW:
                 return read_table(openers, columns)
@@ -159,13 +159,18 @@ class Client:
 
     def reader(self, name: str, columns: Sequence[str] | None = None) -> pa.RecordBatchReader:
         """A table's batches as a stream of bounded memory; close the reader when done. Raises as `get` does."""
-        return export.batch_reader(self._reading(name), columns)
+        return export.batch_reader(self.open(name), columns)
 
     def download(self, name: str, path: str | Path, *, on_progress: OnProgress | None = None) -> list[Path]:
         """Writes a version below `path` and returns what was written: a table to the file `path` (Parquet, or by its
         ending .arrow, .csv, .jsonl), tensors to `path` as .npz, files into the folder `path`. Nothing is overwritten.
         """
-        return export.download(self._reading(name), Path(path), on_progress)
+        return export.download(self.open(name), Path(path), on_progress)
+
+    def open(self, name: str) -> Reading:
+        """A version to be read in parts: its kind and manifest, and its shards with the keys that they need, granted to
+        this process. Raises `NotFound`."""
+        return Reading(self._session, parse_reference(name))
 
     def ls(self, prefix: str = "", *, labels: Mapping[str, str] | None = None) -> list[Version]:
         """The latest version of every artifact whose name begins with `prefix`, by name; only those with all
@@ -311,7 +316,7 @@ class Client:
     def inspect(self, name: str) -> Inspection:
         """Opens every chunk of a version in this process: its content's digest, and which codec how many chunks got.
         Equal content sealed twice has one digest. Raises as `get`."""
-        return self._reading(name).inspect()
+        return self.open(name).inspect()
 
     def nodes(self) -> list[NodeInfo]:
         """The nodes whose actor answers."""
@@ -364,6 +369,3 @@ class Client:
         ids = [entry.shard.shard_id for entry in manifest.shards]
         plans: dict[str, ReplicaPlan] = self._session.retried("placement", "replica_plans", ids)
         return plans
-
-    def _reading(self, name: str) -> Reading:
-        return Reading(self._session, parse_reference(name))

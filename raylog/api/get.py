@@ -2,7 +2,7 @@
 in this process, and a damaged chunk is replaced from another replica on the way."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 
@@ -46,10 +46,14 @@ class Reading:
     def kind(self) -> Kind:
         return self.manifest.kind
 
-    def openers(self, on_progress: OnProgress | None = None) -> Generator[ShardOpener]:
-        """An opener per shard, in order, each good until the next is asked for; the shards after it are brought here
-        meanwhile. `on_progress` gets content bytes chunk by chunk. Close the generator when leaving early."""
-        entries, pulls = self.manifest.shards, Pulls(self._session)
+    def openers(
+        self, on_progress: OnProgress | None = None, *, positions: Sequence[int] | None = None
+    ) -> Generator[ShardOpener]:
+        """An opener per shard, in order, or for those at `positions` alone; each is good until the next is asked for,
+        and the shards after it are brought here meanwhile. `on_progress` gets content bytes chunk by chunk. Close the
+        generator when leaving early."""
+        shards, pulls = self.manifest.shards, Pulls(self._session)
+        entries = shards if positions is None else [shards[position] for position in positions]
         total_bytes = sum(entry.shard.content_bytes for entry in entries)
         reporter, done_bytes = Reporter(on_progress, total_bytes), 0
         with ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="read-ahead") as executor:

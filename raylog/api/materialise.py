@@ -32,7 +32,7 @@ def read_schema_and_batches(
     """
     pending = iter(openers)
     first = next(pending)
-    _expect(first, Kind.ARROW)
+    expect_kind(first, Kind.ARROW)
     whole = arrow.open_schema(first)
     batches = arrow.open_batches(first, columns)  # refuses unknown columns
     schema = whole if columns is None else pa.schema([whole.field(name) for name in columns], metadata=whole.metadata)
@@ -43,7 +43,7 @@ def _later_batches(
     openers: Iterator[ShardOpener], whole: pa.Schema, columns: Sequence[str] | None
 ) -> Iterator[pa.RecordBatch]:
     for opener in openers:
-        _expect(opener, Kind.ARROW)
+        expect_kind(opener, Kind.ARROW)
         if not arrow.open_schema(opener).equals(whole, check_metadata=True):
             raise opener.damaged("its schema is not that of the version's other shards")
         yield from arrow.open_batches(opener, columns)
@@ -77,7 +77,7 @@ _Extent = tuple[ShardOpener, FileExtent, Iterator[memoryview]]
 def _extents(openers: Iterable[ShardOpener], landing: LandingFolder) -> Iterator[_Extent]:
     """All extents in order; the bytes of each are to be read before the next is asked for."""
     for opener in openers:
-        _expect(opener, Kind.FILES)
+        expect_kind(opener, Kind.FILES)
         for extent in files.read_extents(opener):
             if not extent.offset:
                 landing.refuse_existing(extent.path.split("/"))
@@ -102,7 +102,7 @@ def read_bytes(openers: Iterable[ShardOpener]) -> bytes:
     """The bytes of the one file in the shards. Raises `UsageError` when there are several, `DamagedData`."""
     whole, size, path = bytearray(), 0, None
     for opener in openers:
-        _expect(opener, Kind.FILES)
+        expect_kind(opener, Kind.FILES)
         for extent, pieces in files.open_files(opener):
             if path not in (None, extent.path):
                 raise UsageError(
@@ -127,7 +127,7 @@ def read_tensors(openers: Iterable[ShardOpener], names: Sequence[str] | None = N
     """
     assembly = TensorAssembly(names)
     for opener in openers:
-        _expect(opener, Kind.TENSORS)
+        expect_kind(opener, Kind.TENSORS)
         assembly.add(opener)
     return {name: _typed(array, assembly.dtypes[name]) for name, array in assembly.finish().items()}
 
@@ -138,7 +138,8 @@ def _typed(array: Array, dtype: str) -> Array:
     return array.view(np.dtype(array.dtype, metadata={DTYPE_KEY: dtype}))
 
 
-def _expect(opener: ShardOpener, kind: Kind) -> None:
+def expect_kind(opener: ShardOpener, kind: Kind) -> None:
+    """Raises `UsageError` unless the shard is of that kind."""
     found = opener.frame.header.kind
     if found is not kind:
         raise UsageError(f"expected {_WORDS[kind]}, got {_WORDS[found]}: read it as what it is")

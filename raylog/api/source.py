@@ -31,12 +31,15 @@ def open_source(source: Any, *, as_files: bool = False) -> Content:
     A file or URL is a table when its format is tabular (see `sources.formats`), else an opaque file. A folder is one
     table when all its files are of one tabular format (in the order of their relative paths), else opaque files.
     Bytes are an opaque file named `data`. `as_files=True` keeps files, folders and URLs opaque whatever their format.
+    `FilesContent` is open already: it comes from callers whose bytes are in none of these.
 
     Raises `SourceError` when the source is missing, unreadable, empty or malformed, `UsageError` when it is of no
     kind that is accepted. What is found malformed only later is raised while the content is read.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         return open_bytes(source)
+    if isinstance(source, FilesContent):
+        return source
     if isinstance(source, (str, os.PathLike)):
         where, files = files_of(source)
         return open_files(files, where, as_files=as_files)

@@ -104,7 +104,7 @@ class StreamingDataset(_Base):
         self._read_ahead_bytes = read_ahead_bytes
         self.name = name
         with ExitStack() as kept:
-            reading = (client or kept.enter_context(connect()))._reading(name)
+            reading = (client or kept.enter_context(connect())).open(name)
             self.digest = reading.digest
             self._chunks = kept.enter_context(closing(TableChunks(reading, columns)))
             self._idle = SimpleQueue[TableChunks]()

@@ -352,7 +352,7 @@ def shards(source: object, shard_bytes: int) -> list[ShardOpener]:
         tenant=new_id(), artifact_id=new_id(), version_id=new_id(), key=key, codec=None,
         shard_bytes=shard_bytes, chunk_bytes=65536,
     )  # fmt: skip
-    return [one.place.opener(one.frame, key) for one in seal_content(open_source(source), plan, Memory)]
+    return [one.place.opener(one.frame, key) for one in seal_content(open_source(source), plan, lambda _: Memory())]
 
 
 def test_files_that_span_shards(tmp_path, tree):
@@ -425,7 +425,7 @@ def test_parts_of_an_array_that_is_not_contiguous_are_copied_one_by_one():
     )  # fmt: skip
     tracemalloc.start()
     try:
-        count = sum(1 for _ in seal_content(content, plan, Nowhere))
+        count = sum(1 for _ in seal_content(content, plan, lambda _: Nowhere()))
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -64,6 +64,11 @@ def _init(**options: Any) -> None:
     is_kept = callable(handler) and threading.current_thread() is threading.main_thread()
     try:
         ray.init(namespace=calls.NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except ConnectionError as error:
+        raise Unavailable(
+            f"what answers at {options['address']} is no Ray cluster that takes this process: an earlier one may have "
+            "left its address behind, or this machine lacks its token; 'raylog doctor' says which"
+        ) from error
     except SystemExit as stopped:
         if not is_kept:
             raise

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from raylog.api.filesystem import open_url, printable_url
+from raylog.api.sources.url import open_url, printable_url
 from raylog.api.sources.content import Content, FilesContent, SourceFile, TableContent
 from raylog.api.sources.folder import local_files
 from raylog.api.sources.formats import Format, sniff

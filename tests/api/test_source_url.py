@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raylog.api.filesystem import open_url, printable_url
+from raylog.api.sources.url import open_url, printable_url
 from raylog.api.source import open_source
 from raylog.errors import SourceError, UsageError
 

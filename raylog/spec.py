@@ -143,6 +143,11 @@ def parse_id(text: str, what: str = "id") -> str:
     return text
 
 
+def is_name_part(text: str) -> bool:
+    """Whether `text` may stand between two slashes of an artifact name."""
+    return bool(_NAME_PART.fullmatch(text))
+
+
 def parse_name(text: str) -> str:
     """An artifact name: parts of ASCII letters, digits and `._+=-`, joined by `/`, each starting with a letter or
     digit. So `..`, NUL, absolute paths, empty parts and unicode look-alikes are refused. Raises `UsageError`."""
@@ -155,7 +160,7 @@ def parse_name(text: str) -> str:
                 f"{character!r} is {unicodedata.name(character, 'unnamed')} (U+{ord(character):04X})"
             )
     for part in text.split("/"):
-        if not _NAME_PART.fullmatch(part):
+        if not is_name_part(part):
             raise UsageError(
                 f"expected an artifact name such as 'corpora/wiki', got {text!r}: its part {part!r} must start with a "
                 "letter or digit and hold only letters, digits and . _ + = -"

@@ -86,10 +86,19 @@ class Reading:
                     future.add_done_callback(_let_go)
                 raise
             executor.shutdown()
-            yield [
-                ShardOpener(shard.frame, [self._keys[dek_id] for dek_id in entry.dek_ids], shard.chunk, shard.mend)
-                for shard, entry in zip(shards, self.manifest.shards, strict=True)
-            ]
+            yield [self._opener(shard, entry) for shard, entry in zip(shards, self.manifest.shards, strict=True)]
+
+    @contextmanager
+    def one_open(self, number: int) -> Iterator[ShardOpener]:
+        """An opener of the version's shard at `number`, which is brought to this node and held there meanwhile."""
+        entry, pulls = self.manifest.shards[number], Pulls(self._session)
+        try:
+            shard = self._bring(pulls, entry)
+        except BaseException:
+            pulls.cancel()
+            raise
+        with shard:
+            yield self._opener(shard, entry)
 
     @property
     def digest(self) -> str:
@@ -105,6 +114,9 @@ class Reading:
                     digest.update(opener.chunk(entry.number))
                     codecs[entry.codec.name.lower()] += 1
         return Inspection(content_digest=digest.hexdigest(), chunks=codecs.total(), codecs=dict(codecs))
+
+    def _opener(self, shard: LocalCopy, entry: ShardEntry) -> ShardOpener:
+        return ShardOpener(shard.frame, [self._keys[dek_id] for dek_id in entry.dek_ids], shard.chunk, shard.mend)
 
     def _bring(self, pulls: Pulls, entry: ShardEntry) -> LocalCopy:
         return LocalCopy(self._session, pulls, self.manifest.name, entry.shard)

@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from raylog.api.sources.content import Content, FilesContent, TableContent, TensorsContent
+from raylog.api.sources.content import Content, FilesContent, StreamContent, TableContent, TensorsContent
 from raylog.codec import arrow, files, tensors
+from raylog.codec.compress import is_compressed_format
 from raylog.codec.frame import Frame
 from raylog.codec.header import ShardIds
 from raylog.codec.keys import GroupKey
@@ -64,6 +65,8 @@ def seal_content(content: Content, plan: SealPlan, begin: Callable[[], P]) -> It
         yield from _seal_table(content, plan, begin)
     elif isinstance(content, FilesContent):
         yield from _seal_files(content, plan, begin)
+    elif isinstance(content, StreamContent):
+        yield from _seal_stream(content, plan, begin)
     else:
         yield from _seal_tensors(content, plan, begin)
     content.check_unchanged()
@@ -123,6 +126,21 @@ def _seal_files(content: FilesContent, plan: SealPlan, begin: Callable[[], P]) -
                     files.add_extent(sealer, extent, stream)
             sealed = _finished(place, sealer)
         yield sealed
+
+
+def _seal_stream(content: StreamContent, plan: SealPlan, begin: Callable[[], P]) -> Iterator[Sealed[P]]:
+    offset, compressible = 0, True
+    for block in content.read():
+        extent = files.FileExtent(
+            path=content.path, offset=offset, length=block.nbytes, size=offset + block.nbytes
+        )  # as far as it is known
+        if not offset:
+            compressible = not is_compressed_format(bytes(block[:8]))
+        with _shard(content, plan, begin, files.files_preamble([extent])) as (place, sealer):
+            sealer.add_bytes(block, compressible=compressible)
+            sealed = _finished(place, sealer)
+        yield sealed
+        offset = extent.size
 
 
 def _seal_tensors(content: TensorsContent, plan: SealPlan, begin: Callable[[], P]) -> Iterator[Sealed[P]]:

@@ -46,7 +46,7 @@ class RaylogFixtures(AbstractFixtures):
 
 
 class TestCopy(AbstractCopyTests, RaylogFixtures):
-    pass
+    test_copy_glob_edge_cases = None  # below
 
 
 class TestGet(AbstractGetTests, RaylogFixtures):
@@ -54,7 +54,7 @@ class TestGet(AbstractGetTests, RaylogFixtures):
 
 
 class TestPut(AbstractPutTests, RaylogFixtures):
-    pass
+    test_put_glob_edge_cases = None  # below
 
 
 class TestOpen(AbstractOpenTests, RaylogFixtures):
@@ -63,3 +63,9 @@ class TestOpen(AbstractOpenTests, RaylogFixtures):
 
 class TestPipe(AbstractPipeTests, RaylogFixtures):
     pass
+
+
+@pytest.mark.slow
+class TestManyGlobs(RaylogFixtures):
+    test_copies = AbstractCopyTests.test_copy_glob_edge_cases
+    test_puts = AbstractPutTests.test_put_glob_edge_cases

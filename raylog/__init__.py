@@ -25,6 +25,7 @@ from raylog.spec import Version
 if TYPE_CHECKING:
     from raylog.api.client import Client, connect
     from raylog.api.file import seal, unseal
+    from raylog.api.raydata import read
     from raylog.api.streaming.dataset import StreamingDataset
     from raylog.api.streaming.loader import StreamingDataLoader
 
@@ -35,6 +36,7 @@ _LAZY = {
     "Client": "api.client",
     "seal": "api.file",
     "unseal": "api.file",
+    "read": "api.raydata",
     "StreamingDataset": "api.streaming.dataset",
     "StreamingDataLoader": "api.streaming.loader",
 }
@@ -57,6 +59,7 @@ __all__ = [
     "UsageError",
     "Version",
     "connect",
+    "read",
     "seal",
     "unseal",
 ]

@@ -33,13 +33,13 @@ READ_AHEAD = 2  # shards brought here while another one is read
 
 
 class Reading:
-    """One version being read: its manifest and its keys, granted to this process."""
+    """One version being read: its manifest and its keys, granted to this process. `plaintext_blocks`: for Ray Data."""
 
-    def __init__(self, session: Session, reference: Reference) -> None:
+    def __init__(self, session: Session, reference: Reference, *, plaintext_blocks: bool = False) -> None:
         self._session = session
         self.manifest: Manifest = session.manifest(reference)
         dek_ids = sorted({dek_id for entry in self.manifest.shards for dek_id in entry.dek_ids})
-        granted = session.read_keys(dek_ids)
+        granted = session.read_keys(dek_ids, plaintext_blocks=plaintext_blocks)
         self._keys = {dek_id: GroupKey(dek_id, key) for dek_id, key in granted.items()}
 
     @property

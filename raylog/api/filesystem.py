@@ -44,9 +44,10 @@ class RaylogFileSystem(AbstractFileSystem):  # type: ignore[misc]
     another process connects there by itself.
 
     A file becomes visible, whole, when it is closed; one whose `with` block is left by an exception, which is never
-    closed or whose process ends, leaves nothing. Of two writers of a file the later to close gets `Conflict`. Bytes are
-    sealed as they are written, 64 MiB at a time, and reads open only those chunks that they touch. `rm` deletes an
-    artifact with all its versions; nothing is appended to a file or written into a version.
+    closed or whose process ends, leaves nothing. Of two writers of a file the one that closes last has the latest
+    version, or gets `Conflict` where its first 64 MiB were sealed before the other's version came. Bytes are sealed as
+    they are written, in blocks of that size, and reads open only those chunks that they touch. `rm` deletes an artifact
+    with all its versions; nothing is appended to a file or written into a version.
 
     Raises what Python raises for files where there is something (`FileNotFoundError`, `FileExistsError`,
     `IsADirectoryError`, `PermissionError`), which are raylog's own errors too, and those where there is none.
@@ -92,8 +93,7 @@ class RaylogFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return self._connected[1]
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
-        """`name`, `size`, `type`, and of what belongs to one version its `version` number and its `digest`, which is
-        another when any byte is."""
+        """`name`, `size`, `type`, and of what belongs to one version its number, `version`, and its `digest`."""
         return _detail(self._entry(path))
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:

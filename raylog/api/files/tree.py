@@ -19,7 +19,7 @@ from raylog.errors import NotFound
 from raylog.spec import Kind, Reference, Version
 
 FILE_LABEL = {"layout": "file"}  # of versions that were written as a file
-REMEMBERED_MAX = 1024  # versions of which it is known what they hold; these never change
+KINDS_MAX, LISTS_MAX = 4096, 32  # versions of which kind and list of files are remembered: these never change
 T = TypeVar("T")
 
 
@@ -167,10 +167,13 @@ class Tree:
                 return EntryKind.OTHER
             return EntryKind.FILE if manifest.labels.items() >= FILE_LABEL.items() else EntryKind.FOLDER
 
-        return _remembered(self._kinds, version, ask)
+        return _remembered(self._kinds, KINDS_MAX, version, ask)
 
     def _files_of(self, version: Version) -> dict[str, list[Span]]:
-        return _remembered(self._files, version, lambda: list_files(Reading(self._session, _reference(version))))
+        def ask() -> dict[str, list[Span]]:
+            return list_files(Reading(self._session, _reference(version)))
+
+        return _remembered(self._files, LISTS_MAX, version, ask)
 
     def _latest(self, prefix: str, labels: Mapping[str, str] | None = None) -> list[Version]:
         found: list[Version] = self._session.retried("catalog", "ls", prefix, dict(labels or {}))
@@ -191,12 +194,12 @@ def _member(version: Version, path: str, spans: list[Span] | None) -> Entry:
     return Entry(path=path, kind=EntryKind.FILE, size_bytes=spans[-1].end, version=version, spans=spans)
 
 
-def _remembered(known: OrderedDict[str, T], version: Version, ask: Callable[[], T]) -> T:
-    """What `ask` says about a version; the answer is kept, as versions never change."""
+def _remembered(known: OrderedDict[str, T], most: int, version: Version, ask: Callable[[], T]) -> T:
+    """What `ask` says about a version; the last answers are kept, `most` of them."""
     found = known.get(version.digest)
     if found is None:
         found = known[version.digest] = ask()
-        if len(known) > REMEMBERED_MAX:
+        if len(known) > most:
             known.popitem(last=False)
     return found
 

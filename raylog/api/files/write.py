@@ -2,6 +2,7 @@
 
 import io
 import queue
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -186,4 +187,5 @@ class _Stream:
             self._full.get_nowait()
         with suppress(queue.Full):
             self._full.put_nowait(None)
-        self._thread.join(_DISCARD_S)
+        if not sys.is_finalizing():  # else the thread does not go on any more
+            self._thread.join(_DISCARD_S)

@@ -188,6 +188,8 @@ def parse_backup(text: str) -> str:
             "expected a URL such as s3://bucket/path or file:///mnt/backup, without credentials, '?' and '..', got "
             f"{text[:200]!r}"
         )
+    if url.startswith("raylog:"):
+        raise UsageError(f"expected a place outside of raylog, which a backup is to outlive, got {text[:200]!r}")
     if url.startswith("file:") and not path.startswith("/"):
         raise UsageError(f"expected file:/// and an absolute path, got {text[:200]!r}")
     return url

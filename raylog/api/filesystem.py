@@ -260,6 +260,8 @@ class RaylogFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def _all_named(self, path: str) -> list[Reference]:
         """What goes when the file or folder at `path` is deleted with all that is in it."""
         entry, parsed = self._entry(path), parse_path(_text(path))
+        if not parsed.parts:
+            raise UsageError("expected a folder to delete, got the root, in which all of the cluster's artifacts are")
         own = [] if entry.version is None else [_reference(entry)]
         with file_errors():
             below = self._tree.names_below(parsed) if parsed.number is None else []

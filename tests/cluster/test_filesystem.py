@@ -212,6 +212,7 @@ def test_paths_that_are_none(fs: RaylogFileSystem) -> None:
         (IsADirectoryError, lambda: fs.open("files/a")),
         (IsADirectoryError, lambda: fs.open("files/a", "wb")),
         (IsADirectoryError, lambda: fs.rm("files/a")),
+        (UsageError, lambda: fs.rm("/", recursive=True)),
         (PermissionError, lambda: fs.open("files/a/b/c", "wb")),
         (UsageError, lambda: fs.open("files/a/b", "ab")),
         (UsageError, lambda: fs.open("files/a/b", "r+b")),

@@ -143,6 +143,11 @@ def parse_id(text: str, what: str = "id") -> str:
     return text
 
 
+def is_name_part(text: str) -> bool:
+    """Whether `text` may stand between two slashes of an artifact name."""
+    return bool(_NAME_PART.fullmatch(text))
+
+
 def parse_name(text: str) -> str:
     """An artifact name: parts of ASCII letters, digits and `._+=-`, joined by `/`, each starting with a letter or
     digit. So `..`, NUL, absolute paths, empty parts and unicode look-alikes are refused. Raises `UsageError`."""
@@ -155,7 +160,7 @@ def parse_name(text: str) -> str:
                 f"{character!r} is {unicodedata.name(character, 'unnamed')} (U+{ord(character):04X})"
             )
     for part in text.split("/"):
-        if not _NAME_PART.fullmatch(part):
+        if not is_name_part(part):
             raise UsageError(
                 f"expected an artifact name such as 'corpora/wiki', got {text!r}: its part {part!r} must start with a "
                 "letter or digit and hold only letters, digits and . _ + = -"
@@ -183,6 +188,8 @@ def parse_backup(text: str) -> str:
             "expected a URL such as s3://bucket/path or file:///mnt/backup, without credentials, '?' and '..', got "
             f"{text[:200]!r}"
         )
+    if url.startswith("raylog:"):
+        raise UsageError(f"expected a place outside of raylog, which a backup is to outlive, got {text[:200]!r}")
     if url.startswith("file:") and not path.startswith("/"):
         raise UsageError(f"expected file:/// and an absolute path, got {text[:200]!r}")
     return url

@@ -68,6 +68,11 @@ class Client:
     def __init__(self, session: Session) -> None:
         self._session = session
 
+    @property
+    def session(self) -> Session:
+        """What the connection consists of, for raylog's own modules."""
+        return self._session
+
     def close(self) -> None:
         """Ends the connection, and Ray with it when `connect` started Ray."""
         self._session.close()

@@ -33,13 +33,13 @@ READ_AHEAD = 2  # shards brought here while another one is read
 
 
 class Reading:
-    """One version being read: its manifest and its keys, granted to this process."""
+    """One version being read: its manifest and its keys, granted to this process. `plaintext_blocks`: for Ray Data."""
 
-    def __init__(self, session: Session, reference: Reference) -> None:
+    def __init__(self, session: Session, reference: Reference, *, plaintext_blocks: bool = False) -> None:
         self._session = session
         self.manifest: Manifest = session.manifest(reference)
         dek_ids = sorted({dek_id for entry in self.manifest.shards for dek_id in entry.dek_ids})
-        granted = session.read_keys(dek_ids)
+        granted = session.read_keys(dek_ids, plaintext_blocks=plaintext_blocks)
         self._keys = {dek_id: GroupKey(dek_id, key) for dek_id, key in granted.items()}
 
     @property
@@ -90,16 +90,19 @@ class Reading:
                     future.add_done_callback(_let_go)
                 raise
             executor.shutdown()
-            yield [
-                ShardOpener(
-                    shard.frame,
-                    [self._keys[dek_id] for dek_id in entry.dek_ids],
-                    shard.chunk,
-                    shard.mend,
-                    entry.ranges,
-                )
-                for shard, entry in zip(shards, self.manifest.shards, strict=True)
-            ]
+            yield [self._opener(shard, entry) for shard, entry in zip(shards, self.manifest.shards, strict=True)]
+
+    @contextmanager
+    def one_open(self, number: int) -> Iterator[ShardOpener]:
+        """An opener of the version's shard at `number`, which is brought to this node and held there meanwhile."""
+        entry, pulls = self.manifest.shards[number], Pulls(self._session)
+        try:
+            shard = self._bring(pulls, entry)
+        except BaseException:
+            pulls.cancel()
+            raise
+        with shard:
+            yield self._opener(shard, entry)
 
     @property
     def digest(self) -> str:
@@ -115,6 +118,10 @@ class Reading:
                     digest.update(opener.chunk(entry.number))
                     codecs[entry.codec.name.lower()] += 1
         return Inspection(content_digest=digest.hexdigest(), chunks=codecs.total(), codecs=dict(codecs))
+
+    def _opener(self, shard: LocalCopy, entry: ShardEntry) -> ShardOpener:
+        keys = [self._keys[dek_id] for dek_id in entry.dek_ids]
+        return ShardOpener(shard.frame, keys, shard.chunk, shard.mend, entry.ranges)
 
     def _bring(self, pulls: Pulls, entry: ShardEntry) -> LocalCopy:
         return LocalCopy(self._session, pulls, self.manifest.name, entry.shard)

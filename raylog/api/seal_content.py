@@ -8,8 +8,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
-from raylog.api.sources.content import Content, FilesContent, TableContent, TensorsContent, UnitsContent
+from raylog.api.sources.content import (
+    Content,
+    FilesContent,
+    StreamContent,
+    TableContent,
+    TensorsContent,
+    UnitsContent,
+)
 from raylog.codec import arrow, files, tensors, units
+from raylog.codec.compress import is_compressed_format
 from raylog.codec.frame import Frame, sealed_bytes_max
 from raylog.codec.header import ShardIds
 from raylog.codec.keys import GroupKey
@@ -71,6 +79,8 @@ def seal_content(content: Content, plan: SealPlan, begin: Begin[P]) -> Iterator[
         yield from _seal_files(content, plan, begin)
     elif isinstance(content, UnitsContent):
         yield from _seal_units(content, plan, begin)
+    elif isinstance(content, StreamContent):
+        yield from _seal_stream(content, plan, begin)
     else:
         yield from _seal_tensors(content, plan, begin)
     content.check_unchanged()
@@ -130,6 +140,21 @@ def _seal_files(content: FilesContent, plan: SealPlan, begin: Begin[P]) -> Itera
                     files.add_extent(sealer, extent, stream)
             sealed = _finished(place, sealer)
         yield sealed
+
+
+def _seal_stream(content: StreamContent, plan: SealPlan, begin: Begin[P]) -> Iterator[Sealed[P]]:
+    offset, compressible = 0, True
+    for block in content.read():
+        extent = files.FileExtent(
+            path=content.path, offset=offset, length=block.nbytes, size=offset + block.nbytes
+        )  # as far as it is known
+        if not offset:
+            compressible = not is_compressed_format(bytes(block[:8]))
+        with _shard(content, plan, begin, files.files_preamble([extent])) as (place, sealer):
+            sealer.add_bytes(block, compressible=compressible)
+            sealed = _finished(place, sealer)
+        yield sealed
+        offset = extent.size
 
 
 def _seal_tensors(content: TensorsContent, plan: SealPlan, begin: Begin[P]) -> Iterator[Sealed[P]]:

@@ -362,11 +362,13 @@ class Session:
         receipts: list[bytes] = self.on_node(info, "receipts", list(refs))
         return receipts
 
-    def read_keys(self, dek_ids: Sequence[str]) -> dict[str, bytes]:
-        """Data keys by id, granted to this process alone. Raises `NotPermitted`, `NotFound` for destroyed ones."""
+    def read_keys(self, dek_ids: Sequence[str], *, plaintext_blocks: bool = False) -> dict[str, bytes]:
+        """Data keys by id, granted to this process alone; the audit log says if it is for `plaintext_blocks`. Raises
+        `NotPermitted`, `NotFound` for destroyed ones."""
         keys: dict[str, bytes] = {}
         for first in range(0, len(dek_ids), DEKS_MAX):
-            keys |= self._granted(ReadScope(dek_ids=tuple(dek_ids[first : first + DEKS_MAX])))
+            some = tuple(dek_ids[first : first + DEKS_MAX])
+            keys |= self._granted(ReadScope(dek_ids=some, plaintext_blocks=plaintext_blocks))
         return keys
 
     def write_key(self, artifact_id: str, tenant: str) -> tuple[str, bytes]:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from raylog.api.filesystem import open_url, printable_url
 from raylog.api.sources.content import Content, FilesContent, SourceFile, TableContent
 from raylog.api.sources.folder import local_files
 from raylog.api.sources.formats import Format, sniff
 from raylog.api.sources.memory import open_bytes, open_object
 from raylog.api.sources.tables import open_tables
 from raylog.api.sources.tensors import open_tensors
+from raylog.api.sources.url import open_url, printable_url
 from raylog.errors import SourceError, UsageError
 
 ACCEPTED = (

@@ -27,7 +27,7 @@ class Source(Protocol):
 
 
 class FileExtent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`length` bytes from `offset` on of the file `path`, which has `size` bytes."""
+    """`length` bytes from `offset` on of the file `path`, which has `size` bytes, or of a stream so far."""
 
     path: str
     offset: int

@@ -40,10 +40,12 @@ _GRANT = "a grant"
 _REASON_CHARACTERS = 500
 
 
-class ReadScope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="read", kw_only=True):
-    """Existing data keys, 1 to 1,024 different ids."""
+class ReadScope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="read", kw_only=True):
+    """Existing data keys, 1 to 1,024 different ids. `plaintext_blocks`: what they open is to lie in Ray's object store
+    as blocks of Ray Data, which the audit log says then; absent where it is not."""
 
     dek_ids: tuple[str, ...]
+    plaintext_blocks: bool = False
 
 
 class WriteScope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="write", kw_only=True):
@@ -184,7 +186,9 @@ class Granter(KeyHolder):
         info = _info(body, digest, tuple(keys))
         sealed = seal_to(body.suite, body.recipient_key, b"".join(keys.values()), info)
         event = "read granted" if isinstance(body.scope, ReadScope) else "write granted"
-        self._record(event, identity, digest, now_s, artifacts=artifacts, deks=list(keys))
+        as_blocks = isinstance(body.scope, ReadScope) and body.scope.plaintext_blocks
+        more = {"plaintext_blocks": True} if as_blocks else {}
+        self._record(event, identity, digest, now_s, artifacts=artifacts, deks=list(keys), **more)
         answer = encode(_GrantBody(request_digest=digest, dek_ids=tuple(keys), sealed=sealed))
         signature = self._authority.sign(labelled(b"raylog/1 grant", answer))
         return encode(_Grant(version=VERSION, body=answer, signature=signature))

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raylog.api.filesystem import open_url, printable_url
 from raylog.api.source import open_source
+from raylog.api.sources.url import open_url, printable_url
 from raylog.errors import SourceError, UsageError
 
 TABLE = pa.table({"n": range(5000), "w": ["word"] * 5000})

@@ -83,6 +83,20 @@ def test_a_read_grant_gives_the_keys_asked_for(
     assert detail["request"] == hashlib.sha256(pending.request).hexdigest()
 
 
+def test_a_grant_for_plaintext_blocks_says_so(
+    granter: Granter, store: EnvelopeStore, client: Credentials, dek_ids: tuple[str, ...], now_s: float
+) -> None:
+    """And other requests are as they were before that could be said."""
+    for plaintext_blocks, more in ((False, {}), (True, {"plaintext_blocks": True})):
+        scope = ReadScope(dek_ids=dek_ids, plaintext_blocks=plaintext_blocks)
+        assert unpacked(msgspec.msgpack.encode(scope)) == {"type": "read", "dek_ids": list(dek_ids)} | more
+        pending = request_grant(client, scope, now_s)
+        keys = open_grant(granter.handle(pending.request, now_s), pending, client.cluster_public_key, now_s)
+        assert list(keys) == list(dek_ids)
+        detail = json.loads(store.audit.entries()[-1].detail)
+        assert {name: detail[name] for name in detail if name == "plaintext_blocks"} == more
+
+
 def test_a_write_grant_makes_a_key_of_that_artifact(
     granter: Granter, store: EnvelopeStore, client: Credentials, now_s: float
 ) -> None:

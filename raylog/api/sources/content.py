@@ -103,6 +103,22 @@ class FilesContent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StreamContent:
+    """One opaque file that comes in blocks, of which each becomes a shard; at least one, which may be empty. `read`
+    gives them once; a block stays as it is until the next is asked for. `bytes` is None while the length is unknown.
+    """
+
+    where: str
+    path: str
+    read: Callable[[], Iterable[memoryview]] = field(repr=False)
+    bytes: int | None = None
+    kind: Kind = field(default=Kind.FILES, init=False)
+
+    def check_unchanged(self) -> None:
+        """Nothing to compare with: each byte is read once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SourceTensor:
     """One array: `dtype` as FORMAT.md names it; `load(first, stop)` gives those of its elements, counted row by row,
     as a flat little-endian array (bfloat16 and float8 as unsigned integers of the same width)."""
@@ -164,7 +180,7 @@ class UnitsContent:
         """Nothing to compare with: see the class."""
 
 
-Content: TypeAlias = TableContent | FilesContent | TensorsContent | UnitsContent
+Content: TypeAlias = TableContent | FilesContent | StreamContent | TensorsContent | UnitsContent
 
 
 def _check_all(files: Sequence[SourceFile]) -> None:

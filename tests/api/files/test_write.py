@@ -1,0 +1,86 @@
+"""A file being written: blocks as they fill, the put's own failures, what is given up, a process that just ends."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from raylog.api.files.write import FileWriter
+from raylog.api.sources.content import StreamContent
+from raylog.errors import Cancelled, NoSpace, UsageError
+from raylog.spec import Version
+
+VERSION = Version(name="x", number=1, shards=1, rows=0, content_bytes=0, stored_bytes=0, digest="")
+
+
+class Taken:
+    """A put that keeps what it is given, block by block."""
+
+    def __init__(self, fails_after: int = 99) -> None:
+        self.blocks: list[bytes] = []
+        self.error: BaseException | None = None
+        self._fails_after = fails_after
+
+    def __call__(self, content: StreamContent) -> Version:
+        try:
+            for block in content.read():
+                self.blocks.append(bytes(block))
+                if len(self.blocks) == self._fails_after:
+                    raise NoSpace("full")
+        except BaseException as error:
+            self.error = error
+            raise
+        return VERSION
+
+
+@pytest.mark.parametrize(("size", "blocks"), [(0, [0]), (1, [1]), (10, [10]), (11, [10, 1]), (30, [10] * 3)])
+@pytest.mark.parametrize("step", [1, 7, 100])
+def test_blocks(size: int, blocks: list[int], step: int) -> None:
+    data, taken = os.urandom(size), Taken()
+    with FileWriter("a/b", taken, 10) as file:
+        for start in range(0, size, step):
+            file.write(data[start : start + step])
+        assert file.tell() == size
+    assert b"".join(taken.blocks) == data and [len(block) for block in taken.blocks] == blocks
+    with pytest.raises(UsageError, match="is closed"):
+        file.write(b"more")
+
+
+def test_a_put_that_fails_is_told_while_it_is_written_and_once() -> None:
+    taken = Taken(fails_after=2)
+    file = FileWriter("a/b", taken, 10)
+    with pytest.raises(NoSpace):
+        for _ in range(100):
+            file.write(bytes(10))
+    file.close()
+    assert len(taken.blocks) == 2
+    with pytest.raises(NoSpace), FileWriter("a/b", Taken(fails_after=1), 10) as file:
+        file.write(b"x")
+
+
+def test_what_is_given_up_ends_its_put() -> None:
+    taken = Taken()
+    file = FileWriter("a/b", taken, 10)
+    file.write(bytes(35))
+    file.discard()
+    assert isinstance(taken.error, Cancelled)
+    file.close()
+    late = FileWriter("a/b", taken := Taken(), 10, commits_late=True)
+    late.write(bytes(5))
+    late.close()
+    assert not taken.blocks
+    late.commit()
+    assert taken.blocks == [bytes(5)]
+
+
+def test_a_process_that_never_closes_its_file_ends_at_once() -> None:
+    code = (
+        "from test_write import Taken\nfrom raylog.api.files.write import FileWriter\n"
+        "file = FileWriter('a/b', Taken(), 10)\nfile.write(bytes(35))\n"
+    )
+    began_s = time.monotonic()
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent, timeout=20)
+    assert time.monotonic() - began_s < 10

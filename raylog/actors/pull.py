@@ -211,6 +211,27 @@ class Puller:
         self._fetch(ref, sources, sink, QosClass.READ, limit.deadline, limit.cancel, is_relayed=False)
         return sink.found
 
+    def frame(
+        self, ref: ShardRef, sources: Sequence[Source], deadline_s: float, elsewhere: Elsewhere = NOWHERE
+    ) -> Frame:
+        """A shard's frame, without the shard: as it is here, or as `pull` would have it. Raises as `pull`."""
+        with suppress(NotFound, DamagedData):
+            frame = self._store.look(ref.shard_id)
+            if frame.digest == ref.frame_digest:
+                return frame
+        limit, sink = Limit.within(deadline_s), MemorySink(())
+        try:
+            self._fetch(ref, sources, sink, QosClass.READ, limit.deadline, is_relayed=False)
+            return sink.frame
+        except ELSEWHERE as error:
+            last = error
+        for way in self.ways(ref, elsewhere, limit):
+            try:
+                return way().frame
+            except ELSEWHERE as error:
+                last = error
+        raise last
+
     def ways(self, ref: ShardRef, elsewhere: Elsewhere, limit: Limit) -> Iterator[Callable[[], ShardSource]]:
         """What to try where no node gives the shard (elsewhere.py)."""
         return ways(ref, elsewhere, self._store, self._backups, self.fetch_chunks, limit)

@@ -2,9 +2,9 @@
 in this process, and a damaged chunk is replaced from another replica on the way."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing
 
 import msgspec
 from blake3 import blake3
@@ -71,25 +71,27 @@ class Reading:
                 for future in coming:
                     future.add_done_callback(_let_go)
 
-    @contextmanager
-    def all_open(self) -> Iterator[list[ShardOpener]]:
-        """An opener per shard, in order, all brought to this node and held there while the context lasts."""
-        pulls = Pulls(self._session)
-        with ExitStack() as kept, ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="bring") as executor:
-            kept.callback(pulls.cancel)
-            coming = [executor.submit(self._bring, pulls, entry) for entry in self.manifest.shards]
-            try:
-                shards = [kept.enter_context(future.result()) for future in coming]
-            except BaseException:
-                pulls.cancel()
-                for future in coming:
-                    future.add_done_callback(_let_go)
-                raise
-            executor.shutdown()
-            yield [
-                ShardOpener(shard.frame, [self._keys[dek_id] for dek_id in entry.dek_ids], shard.chunk, shard.mend)
-                for shard, entry in zip(shards, self.manifest.shards, strict=True)
-            ]
+    def kept_here(self) -> list[bool]:
+        """Of each shard, in order: whether this node keeps it, and not only caches it at most."""
+        kept = self._session.kept_here([entry.shard.shard_id for entry in self.manifest.shards])
+        return [entry.shard.shard_id in kept for entry in self.manifest.shards]
+
+    def frame(self, position: int) -> Frame:
+        """Of a shard that need not be on this node, and is not brought here. Raises as `Session.pull`."""
+        return self._session.frame(self.manifest.shards[position].shard)
+
+    def pulls(self) -> Pulls:
+        """For `bring`; to be cancelled when nobody needs what is under way any more."""
+        return Pulls(self._session)
+
+    def bring(self, position: int, pulls: Pulls) -> LocalCopy:
+        """A shard, held on this node until it is closed; pulled first if it is not there. Raises as `Pulls.pull`."""
+        return self._bring(pulls, self.manifest.shards[position])
+
+    def opener(self, position: int, shard: LocalCopy) -> ShardOpener:
+        """For one thread."""
+        keys = [self._keys[dek_id] for dek_id in self.manifest.shards[position].dek_ids]
+        return ShardOpener(shard.frame, keys, shard.chunk, shard.mend)
 
     @property
     def digest(self) -> str:

@@ -3,10 +3,12 @@
 import logging
 import math
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TypeVar
+from weakref import WeakSet
 
 from raylog.codec.frame import Frame
 from raylog.errors import Conflict, DamagedData, NoSpace, NotFound
@@ -52,7 +54,8 @@ class TieredStore:
             memory.rank = self.arena.rank
         self._cached_on_disk = dict.fromkeys(self.disk.cached())  # promised to nobody, oldest first
         self._pinned: set[str] = set()
-        self._lock = threading.Lock()  # of both: what is promised or pinned at this moment does not give way
+        self._files_read: defaultdict[str, WeakSet[Pin]] = defaultdict(WeakSet)  # of cached copies, by local processes
+        self._lock = threading.Lock()  # of these: what is promised, pinned or read at this moment does not give way
         for shard_id in self.disk.pinned():
             if self.disk.holds(shard_id):
                 self._pinned.add(shard_id)
@@ -290,7 +293,11 @@ class TieredStore:
         if self.memory is not None:
             with suppress(NotFound):
                 return self.memory.pin(shard_id)
-        return self.disk.pin(shard_id)
+        pin = self.disk.pin(shard_id)
+        with self._lock:
+            if shard_id in self._cached_on_disk:
+                self._files_read[shard_id].add(pin)
+        return pin
 
     def is_current(self, generation: int) -> bool:
         """Whether what a pin of this generation showed is still the same shard's bytes."""
@@ -312,12 +319,19 @@ class TieredStore:
     def _give_way(self, worth: float = math.inf) -> bool:
         """Drops the cached copy on disk that is worth least, if that is less than `worth`; of equals the oldest."""
         with self._lock:
-            able = [one for one in self._cached_on_disk if one not in self._pinned]
+            able = [one for one in self._cached_on_disk if one not in self._pinned and not self._is_read(one)]
         least = min(able, key=self.arena.worth_on_disk, default=None)
         if least is None or self.arena.worth_on_disk(least) >= worth:
             return False
         self.drop_cached(least)
         return True
+
+    def _is_read(self, shard_id: str) -> bool:
+        """Whether a process holds the file open: its deletion would free nothing yet."""
+        if any(pin.is_held for pin in self._files_read.get(shard_id, ())):
+            return True
+        self._files_read.pop(shard_id, None)
+        return False
 
     def is_cached(self, shard_id: str) -> bool:
         """Whether the copy on disk is promised to nobody."""

@@ -416,6 +416,25 @@ def test_a_cached_copy_on_disk_gives_way_and_is_not_promised(plain: TieredStore)
     assert [ref.shard_id for ref in plain.shards()] == [promised.shard_id]
 
 
+def test_a_cached_copy_whose_file_is_read_stays_till_then(plain: TieredStore) -> None:
+    """To delete it would free nothing, and it would have to be pulled again."""
+    read, idle = sample_shard(1), sample_shard(2)
+    for shard in (read, idle):
+        with plain.create_cached(shard.frame) as writer:
+            fill(writer, shard)
+            writer.commit()
+    pins = [plain.pin(read.shard_id) for _ in range(2)]
+    plain.disk.tiers[0].reserve_bytes = 1 << 60
+    for _ in range(2):
+        with pytest.raises(NoSpace):
+            plain.stage(MIB)
+        assert [ref.shard_id for ref in plain.shards()] == [read.shard_id]
+        pins.pop().close()
+    with pytest.raises(NoSpace):
+        plain.stage(MIB)
+    assert plain.shards() == []
+
+
 def test_a_cached_copy_on_disk_is_still_cached_after_a_restart(tmp_path: Path) -> None:
     cluster, (cached, kept, given) = new_id(), (sample_shard(seed) for seed in (1, 2, 3))
     store = TieredStore(None, DiskTier(tmp_path, cluster_id=cluster))

@@ -30,6 +30,13 @@ class Segment(NamedTuple):
     turn: int
 
 
+class Table(NamedTuple):
+    """`rows` of its chunks, and how many `chunks` each of its shards has, in the order in which they were put."""
+
+    rows: Sequence[int]
+    chunks: Sequence[int]
+
+
 Parts = Sequence[Sequence[Segment]]
 """A sequence of samples: the segments of each table, woven into one."""
 
@@ -53,11 +60,12 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def epoch_order(
-    tables: Sequence[Sequence[int]], weights: Sequence[float], seed: int | None, epoch: int
+    tables: Sequence[Table], weights: Sequence[float], seed: int | None, epoch: int, shuffle_shards: int | None = None
 ) -> list[list[Segment]]:
-    """The epoch from its first sample on, of tables given by the row counts of their chunks, each with rows; in the
-    order in which they were put without a seed."""
-    totals = [sum(rows) for rows in tables]
+    """The epoch from its first sample on, of tables which all have rows, if they are several; in the order in which
+    they were put without a seed. With `shuffle_shards` only chunks of so many shards are shuffled among each other, and
+    the shards before that."""
+    totals = [sum(table.rows) for table in tables]
     found = []
     for part, samples in enumerate(by_weight(sum(totals), weights)):
         assert totals[part] or not samples, "a table without rows has no share"
@@ -65,7 +73,7 @@ def epoch_order(
         segments: list[Segment] = []
         while samples:
             last = min(first + samples, totals[part])
-            segments += _cut(_turn_order(tables[part], part_seed(seed, part), turn), first, last)
+            segments += _cut(_turn_order(tables[part], part_seed(seed, part), turn, shuffle_shards), first, last)
             samples -= last - first
             turn, first = turn + 1, 0
         found.append(segments)
@@ -87,11 +95,23 @@ def part_seed(seed: int | None, part: int) -> int | None:
     return None if seed is None else seed + (part << 64)
 
 
-def _turn_order(chunk_rows: Sequence[int], seed: int | None, turn: int) -> list[Segment]:
-    order: Iterable[int] = range(len(chunk_rows))
-    if seed is not None:
-        order = _generator(seed, turn).permutation(len(chunk_rows)).tolist()
-    return [Segment(chunk, 0, chunk_rows[chunk], turn) for chunk in order if chunk_rows[chunk]]
+def _turn_order(table: Table, seed: int | None, turn: int, shuffle_shards: int | None) -> list[Segment]:
+    rows = table.rows
+    order: Iterable[int] = range(len(rows))
+    if seed is not None and shuffle_shards is None:
+        order = _generator(seed, turn).permutation(len(rows)).tolist()
+    elif seed is not None and shuffle_shards is not None:
+        order = _grouped(table.chunks, shuffle_shards, _generator(seed, turn))
+    return [Segment(chunk, 0, rows[chunk], turn) for chunk in order if rows[chunk]]
+
+
+def _grouped(chunks: Sequence[int], shuffle_shards: int, source: np.random.Generator) -> Iterator[int]:
+    """The chunks, shuffled among those of `shuffle_shards` shards that a shuffle of all has put together."""
+    ends = np.cumsum(chunks)
+    shards = source.permutation(len(chunks))
+    for at in range(0, len(shards), shuffle_shards):
+        group = [np.arange(ends[one] - chunks[one], ends[one]) for one in shards[at : at + shuffle_shards]]
+        yield from source.permutation(np.concatenate(group)).tolist()
 
 
 def row_order(chunk: int, rows: int, seed: int | None, turn: int) -> NDArray[np.int64]:
@@ -111,7 +131,7 @@ def samples_in(parts: Parts) -> int:
 
 
 def places_of(lengths: Sequence[int], start: int, stop: int) -> NDArray[np.int64]:
-    """Which table each of the samples `start` to `stop` of a woven sequence comes from: int64, shape (stop - start,)."""
+    """Which table each of the samples `start` to `stop` of a woven sequence is of: int64, shape (stop - start,)."""
     found = np.full(stop - start, len(lengths) - 1)
     free = np.arange(stop - start)  # places in `found` that no table before has taken
     total, before = sum(lengths), start

@@ -11,6 +11,7 @@ from raylog.api.streaming.order import (
     Parts,
     Segment,
     Stage,
+    Table,
     batches_in,
     batches_of,
     by_weight,
@@ -48,8 +49,13 @@ stages = st.lists(
 Sample = tuple[int, int, int, int]  # table, turn, chunk, place
 
 
+def table(rows: list[int]) -> Table:
+    """Of shards of three chunks."""
+    return Table(rows, [len(rows[at : at + 3]) for at in range(0, len(rows), 3)])
+
+
 def plain(rows: list[int], seed: int | None, epoch: int) -> list[list[Segment]]:
-    return epoch_order([rows], [1.0], seed, epoch)
+    return epoch_order([table(rows)], [1.0], seed, epoch)
 
 
 def samples(parts: Parts) -> list[Sample]:
@@ -88,7 +94,7 @@ def delivered(parts: Parts, stage: Stage) -> list[Sample]:
 def test_the_union_of_all_stages_is_the_epoch(
     mixture: list[tuple[list[int], float]], seed: int | None, epoch: int, done: list[Stage]
 ) -> None:
-    tables, weights = [rows for rows, _ in mixture], [weight for _, weight in mixture]
+    tables, weights = [table(rows) for rows, _ in mixture], [weight for _, weight in mixture]
     everything = epoch_order(tables, weights, seed, epoch)
     seen = []
     for number, stage in enumerate(done):
@@ -109,8 +115,8 @@ def test_a_mixture_takes_its_tables_by_weight_and_each_turn_by_turn(
     mixture: list[tuple[list[int], float]], seed: int | None, epochs: int
 ) -> None:
     """An epoch is as long as all tables; of each no sample comes again before all of its samples have come."""
-    tables, weights = [rows for rows, _ in mixture], [weight for _, weight in mixture]
-    total = sum(map(sum, tables))
+    tables, weights = [table(rows) for rows, _ in mixture], [weight for _, weight in mixture]
+    total = sum(sum(rows) for rows, _ in mixture)
     seen: Counter[tuple[int, int, int]] = Counter()
     for epoch in range(epochs):
         parts = epoch_order(tables, weights, seed, epoch)
@@ -118,7 +124,7 @@ def test_a_mixture_takes_its_tables_by_weight_and_each_turn_by_turn(
         for length, weight in zip(lengths_of(parts), weights, strict=True):
             assert abs(length - total * weight / sum(weights)) <= len(tables) / 2 + 1e-6
         seen.update((part, chunk, place) for part, _, chunk, place in samples(parts))
-    for part, rows in enumerate(tables):
+    for part, (rows, _) in enumerate(mixture):
         counts = [seen[part, chunk, place] for chunk, count in enumerate(rows) for place in range(count)]
         assert max(counts) - min(counts) <= 1
 
@@ -145,7 +151,7 @@ def test_many_samples_are_counted_exactly() -> None:
 
 @given(mixture=mixtures, count=st.integers(1, 7))
 def test_shares_are_equal_to_a_sample_and_leave_nothing(mixture: list[tuple[list[int], float]], count: int) -> None:
-    everything = epoch_order([rows for rows, _ in mixture], [weight for _, weight in mixture], 1, 2)
+    everything = epoch_order([table(rows) for rows, _ in mixture], [weight for _, weight in mixture], 1, 2)
     shares = [share(everything, index, count) for index in range(count)]
     assert Counter(one for part in shares for one in samples(part)) == Counter(samples(everything))
     lengths = [samples_in(part) for part in shares]
@@ -157,7 +163,7 @@ def test_the_order_is_the_seeds_and_the_epochs() -> None:
     assert plain(rows, 7, 0) == plain(rows, 7, 0) != plain(rows, 7, 1)
     assert plain(rows, 7, 0) != plain(rows, 8, 0)
     assert plain(rows, None, 3) == [[Segment(n, 0, 100, 3) for n in range(50)]]
-    first, second = epoch_order([rows, rows], [1.0, 1.0], 7, 0)
+    first, second = epoch_order([table(rows)] * 2, [1.0, 1.0], 7, 0)
     assert first != second, "tables of one form are shuffled apart"
     assert row_order(3, 100, 7, 0).tolist() != row_order(4, 100, 7, 0).tolist()
     assert sorted(row_order(3, 100, 7, 0).tolist()) == list(range(100)) == row_order(3, 100, None, 0).tolist()
@@ -167,6 +173,21 @@ def test_the_order_stays_what_it_is() -> None:
     """Whoever resumes with a later raylog or numpy goes on where they were."""
     assert [one.chunk for one in plain([1] * 8, 42, 3)[0]] == [5, 3, 4, 2, 1, 6, 7, 0]
     assert row_order(5, 8, 42, 3).tolist() == [4, 1, 7, 3, 6, 5, 2, 0]
+
+
+@given(rows=chunks, shuffle_shards=st.integers(1, 6), seed=st.integers(0, 99), epoch=st.integers(0, 3))
+def test_few_shards_are_needed_at_a_time(rows: list[int], shuffle_shards: int, seed: int, epoch: int) -> None:
+    """Their chunks come together, those of one group of shards after those of another."""
+    (segments,) = epoch_order([table(rows)], [1.0], seed, epoch, shuffle_shards)
+    expected = Counter((0, epoch, n, place) for n, count in enumerate(rows) for place in range(count))
+    assert Counter(samples([segments])) == expected
+    shards = [segment.chunk // 3 for segment in segments]
+    first = {shard: shards.index(shard) for shard in shards}
+    last = {shard: len(shards) - 1 - shards[::-1].index(shard) for shard in shards}
+    for at in range(len(shards)):
+        assert sum(first[shard] <= at <= last[shard] for shard in first) <= shuffle_shards
+    if seed == 0 and len(rows) > 6:
+        assert shards != sorted(shards) or epoch_order([table(rows)], [1.0], 1, epoch, shuffle_shards) != [segments]
 
 
 def test_neighbours_are_far_apart() -> None:

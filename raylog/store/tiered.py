@@ -108,15 +108,18 @@ class TieredStore:
         hot = self._arena_writer(frame, evictable=True)
         return writer if hot is None else HotWriter(writer, hot, self._keep_hot)
 
-    def create_cached(self, frame: Frame) -> ShardWriter:
+    def create_cached(self, frame: Frame, *, displaces: bool = False) -> ShardWriter:
         """A writer of a copy that may go when room is needed: in the arena, or on disk where the arena has none; on
-        disk too if it comes from a backup, from where it would be long in coming a second time."""
+        disk too if it comes from a backup, from where it would be long in coming a second time. `displaces`: on a full
+        disk other cached copies give way to it, since somebody waits for this one."""
         self._refuse_present(frame)
         self.arena.arrived(frame.header.shard_id)
         on_disk = self._second_chance(frame) if self.arena.is_from_afar(frame.header.shard_id) else None
         if on_disk is not None and on_disk.missing() != [(0, len(frame.chunks))]:
             return on_disk  # resumed: the arena lacks what the disk has
         cached = self._arena_writer(frame, evictable=True)
+        if cached is None and on_disk is None and displaces:
+            return self._with_room(lambda: self._cached_disk_writer(frame))
         if cached is None:
             return on_disk or self._cached_disk_writer(frame)
         return cached if on_disk is None else HotWriter(on_disk, cached, self._keep_hot)
@@ -319,12 +322,16 @@ class TieredStore:
     def _give_way(self, worth: float = math.inf) -> bool:
         """Drops the cached copy on disk that is worth least, if that is less than `worth`; of equals the oldest."""
         with self._lock:
-            able = [one for one in self._cached_on_disk if one not in self._pinned and not self._is_read(one)]
+            able = [one for one in self._cached_on_disk if self._may_go(one) and not self._is_read(one)]
         least = min(able, key=self.arena.worth_on_disk, default=None)
         if least is None or self.arena.worth_on_disk(least) >= worth:
             return False
         self.drop_cached(least)
         return True
+
+    def _may_go(self, shard_id: str) -> bool:
+        """Whether it is a cached copy that is whole: one that is still written would come back as one that is kept."""
+        return shard_id in self._cached_on_disk and shard_id not in self._pinned and self.disk.holds(shard_id)
 
     def _is_read(self, shard_id: str) -> bool:
         """Whether a process holds the file open: its deletion would free nothing yet."""
@@ -341,7 +348,7 @@ class TieredStore:
     def drop_cached(self, shard_id: str) -> None:
         """The cached copy on disk goes, unless it was promised or pinned meanwhile."""
         with self._lock:
-            if shard_id not in self._cached_on_disk or shard_id in self._pinned:
+            if not self._may_go(shard_id):
                 return
             del self._cached_on_disk[shard_id]
             with suppress(NotFound):

@@ -21,6 +21,7 @@ from raylog.errors import NoSpace, NotFound, UsageError
 from raylog.spec import Kind
 
 LOOKS_AT_ONCE = 8
+HELD_SHARDS_MAX = 512  # of those that this node keeps, each with an open file; beyond them as if they were cached
 TRIES = 3  # to hold a shard that gives way between coming and being held
 PATIENCE_S = 30.0  # with a node whose cache is full of what others hold
 PAUSE_S = 0.1
@@ -38,7 +39,7 @@ class TableChunks:
     """`rows` and `content_bytes`: of every chunk, in the order in which it was put; `chunks`: how many each shard has,
     `stored_bytes`: of each shard. Threads may share it.
 
-    A shard that this node keeps is held until `close`. One that is at most cached here is pulled when a chunk of it is
+    A shard that this node keeps is held until `close`, `is_kept`. One that is at most cached here is pulled when a chunk of it is
     needed; so many bytes of those as `held_bytes` says stay held for the next chunk, the others may give way and are
     pulled again. Making one brings nothing here.
     """
@@ -56,7 +57,7 @@ class TableChunks:
         self._idle: defaultdict[int, list[_Held]] = defaultdict(list)  # of cached shards the longest unused first
         self._idle_bytes = 0  # of those that this node only caches
         self._is_closed = self._is_whole = False
-        self.is_kept = reading.kept_here()
+        self.is_kept = [is_kept and at < HELD_SHARDS_MAX for at, is_kept in enumerate(reading.kept_here())]
         self.stored_bytes = [entry.shard.stored_bytes for entry in reading.manifest.shards]
         try:
             with ThreadPoolExecutor(LOOKS_AT_ONCE, thread_name_prefix="look") as executor:

@@ -1,5 +1,6 @@
 """`StreamingDataset`: tables as batches in an order that seed and epoch decide, read ahead, resumed exactly."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -140,6 +141,7 @@ class StreamingDataset(_Base):
             if unknown:
                 raise UsageError(f"expected dtypes of columns among {self._schema.names}, got {unknown}")
             self._kept = kept.pop_all()
+        self._process = os.getpid()
         self.workers = 0  # DataLoader workers of the present stage; 0: this process itself
         self._is_forking = False  # for a StreamingDataLoader: True in its workers
         self._reading_ahead = 0  # iterations under way in this process
@@ -309,6 +311,11 @@ class StreamingDataset(_Base):
 
     def _worker(self) -> int | None:
         """Which DataLoader worker this process is; None for none."""
+        if os.getpid() != self._process and not self._is_forking:
+            raise UsageError(
+                f"this dataset is process {self._process}'s: open another in each process, started with 'spawn', or use "
+                "a raylog.StreamingDataLoader"
+            )
         torch = sys.modules.get("torch")
         info = torch.utils.data.get_worker_info() if torch is not None else None
         if info is not None and not self._is_forking:

@@ -39,9 +39,9 @@ class TableChunks:
     """`rows` and `content_bytes`: of every chunk, in the order in which it was put; `chunks`: how many each shard has,
     `stored_bytes`: of each shard. Threads may share it.
 
-    A shard that this node keeps is held until `close`, `is_kept`. One that is at most cached here is pulled when a chunk of it is
-    needed; so many bytes of those as `held_bytes` says stay held for the next chunk, the others may give way and are
-    pulled again. Making one brings nothing here.
+    A shard that this node keeps is held until `close` (`is_kept`). One that is at most cached here is pulled when a
+    chunk of it is needed; so many bytes of those as `held_bytes` says stay held for the next chunk, the others may give
+    way and are pulled again. Making one brings nothing here.
     """
 
     def __init__(self, reading: Reading, columns: Sequence[str] | None, held_bytes: int) -> None:

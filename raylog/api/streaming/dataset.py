@@ -125,7 +125,8 @@ class StreamingDataset(_Base):
         self._seed, self._shuffle_shards = seed if shuffle else None, shuffle_shards
         self._read_ahead_bytes, self._held_bytes = read_ahead_bytes, held_bytes
         weights = parse_weights(name)
-        self.name, self._weights = " + ".join(weights), list(weights.values())
+        self._names, self._weights = list(weights), list(weights.values())
+        self.name = " + ".join(weights)
         with ExitStack() as kept:
             connected = client or kept.enter_context(connect())
             readings = [connected._reading(one) for one in weights]
@@ -135,7 +136,7 @@ class StreamingDataset(_Base):
                 for reading in readings
             ]
             self._tables = [Table(one.rows, one.chunks) for one in self._chunks]
-            check_filled({one: sum(table.rows) for one, table in zip(weights, self._tables, strict=True)})
+            check_filled({one: sum(table.rows) for one, table in zip(self._names, self._tables, strict=True)})
             self._schema = self._common_schema()
             unknown = sorted(self._dtypes.keys() - set(self._schema.names))
             if unknown:
@@ -203,7 +204,7 @@ class StreamingDataset(_Base):
             for table, segments in zip(self._chunks, needed, strict=True)
         ]
         schemas = [table.schema_by(shard) for table, shard in zip(self._chunks, shards, strict=True)]
-        check_alike({table.name: schema for table, schema in zip(self._chunks, schemas, strict=True)})
+        check_alike(dict(zip(self._names, schemas, strict=True)))
         return schemas[0]
 
     def _order(self, epoch: int) -> list[list[Segment]]:
@@ -313,8 +314,8 @@ class StreamingDataset(_Base):
         """Which DataLoader worker this process is; None for none."""
         if os.getpid() != self._process and not self._is_forking:
             raise UsageError(
-                f"this dataset is process {self._process}'s: open another in each process, started with 'spawn', or use "
-                "a raylog.StreamingDataLoader"
+                f"this dataset is process {self._process}'s: open another in each process, started with 'spawn', or "
+                "use a raylog.StreamingDataLoader"
             )
         torch = sys.modules.get("torch")
         info = torch.utils.data.get_worker_info() if torch is not None else None

@@ -18,7 +18,8 @@ from raylog.catalog.manifest import Manifest, ShardEntry
 from raylog.codec.frame import Frame
 from raylog.codec.keys import GroupKey
 from raylog.codec.open import ShardOpener
-from raylog.spec import Kind, Reference
+from raylog.errors import NotFound
+from raylog.spec import Kind, Reference, Version
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +80,14 @@ class Reading:
     def frame(self, position: int) -> Frame:
         """Of a shard that need not be on this node, and is not brought here. Raises as `Session.pull`."""
         return self._session.frame(self.manifest.shards[position].shard)
+
+    def is_deleted(self) -> bool:
+        """Whether the version is none any more."""
+        try:
+            versions: list[Version] = self._session.retried("catalog", "versions", self.manifest.name)
+        except NotFound:
+            return True
+        return self.digest not in (version.digest for version in versions)
 
     def pulls(self) -> Pulls:
         """For `bring`; to be cancelled when nobody needs what is under way any more."""

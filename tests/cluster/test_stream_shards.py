@@ -78,6 +78,17 @@ def test_shards_come_when_they_are_needed(client: raylog.Client, stored: raylog.
     assert 0.95 * stored.stored_bytes < moved < 1.05 * stored.stored_bytes
 
 
+def test_workers_where_it_is_only_cached(client: raylog.Client, stored: raylog.Version, other: NodeInfo) -> None:
+    """They can bring nothing: all is there before they start, and is held whatever `held_bytes` says."""
+
+    def rows(there: raylog.Client) -> list[int]:
+        with raylog.StreamingDataset(NAME, batch_size=64, client=there, held_bytes=0, columns=["n"]) as dataset:
+            loader = raylog.StreamingDataLoader(dataset, 2)
+            return [int(n) for _ in range(2) for batch in loader for n in batch["n"]]
+
+    assert Counter(calls.wait(begin_beside(other, rows), 60, "a task")) == Counter([*range(ROWS)] * 2)
+
+
 def test_a_version_larger_than_the_node(client: raylog.Client, stored: raylog.Version, small: NodeInfo) -> None:
     """Its arena is full of what stays there, its disk has room for a third of the version."""
     kept = np.random.default_rng(4).bytes(60 * MIB)
@@ -102,7 +113,8 @@ def test_a_version_larger_than_the_node(client: raylog.Client, stored: raylog.Ve
 
 def test_a_version_deleted_while_it_is_streamed(client: raylog.Client, other: NodeInfo) -> None:
     """Where it is kept the loop goes on to its end; where shards are yet to come it says what happened."""
-    client.put("stream/short-lived", pa.table({"n": np.arange(ROWS), "noise": np.random.default_rng(5).random(ROWS)}))
+    noise = pa.FixedSizeListArray.from_arrays(pa.array(np.random.default_rng(5).random(ROWS * 512)), 512)
+    client.put("stream/short-lived", pa.table({"n": np.arange(ROWS), "noise": noise}))
     here = raylog.StreamingDataset("stream/short-lived", batch_size=64, client=client, output="numpy")
 
     def deletes(there: raylog.Client) -> str:
@@ -124,6 +136,6 @@ def test_a_version_deleted_while_it_is_streamed(client: raylog.Client, other: No
     with here:
         batches = iter(here)
         first = next(batches)
-        print(calls.wait(begin_beside(other, deletes), 60, "a task"))
+        assert "the version that is streamed was deleted" in calls.wait(begin_beside(other, deletes), 60, "a task")
         rows = [int(n) for batch in (first, *batches) for n in batch["n"]]
         assert Counter(rows) == Counter(range(ROWS))

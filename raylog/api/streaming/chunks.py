@@ -17,7 +17,7 @@ from raylog.api.local_copy import LocalCopy
 from raylog.api.pulls import Pulls
 from raylog.codec.arrow import BatchOpener, batch_sizes
 from raylog.codec.frame import Frame
-from raylog.errors import NoSpace, NotFound, UsageError
+from raylog.errors import NoSpace, NotFound, Unavailable, UsageError
 from raylog.spec import Kind
 
 LOOKS_AT_ONCE = 8
@@ -161,18 +161,27 @@ class TableChunks:
                 time.sleep(PAUSE_S)
 
     def _open(self, position: int, pulls: Pulls) -> _Held:
-        for left in reversed(range(TRIES)):
-            try:
-                shard = self._reading.bring(position, pulls)
-                break
-            except NotFound:  # it came, and gave way to others before it was held
-                if not left:
-                    raise
+        shard = self._bring(position, pulls)
         try:
             return _Held(position, shard, BatchOpener(self._reading.opener(position, shard), self._columns))
         except BaseException:
             shard.close()
             raise
+
+    def _bring(self, position: int, pulls: Pulls) -> LocalCopy:
+        for left in reversed(range(TRIES)):
+            try:
+                return self._reading.bring(position, pulls)
+            except (NotFound, Unavailable) as error:
+                if self._reading.is_deleted():
+                    raise NotFound(
+                        f"{self.name}: the version that is streamed was deleted, and its shard {position} of "
+                        f"{len(self.chunks)} is not held here: stream another version, and hold (client.hold) what is "
+                        "in use"
+                    ) from error
+                if not left or not isinstance(error, NotFound):  # else it came, and gave way before it was held
+                    raise
+        raise AssertionError("the last try returns or raises")
 
     def _give_back(self, held: _Held) -> None:
         position = held.position

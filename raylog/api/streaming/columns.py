@@ -20,10 +20,16 @@ class Output(StrEnum):
 
 
 class Rows:
-    """Some rows, one after another in the order in which they are given out."""
+    """Some rows in the order in which they are given out: `content` as it was opened, of which `order` chooses; None:
+    all, as they stand."""
 
-    def __init__(self, content: pa.RecordBatch | Mapping[str, NDArray[Any]], count: int) -> None:
-        self.content, self.count = content, count
+    def __init__(
+        self,
+        content: pa.RecordBatch | Mapping[str, NDArray[Any]],
+        count: int,
+        order: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.content, self.count, self.order = content, count, order
 
     @classmethod
     def of_chunk(cls, batch: pa.RecordBatch, order: NDArray[np.int64], output: Output) -> "Rows":
@@ -31,12 +37,19 @@ class Rows:
         if output is Output.ARROW:
             return cls(batch.take(pa.array(order)), len(order))
         columns = zip(batch.schema.names, batch.columns, strict=True)
-        return cls({name: to_numpy(name, column)[order] for name, column in columns}, len(order))
+        return cls({name: to_numpy(name, column) for name, column in columns}, len(order), order)
 
     def slice(self, start: int, count: int) -> "Rows":
         if isinstance(self.content, pa.RecordBatch):
             return Rows(self.content.slice(start, count), count)
-        return Rows({name: column[start : start + count] for name, column in self.content.items()}, count)
+        assert self.order is not None
+        return Rows(self.content, count, self.order[start : start + count])
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A copy: the one that puts the rows in order, batch by batch, while they are in the cache."""
+        assert self.order is not None
+        found: NDArray[Any] = self.content[name].take(self.order, axis=0)
+        return found
 
 
 def as_batch(
@@ -46,8 +59,7 @@ def as_batch(
     places: NDArray[np.int64] | None = None,
 ) -> Any:
     """These rows as the dataset's user gets them; `dtypes` casts columns by name, `places` are where in the batch each
-    of the rows stands, one after another without. Without a cast, and from one chunk, they are views of its rows, which
-    nobody else is given. Raises `UsageError` for a column that no array or tensor can hold."""
+    of the rows stands, one after another without. Raises `UsageError` for a column that no array or tensor can hold."""
     if output is Output.ARROW:
         whole: Any = parts[0].content if len(parts) == 1 else pa.concat_batches([part.content for part in parts])
         return whole if places is None else whole.take(pa.array(np.argsort(places)))
@@ -73,7 +85,7 @@ def as_batch(
 def _column(
     parts: Sequence[Rows], name: str, dtype: np.dtype[Any] | None, places: NDArray[np.int64] | None
 ) -> NDArray[Any]:
-    columns: list[NDArray[Any]] = [part.content[name] for part in parts]
+    columns = [part.column(name) for part in parts]
     if len({column.shape[1:] for column in columns}) > 1:
         lengths = sorted({column.shape[1] for column in columns})
         raise _uneven(name, lengths[0], lengths[-1])

@@ -328,8 +328,9 @@ class StreamingDataset(_Base):
 
     def _ahead(self, parts: Parts) -> ReadAhead:
         """What opens the chunks of these, and brings their shards, before they are needed."""
-        threads = 1 if self._is_forking else THREADS
-        return ReadAhead(self._chunks, parts, self._rows_of, self._read_ahead_bytes, self._held_bytes // 2, threads)
+        # A forked process finds each shard held once, for one thread, and can bring none.
+        threads, pull_ahead_bytes = (1, 0) if self._is_forking else (THREADS, self._held_bytes // 2)
+        return ReadAhead(self._chunks, parts, self._rows_of, self._read_ahead_bytes, pull_ahead_bytes, threads)
 
     def _rows_of(self, part: int, segment: Segment, batch: pa.RecordBatch) -> Rows:
         if len(self._chunks) > 1 and batch.schema != self._schema:  # the columns of another table may stand otherwise

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from three_nodes import begin_beside, beside
+from three_nodes import begin_beside, beside, wait_until
 
 import raylog
 from raylog.actors import calls
@@ -37,8 +37,13 @@ def other(client: raylog.Client, stored: raylog.Version) -> NodeInfo:
 
 def brought(client: raylog.Client, node: NodeInfo) -> int:
     """How many of its shards are on a node."""
+    return len(lying(node) & set(client.replicas(NAME)))
+
+
+def lying(node: NodeInfo) -> set[str]:
+    """The shards on a node."""
     inventory = calls.wait(calls.node(node.ray_node_id).inventory.remote(), 10, "inventory")
-    return len({ref.shard_id for ref in inventory} & set(client.replicas(NAME)))
+    return {ref.shard_id for ref in inventory}
 
 
 def received_bytes(client: raylog.Client, node: NodeInfo) -> int:
@@ -128,7 +133,9 @@ def test_a_version_deleted_while_it_is_streamed(client: raylog.Client, other: No
         with raylog.StreamingDataset("stream/short-lived", **options) as dataset:
             batches = iter(dataset)
             next(batches)
+            shard_ids = set(there.replicas("stream/short-lived"))
             there.delete("stream/short-lived")
+            wait_until(lambda: not shard_ids & set().union(*(lying(info) for info in there.nodes())), 20, "gone")
             with pytest.raises(NotFound) as told:
                 list(batches)
             return str(told.value)

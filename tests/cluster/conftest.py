@@ -59,6 +59,12 @@ def client(machine: Machine) -> Iterator[raylog.Client]:
         bootstrap.stop()
 
 
+def newcomers(client: raylog.Client, before: set[str]) -> list[NodeInfo]:
+    """Nodes that were not there before, and that the monitor knows."""
+    measured = {sample.node_id for sample in client.telemetry()}
+    return [info for info in client.nodes() if info.node_id in measured - before]
+
+
 @pytest.fixture(scope="module")
 def small(machine: Machine, client: raylog.Client) -> Iterator[NodeInfo]:
     """One more node, whose directory is a file system of 24 MiB."""
@@ -69,8 +75,8 @@ def small(machine: Machine, client: raylog.Client) -> Iterator[NodeInfo]:
         pytest.skip("needs the right to mount a small file system")
     raylet = machine.cluster.add_node(num_cpus=2, object_store_memory=80 * MIB)
     try:
-        wait_until(lambda: len(client.telemetry()) == len(before) + 1, 30, "the small node answers and is measured")
-        (info,) = [info for info in client.nodes() if info.node_id not in before]
+        wait_until(lambda: len(newcomers(client, before)) == 1, 30, "the small node answers and is measured")
+        (info,) = newcomers(client, before)
         assert Path(info.directory) == directory
         yield info
         machine.cluster.remove_node(raylet, allow_graceful=False)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from three_nodes import begin_beside, beside, wait_until
+from three_nodes import begin_beside, beside, wait_until, wait_until_settled
 
 import raylog
 from raylog.actors import calls
@@ -27,6 +27,7 @@ def stored(client: raylog.Client) -> Iterator[raylog.Version]:
     column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), ROW_BYTES)
     yield client.put(NAME, pa.table({"noise": column, "n": np.arange(ROWS)}))
     client.delete(NAME)
+    wait_until_settled(client, 30)
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +134,10 @@ def test_a_version_deleted_while_it_is_streamed(client: raylog.Client, other: No
         with raylog.StreamingDataset("stream/short-lived", **options) as dataset:
             batches = iter(dataset)
             next(batches)
-            shard_ids = set(there.replicas("stream/short-lived"))
+            replicas = there.replicas("stream/short-lived")
+            keepers = [info for info in there.nodes() if info.node_id in set().union(*replicas.values())]
             there.delete("stream/short-lived")
-            wait_until(lambda: not shard_ids & set().union(*(lying(info) for info in there.nodes())), 20, "gone")
+            wait_until(lambda: not any(lying(info) & replicas.keys() for info in keepers), 30, "it is gone")
             with pytest.raises(NotFound) as told:
                 list(batches)
             return str(told.value)

@@ -1,9 +1,14 @@
-"""Tokenised text as shuffled batches: samples of 2,048 tokens per second, in one process, warm, beside what people use.
+"""Tokenised text as shuffled batches: samples of 2,048 tokens per second, warm, beside the peers of stream_peers.py.
 
 Every side gives batches of 32 samples as int64 torch tensors, in an order shuffled by its own means; raylog's are
 encrypted, verified and compressed. The tokens are the words of the Python sources on this machine, over and over, each
-time begun elsewhere. Peers that are not installed are left out and named. Medians of five rounds that alternate between
-the sides; `first_batch_s` from opening the dataset that lies on this machine.
+time begun elsewhere; the first two of a sample are its number, which tells the order. Peers that are not installed are
+left out and named. Rates are medians of rounds that alternate between the sides, each for `ROUND_S` at most, with 0 and
+with 2 workers; `first_batch_s` from opening the dataset that lies on this machine.
+
+Shuffling, of one whole epoch: `distance` is how far samples are from where they are stored, 1 for a perfect shuffle, 0
+for none; `together` how often two samples that are stored side by side come in one batch, as a multiple of what a
+perfect shuffle makes of it.
 
     python bench/stream.py [--json] [--quick]
 """
@@ -14,34 +19,23 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from common import parser, report, text_bytes
+from stream_peers import BATCH, ENCRYPTED, LENGTH, PEERS, Batches, Side, Tokens, as_column, memmap
 
 import raylog
 from raylog.settings import Settings
 from raylog.units import MIB
 
-LENGTH, BATCH, ROUNDS = 2048, 32, 5
+ROUNDS, ROUND_S, WORKERS = 5, 2.0, 2
 SAMPLES = 120_000  # 492 MB
 VOCABULARY = 50_000
-Tokens = np.ndarray[Any, np.dtype[np.uint16]]
-Batches = Callable[[int], Iterator[torch.Tensor]]  # of an epoch
-
-
-@dataclass(frozen=True)
-class Side:
-    """A way to stream: how to open it, and the bytes that it keeps on the disk."""
-
-    open: Callable[[], Batches]
-    stored_bytes: int
+NUMBER_BASE = 1 << 15  # of the two tokens that are a sample's number
 
 
 def make_tokens(samples: int) -> Tokens:
@@ -49,43 +43,24 @@ def make_tokens(samples: int) -> Tokens:
     words = re.findall(rb"\w+|[^\w]", text_bytes(min(64 * MIB, samples * LENGTH * 4)))
     found = np.array([ids.setdefault(word, len(ids)) % VOCABULARY for word in words], dtype=np.uint16)
     needed, turns = samples * LENGTH, -(-samples * LENGTH // len(found))
-    return np.concatenate([np.roll(found, -turn * 100_003) for turn in range(turns)])[:needed].reshape(samples, LENGTH)
-
-
-def stored(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def memmap(tokens: Tokens, folder: Path) -> Side:
-    """The raw tokens, in an order of single samples."""
-    path = folder / "tokens.npy"
-    np.save(path, tokens)
-
-    def start() -> Batches:
-        mapped = np.load(path, mmap_mode="r")
-
-        def epoch(seed: int) -> Iterator[torch.Tensor]:
-            order = np.random.default_rng(seed).permutation(len(mapped))
-            for at in range(0, len(order), BATCH):
-                yield torch.from_numpy(mapped[order[at : at + BATCH]].astype(np.int64))
-
-        return epoch
-
-    return Side(start, path.stat().st_size)
+    tokens = np.concatenate([np.roll(found, -turn * 100_003) for turn in range(turns)])[:needed]
+    tokens = tokens.reshape(samples, LENGTH)
+    tokens[:, 0], tokens[:, 1] = np.divmod(np.arange(samples), NUMBER_BASE)
+    return tokens
 
 
 def of_raylog(client: raylog.Client, tokens: Tokens) -> Side:
-    column = pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1)), LENGTH)
-    version = client.put("bench/stream", pa.table({"tokens": column}))
+    version = client.put("bench/stream", as_column(tokens))
 
-    def start() -> Batches:
+    def start(workers: int) -> Batches:
         dataset = raylog.StreamingDataset(
             "bench/stream", client=client, batch_size=BATCH, dtypes={"tokens": "int64"}, seed=1
         )
+        loader = raylog.StreamingDataLoader(dataset, workers)
 
         def epoch(seed: int) -> Iterator[torch.Tensor]:
             dataset.set_epoch(seed)
-            for batch in dataset:
+            for batch in loader:
                 yield batch["tokens"]
 
         return epoch
@@ -93,120 +68,82 @@ def of_raylog(client: raylog.Client, tokens: Tokens) -> Side:
     return Side(start, version.stored_bytes)
 
 
-def parquet(tokens: Tokens, folder: Path) -> Side:
-    """Row groups in a shuffled order, rows shuffled within each: what a script does by hand."""
-    path = folder / "tokens.parquet"
-    column = pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1)), LENGTH)
-    pq.write_table(pa.table({"tokens": column}), path, row_group_size=512, compression="lz4")
-
-    def start() -> Batches:
-        file = pq.ParquetFile(path)
-
-        def epoch(seed: int) -> Iterator[torch.Tensor]:
-            source = np.random.default_rng(seed)
-            for group in source.permutation(file.num_row_groups):
-                values = file.read_row_group(int(group))["tokens"].combine_chunks().flatten().to_numpy()
-                rows = values.reshape(-1, LENGTH)
-                order = source.permutation(len(rows))
-                for at in range(0, len(order), BATCH):
-                    yield torch.from_numpy(rows[order[at : at + BATCH]].astype(np.int64))
-
-        return epoch
-
-    return Side(start, path.stat().st_size)
+def order_of(batches: Batches, samples: int) -> np.ndarray[Any, Any]:
+    """The numbers of all samples of an epoch, in the order in which they come."""
+    heads = np.concatenate([batch[:, :2].numpy() for batch in batches(0)])
+    order = heads[:, 0] * NUMBER_BASE + heads[:, 1]
+    assert np.array_equal(np.sort(order), np.arange(samples)), "expected each sample once"
+    return order
 
 
-def hugging_face(tokens: Tokens, folder: Path) -> Side:
-    import datasets
-
-    column = pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1)), LENGTH)
-    datasets.Dataset(pa.table({"tokens": column})).save_to_disk(folder / "hf")
-
-    def start() -> Batches:
-        loaded = datasets.load_from_disk(folder / "hf").with_format("numpy")
-
-        def epoch(seed: int) -> Iterator[torch.Tensor]:
-            for batch in loaded.to_iterable_dataset(num_shards=64).shuffle(seed, buffer_size=1024).iter(BATCH):
-                yield torch.from_numpy(np.asarray(batch["tokens"]).astype(np.int64))
-
-        return epoch
-
-    return Side(start, stored(folder / "hf"))
+def shuffling(order: np.ndarray[Any, Any]) -> dict[str, float]:
+    samples = len(order)
+    places = np.argsort(order)
+    together = np.mean(places[1:] // BATCH == places[:-1] // BATCH)
+    return {
+        "distance": float(3 * np.mean(np.abs(places - np.arange(samples))) / samples),
+        "together": float(together * (samples - 1) / (BATCH - 1)),
+    }
 
 
-def webdataset(tokens: Tokens, folder: Path) -> Side:
-    import webdataset as wds
-
-    (folder / "wds").mkdir()
-    with wds.ShardWriter(f"{folder}/wds/%04d.tar", maxcount=4096, verbose=0) as writer:
-        for number, row in enumerate(tokens):
-            writer.write({"__key__": f"{number:09d}", "tokens": row.tobytes()})
-    names = sorted(str(path) for path in (folder / "wds").iterdir())
-
-    def start() -> Batches:
-        def epoch(seed: int) -> Iterator[torch.Tensor]:
-            found = wds.WebDataset(names, shardshuffle=len(names), seed=seed, empty_check=False).shuffle(1024)
-            rows: list[Tokens] = []
-            for sample in found:
-                rows.append(np.frombuffer(sample["tokens"], dtype=np.uint16))
-                if len(rows) == BATCH:
-                    yield torch.from_numpy(np.stack(rows).astype(np.int64))
-                    rows = []
-            if rows:
-                yield torch.from_numpy(np.stack(rows).astype(np.int64))
-
-        return epoch
-
-    return Side(start, stored(folder / "wds"))
-
-
-PEERS = {"parquet": parquet, "datasets": hugging_face, "webdataset": webdataset}
-
-
-def rate(batches: Batches, seed: int, samples: int) -> float:
+def rate(batches: Batches, seed: int) -> float:
     began_s, count = time.perf_counter(), 0
     for batch in batches(seed):
         count += batch.shape[0]
-    assert count == samples, f"expected {samples} samples, got {count}"
+        if time.perf_counter() - began_s > ROUND_S:
+            break
     return count / (time.perf_counter() - began_s)
 
 
 def first_batch_s(side: Side) -> float:
     began_s = time.perf_counter()
-    next(side.open()(0))
+    next(iter(side.open(0)(0)))
     return time.perf_counter() - began_s
+
+
+def rates_of(sides: dict[str, Batches], rounds: int) -> dict[str, float]:
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(1, rounds + 1):
+        for name, batches in sides.items():
+            found[name].append(rate(batches, number))
+    return {name: statistics.median(values) for name, values in found.items()}
 
 
 def run(samples: int, rounds: int) -> dict[str, Any]:
     tokens = make_tokens(samples)
+    missing = [name for name, (_, needs) in PEERS.items() if needs and importlib.util.find_spec(needs) is None]
     with tempfile.TemporaryDirectory(dir="/dev/shm") as top:
         folder = Path(top)
         settings = Settings(state=folder / "state", arena_bytes=max(256 * MIB, tokens.nbytes), disk_reserve_bytes=0)
         with raylog.connect("local", settings=settings) as client:
             sides = {"raylog": of_raylog(client, tokens), "memmap": memmap(tokens, folder)}
-            missing = [name for name in PEERS if name != "parquet" and importlib.util.find_spec(name) is None]
-            sides |= {name: make(tokens, folder) for name, make in PEERS.items() if name not in missing}
-            opened = {name: side.open() for name, side in sides.items()}
-            for batches in opened.values():
-                rate(batches, 0, samples)  # warm
-            rates: dict[str, list[float]] = {name: [] for name in sides}
-            for number in range(1, rounds + 1):
-                for name, batches in opened.items():
-                    rates[name].append(rate(batches, number, samples))
+            sides |= {name: make(tokens, folder) for name, (make, _) in PEERS.items() if name not in missing}
+            opened = {name: side.open(0) for name, side in sides.items()}
+            orders = {name: shuffling(order_of(batches, samples)) for name, batches in opened.items()}  # and warm now
+            rates = rates_of(opened, rounds)
+            opened.clear()
+            several = {name: side.open(WORKERS) for name, side in sides.items() if side.has_workers}
+            rates_in_workers = rates_of(several, rounds)
+            several.clear()
             firsts = {
                 name: statistics.median(first_batch_s(side) for _ in range(rounds)) for name, side in sides.items()
             }
-    medians = {name: statistics.median(found) for name, found in rates.items()}
-    best_peer = max((value for name, value in medians.items() if name not in ("raylog", "memmap")), default=0.0)
+    peers = {name: value for name, value in rates.items() if name not in ("raylog", "memmap")}
+    plain = [value for name, value in peers.items() if name not in ENCRYPTED]
+    sealed = [value for name, value in peers.items() if name in ENCRYPTED]
     return {
         "samples": samples,
         "content_bytes": tokens.nbytes,
-        "samples_per_s": medians,
-        "first_batch_s": firsts["raylog"],
-        "first_batch_s_of_peers": {name: value for name, value in firsts.items() if name != "raylog"},
+        "samples_per_s": rates,
+        "samples_per_s_2_workers": rates_in_workers,
+        "first_batch_s": firsts.pop("raylog"),
+        "first_batch_s_of_peers": firsts,
         "stored_bytes": {name: side.stored_bytes for name, side in sides.items()},
-        "ratio_best_peer": medians["raylog"] / best_peer,
-        "ratio_memmap": medians["raylog"] / medians["memmap"],
+        "shuffling": orders,
+        "ratio_best_peer": rates["raylog"] / max(plain),
+        "ratio_best_encrypted_peer": rates["raylog"] / max(sealed) if sealed else None,
+        "ratio_memmap": rates["raylog"] / rates["memmap"],
+        "ratio_memmap_2_workers": rates_in_workers["raylog"] / rates_in_workers["memmap"],
         "not_installed": missing,
     }
 

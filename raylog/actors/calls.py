@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import ray
 import ray.exceptions
 
-from raylog.errors import DeadlineExceeded, RaylogError, Unavailable
+from raylog.errors import DeadlineExceeded, RaylogError, Unavailable, UsageError
 
 NAMESPACE = "raylog"
 ANSWER_S = 5.0  # of an actor that has nothing to do for it
@@ -82,8 +82,31 @@ def wait(reference: Any, timeout_s: float, what: str) -> Any:
 
 def _check_connected() -> None:
     """Ray would connect by itself, somewhere, when it is asked while it is not connected."""
+    refuse_forked()
     if not ray.is_initialized():
         raise Unavailable("this process is not connected to a Ray cluster: use raylog.connect()")
+
+
+def refuse_forked() -> None:
+    """Raises `UsageError` in a process that was forked from a connected one: Ray would never answer it."""
+    if _Fork.is_of_connected:
+        raise UsageError(
+            "this process was forked from one that was connected to Ray, and cannot use that connection: start it with "
+            "'spawn', or fork before raylog.connect()"
+        )
+
+
+class _Fork:
+    """Whether this process was forked from one that was connected."""
+
+    is_of_connected = False
+
+    @classmethod
+    def note(cls) -> None:
+        cls.is_of_connected = cls.is_of_connected or ray.is_initialized()
+
+
+os.register_at_fork(after_in_child=_Fork.note)
 
 
 def end_process() -> None:

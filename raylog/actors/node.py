@@ -29,6 +29,7 @@ from raylog.actors.requests import (
     PinShards,
     ProbeBackup,
     PullShard,
+    ReadFrame,
     RepairShard,
     RestartRecords,
 )
@@ -181,6 +182,11 @@ class NodeActor:
             pull_id=asked.pull_id,
             elsewhere=asked.elsewhere,
         )
+
+    def frame(self, signed_request: bytes) -> bytes:
+        """A shard's frame, header and index, without the shard (pull.py)."""
+        asked, _ = self._requests.open(signed_request, ReadFrame)
+        return self._puller.frame(asked.shard, asked.sources, asked.deadline_s, asked.elsewhere).metadata
 
     @ray.method(concurrency_group=CONTROL)
     def pulls(self) -> dict[str, PullProgress]:

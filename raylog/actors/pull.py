@@ -103,7 +103,7 @@ class Puller:
         with self.cancels.watched(pull_id) as cancel, self._alone(ref.shard_id, deadline, cancel):
             if self._is_here(ref, durability):
                 return Outcome(moved_bytes=0, twice_bytes=0, seconds=time.monotonic() - started_s)
-            sink = StoreSink(self._store, durability, use)
+            sink = StoreSink(self._store, durability, use, is_read=qos is QosClass.READ)
             try:
                 with self._slot(deadline, cancel):
                     try:
@@ -210,6 +210,27 @@ class Puller:
         sink = MemorySink(numbers)
         self._fetch(ref, sources, sink, QosClass.READ, limit.deadline, limit.cancel, is_relayed=False)
         return sink.found
+
+    def frame(
+        self, ref: ShardRef, sources: Sequence[Source], deadline_s: float, elsewhere: Elsewhere = NOWHERE
+    ) -> Frame:
+        """A shard's frame, without the shard: as it is here, or as `pull` would have it. Raises as `pull`."""
+        with suppress(NotFound, DamagedData):
+            frame = self._store.look(ref.shard_id)
+            if frame.digest == ref.frame_digest:
+                return frame
+        limit, sink = Limit.within(deadline_s), MemorySink(())
+        try:
+            self._fetch(ref, sources, sink, QosClass.READ, limit.deadline, is_relayed=False)
+            return sink.frame
+        except ELSEWHERE as error:
+            last = error
+        for way in self.ways(ref, elsewhere, limit):
+            try:
+                return way().frame
+            except ELSEWHERE as error:
+                last = error
+        raise last
 
     def ways(self, ref: ShardRef, elsewhere: Elsewhere, limit: Limit) -> Iterator[Callable[[], ShardSource]]:
         """What to try where no node gives the shard (elsewhere.py)."""
@@ -351,14 +372,15 @@ class Cancels:
 
 
 class StoreSink:
-    """Where a pulled shard goes: as `durability` promises on a disk for its `use`, or into the cache for None."""
+    """Where a pulled shard goes: as `durability` promises on a disk for its `use`, or into the cache for None, to the
+    detriment of other cached copies if `is_read`, since a reader waits for it."""
 
-    def __init__(self, store: TieredStore, durability: Durability | None, use: Use) -> None:
-        self._store, self._durability, self._use = store, durability, use
+    def __init__(self, store: TieredStore, durability: Durability | None, use: Use, *, is_read: bool) -> None:
+        self._store, self._durability, self._use, self._is_read = store, durability, use, is_read
 
     def create(self, frame: Frame, /) -> ShardWriter:
         if self._durability is None:
-            return self._store.create_cached(frame)
+            return self._store.create_cached(frame, displaces=self._is_read)
         return self._store.create(frame, self._durability, self._use)
 
 

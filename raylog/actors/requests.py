@@ -39,6 +39,22 @@ class PullShard(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
         parse_id(self.shard.shard_id, "shard id")
 
 
+class ReadFrame(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The frame of a shard that need not be on the node: it asks `sources`, or where none of them gives it looks
+    `elsewhere`."""
+
+    action: ClassVar[str] = "node.frame"
+    askers: ClassVar[frozenset[str]] = CLIENTS_AND_CLUSTER
+
+    shard: ShardRef
+    sources: tuple[Source, ...]
+    deadline_s: float
+    elsewhere: Elsewhere = NOWHERE
+
+    def __post_init__(self) -> None:
+        parse_id(self.shard.shard_id, "shard id")
+
+
 class CancelPull(Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """That the pull or upload of this id ends; whoever knows the id asked for it."""
 

@@ -18,7 +18,8 @@ from raylog.catalog.manifest import Manifest, ShardEntry
 from raylog.codec.frame import Frame
 from raylog.codec.keys import GroupKey
 from raylog.codec.open import ShardOpener
-from raylog.spec import Kind, Reference
+from raylog.errors import NotFound
+from raylog.spec import Kind, Reference, Version
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,19 +91,49 @@ class Reading:
                     future.add_done_callback(_let_go)
                 raise
             executor.shutdown()
-            yield [self._opener(shard, entry) for shard, entry in zip(shards, self.manifest.shards, strict=True)]
+            yield [self.opener(position, shard) for position, shard in enumerate(shards)]
 
     @contextmanager
-    def one_open(self, number: int) -> Iterator[ShardOpener]:
-        """An opener of the version's shard at `number`, which is brought to this node and held there meanwhile."""
-        entry, pulls = self.manifest.shards[number], Pulls(self._session)
+    def one_open(self, position: int) -> Iterator[ShardOpener]:
+        """An opener of one of the version's shards, which is brought to this node and held there meanwhile."""
+        pulls = self.pulls()
         try:
-            shard = self._bring(pulls, entry)
+            shard = self.bring(position, pulls)
         except BaseException:
             pulls.cancel()
             raise
         with shard:
-            yield self._opener(shard, entry)
+            yield self.opener(position, shard)
+
+    def kept_here(self) -> list[bool]:
+        """Of each shard, in order: whether this node keeps it, and not only caches it at most."""
+        kept = self._session.kept_here([entry.shard.shard_id for entry in self.manifest.shards])
+        return [entry.shard.shard_id in kept for entry in self.manifest.shards]
+
+    def frame(self, position: int) -> Frame:
+        """Of a shard that need not be on this node, and is not brought here. Raises as `Session.pull`."""
+        return self._session.frame(self.manifest.shards[position].shard)
+
+    def is_deleted(self) -> bool:
+        """Whether the version is none any more."""
+        try:
+            versions: list[Version] = self._session.retried("catalog", "versions", self.manifest.name)
+        except NotFound:
+            return True
+        return self.digest not in (version.digest for version in versions)
+
+    def pulls(self) -> Pulls:
+        """For `bring`; to be cancelled when nobody needs what is under way any more."""
+        return Pulls(self._session)
+
+    def bring(self, position: int, pulls: Pulls) -> LocalCopy:
+        """A shard, held on this node until it is closed; pulled first if it is not there. Raises as `Pulls.pull`."""
+        return self._bring(pulls, self.manifest.shards[position])
+
+    def opener(self, position: int, shard: LocalCopy) -> ShardOpener:
+        """For one thread."""
+        keys = [self._keys[dek_id] for dek_id in self.manifest.shards[position].dek_ids]
+        return ShardOpener(shard.frame, keys, shard.chunk, shard.mend, self.manifest.shards[position].ranges)
 
     @property
     def digest(self) -> str:
@@ -118,10 +149,6 @@ class Reading:
                     digest.update(opener.chunk(entry.number))
                     codecs[entry.codec.name.lower()] += 1
         return Inspection(content_digest=digest.hexdigest(), chunks=codecs.total(), codecs=dict(codecs))
-
-    def _opener(self, shard: LocalCopy, entry: ShardEntry) -> ShardOpener:
-        keys = [self._keys[dek_id] for dek_id in entry.dek_ids]
-        return ShardOpener(shard.frame, keys, shard.chunk, shard.mend, entry.ranges)
 
     def _bring(self, pulls: Pulls, entry: ShardEntry) -> LocalCopy:
         return LocalCopy(self._session, pulls, self.manifest.name, entry.shard)

@@ -33,8 +33,9 @@ def connect_ray(address: str | None) -> RayConnection:
     cluster that runs on this machine, else a new one in this process.
 
     A dead address is found out by a TCP probe first: Ray itself would wait for minutes. Raises `Unavailable`, and
-    `UsageError` when the process is connected to another cluster than `address`.
+    `UsageError` when the process is connected to another cluster than `address`, or forked from a connected one.
     """
+    calls.refuse_forked()
     if ray.is_initialized():
         joined = ray.get_runtime_context().gcs_address
         if address not in (None, "auto", "local", joined):

@@ -25,6 +25,7 @@ from raylog.actors.requests import (
     MeasureDisks,
     ProbeBackup,
     PullShard,
+    ReadFrame,
     RepairShard,
     ask,
 )
@@ -43,6 +44,7 @@ from raylog.catalog.requests import (
     WithdrawVersion,
 )
 from raylog.catalog.retention import Retention
+from raylog.codec.frame import Frame
 from raylog.codec.pieces import Erasure
 from raylog.errors import (
     DeadlineExceeded,
@@ -251,7 +253,19 @@ class Session:
         outcome: Outcome = self._ask_around(target, pull, limit_s)
         return outcome
 
-    def _ask_around(self, target: NodeInfo, about: PullShard | RepairShard, limit_s: float) -> Any:
+    def frame(self, ref: ShardRef) -> Frame:
+        """A shard's frame, which is the manifest's, without bringing the shard here. Raises as `pull`."""
+        target, limit_s = self.local, self.settings.call_deadline_s
+        sources = sources_for(target, self.holders(ref.shard_id))
+        about = ReadFrame(shard=ref, sources=sources, deadline_s=limit_s)
+        return Frame.decode(self._ask_around(target, about, limit_s), ref.frame_digest)
+
+    def kept_here(self, shard_ids: Sequence[str]) -> set[str]:
+        """Which of these shards have an acknowledged replica on the local node."""
+        holding: dict[str, list[str]] = self.retried("catalog", "replicas", list(shard_ids))
+        return {shard_id for shard_id, node_ids in holding.items() if self.local.node_id in node_ids}
+
+    def _ask_around(self, target: NodeInfo, about: PullShard | RepairShard | ReadFrame, limit_s: float) -> Any:
         """Asks for the nodes that hold the shard first: most are on nodes, and where else one may be had, the catalog
         has to be asked."""
         try:

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import pyarrow as pa
 
-from raylog.codec.frame import Unit
+from raylog.codec.frame import Frame, Unit
 from raylog.codec.open import ShardOpener
 from raylog.codec.seal import ShardSealer
 from raylog.errors import SourceError, UsageError
@@ -183,6 +183,13 @@ def _iterate(batches: "BatchOpener", start: int, stop: int) -> Iterator[pa.Recor
         yield batch if high - low == rows else batch.slice(low - before, high - low)
 
 
+def batch_sizes(frame: Frame) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Rows and content bytes, with all columns, of the batches of a shard: as its frame says, which needs no key."""
+    count, units = frame.header.key_groups, frame.units[1:]
+    turns = [units[first : first + count] for first in range(0, len(units), count)]
+    return tuple(turn[0].rows for turn in turns), tuple(sum(unit.content_bytes for unit in turn) for turn in turns)
+
+
 class BatchOpener:
     """The batches of a shard, in any order; `rows` are their lengths, `content_bytes` their sizes with all columns,
     `schema` that of the chosen ones. `columns` as in `open_batches`, which says what is raised. For one thread."""
@@ -192,10 +199,7 @@ class BatchOpener:
         self._chosen = _choose_columns(self._layout, columns, opener.groups)
         fields = [self._layout.schema.field(column) for column in self._chosen]
         self.schema = pa.schema(fields, metadata=self._layout.schema.metadata)
-        count = len(self._layout.groups)
-        turns = [opener.units[first : first + count] for first in range(0, len(opener.units), count)]
-        self.rows = tuple(turn[0].rows for turn in turns)
-        self.content_bytes = tuple(sum(unit.content_bytes for unit in turn) for turn in turns)
+        self.rows, self.content_bytes = batch_sizes(opener.frame)
 
     def batch(self, number: int) -> pa.RecordBatch:
         """It points into the opened content. Raises `DamagedData`."""

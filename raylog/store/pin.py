@@ -26,6 +26,10 @@ class Pin:
         self.generation = generation
         self._holder: object = holder
 
+    @property
+    def is_held(self) -> bool:
+        return self._holder is not None
+
     def close(self) -> None:
         """Lets go; a second call does nothing."""
         self._holder = None

@@ -3,10 +3,12 @@
 import logging
 import math
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TypeVar
+from weakref import WeakSet
 
 from raylog.codec.frame import Frame
 from raylog.errors import Conflict, DamagedData, NoSpace, NotFound
@@ -52,7 +54,8 @@ class TieredStore:
             memory.rank = self.arena.rank
         self._cached_on_disk = dict.fromkeys(self.disk.cached())  # promised to nobody, oldest first
         self._pinned: set[str] = set()
-        self._lock = threading.Lock()  # of both: what is promised or pinned at this moment does not give way
+        self._files_read: defaultdict[str, WeakSet[Pin]] = defaultdict(WeakSet)  # of cached copies, by local processes
+        self._lock = threading.Lock()  # of these: what is promised, pinned or read at this moment does not give way
         for shard_id in self.disk.pinned():
             if self.disk.holds(shard_id):
                 self._pinned.add(shard_id)
@@ -105,15 +108,18 @@ class TieredStore:
         hot = self._arena_writer(frame, evictable=True)
         return writer if hot is None else HotWriter(writer, hot, self._keep_hot)
 
-    def create_cached(self, frame: Frame) -> ShardWriter:
+    def create_cached(self, frame: Frame, *, displaces: bool = False) -> ShardWriter:
         """A writer of a copy that may go when room is needed: in the arena, or on disk where the arena has none; on
-        disk too if it comes from a backup, from where it would be long in coming a second time."""
+        disk too if it comes from a backup, from where it would be long in coming a second time. `displaces`: on a full
+        disk other cached copies give way to it, since somebody waits for this one."""
         self._refuse_present(frame)
         self.arena.arrived(frame.header.shard_id)
         on_disk = self._second_chance(frame) if self.arena.is_from_afar(frame.header.shard_id) else None
         if on_disk is not None and on_disk.missing() != [(0, len(frame.chunks))]:
             return on_disk  # resumed: the arena lacks what the disk has
         cached = self._arena_writer(frame, evictable=True)
+        if cached is None and on_disk is None and displaces:
+            return self._with_room(lambda: self._cached_disk_writer(frame))
         if cached is None:
             return on_disk or self._cached_disk_writer(frame)
         return cached if on_disk is None else HotWriter(on_disk, cached, self._keep_hot)
@@ -314,7 +320,11 @@ class TieredStore:
         if self.memory is not None:
             with suppress(NotFound):
                 return self.memory.pin(shard_id)
-        return self.disk.pin(shard_id)
+        pin = self.disk.pin(shard_id)
+        with self._lock:
+            if shard_id in self._cached_on_disk:
+                self._files_read[shard_id].add(pin)
+        return pin
 
     def is_current(self, generation: int) -> bool:
         """Whether what a pin of this generation showed is still the same shard's bytes."""
@@ -336,12 +346,23 @@ class TieredStore:
     def _give_way(self, worth: float = math.inf) -> bool:
         """Drops the cached copy on disk that is worth least, if that is less than `worth`; of equals the oldest."""
         with self._lock:
-            able = [one for one in self._cached_on_disk if one not in self._pinned]
+            able = [one for one in self._cached_on_disk if self._may_go(one) and not self._is_read(one)]
         least = min(able, key=self.arena.worth_on_disk, default=None)
         if least is None or self.arena.worth_on_disk(least) >= worth:
             return False
         self.drop_cached(least)
         return True
+
+    def _may_go(self, shard_id: str) -> bool:
+        """Whether it is a cached copy that is whole: one that is still written would come back as one that is kept."""
+        return shard_id in self._cached_on_disk and shard_id not in self._pinned and self.disk.holds(shard_id)
+
+    def _is_read(self, shard_id: str) -> bool:
+        """Whether a process holds the file open: its deletion would free nothing yet."""
+        if any(pin.is_held for pin in self._files_read.get(shard_id, ())):
+            return True
+        self._files_read.pop(shard_id, None)
+        return False
 
     def is_cached(self, shard_id: str) -> bool:
         """Whether the copy on disk is promised to nobody."""
@@ -351,7 +372,7 @@ class TieredStore:
     def drop_cached(self, shard_id: str) -> None:
         """The cached copy on disk goes, unless it was promised or pinned meanwhile."""
         with self._lock:
-            if shard_id not in self._cached_on_disk or shard_id in self._pinned:
+            if not self._may_go(shard_id):
                 return
             del self._cached_on_disk[shard_id]
             with suppress(NotFound):

@@ -1,6 +1,8 @@
 """A real Ray cluster on this machine for the tests of this folder: three raylets, token authentication, a dashboard."""
 
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,10 +10,11 @@ from pathlib import Path
 import pytest
 import ray
 from ray.cluster_utils import Cluster
-from three_nodes import Machine
+from three_nodes import SMALL_DISK_BYTES, Machine, next_slot, wait_until
 
 import raylog
 from raylog.actors import bootstrap
+from raylog.actors.node_info import NodeInfo
 from raylog.settings import Settings
 from raylog.units import MIB
 
@@ -54,3 +57,32 @@ def client(machine: Machine) -> Iterator[raylog.Client]:
         bootstrap.wait_for_nodes(60)
         yield connected
         bootstrap.stop()
+
+
+def newcomers(client: raylog.Client, before: set[str]) -> list[NodeInfo]:
+    """Nodes that were not there before, and that the monitor knows."""
+    measured = {sample.node_id for sample in client.telemetry()}
+    return [info for info in client.nodes() if info.node_id in measured - before]
+
+
+@pytest.fixture(scope="module")
+def small(machine: Machine, client: raylog.Client) -> Iterator[NodeInfo]:
+    """One more node, whose directory is a file system of 24 MiB."""
+    before = {info.node_id for info in client.nodes()}
+    directory = next_slot(machine.settings.nodes_path)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_BYTES},mode=700", "tmpfs", str(directory)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    raylet = machine.cluster.add_node(num_cpus=2, object_store_memory=80 * MIB)
+    try:
+        wait_until(lambda: len(newcomers(client, before)) == 1, 30, "the small node answers and is measured")
+        (info,) = newcomers(client, before)
+        assert Path(info.directory) == directory
+        yield info
+        machine.cluster.remove_node(raylet, allow_graceful=False)
+        wait_until(lambda: {info.node_id for info in client.nodes()} == before, 20, "the small node left")
+        for path in (info.arena_path, info.socket_path):
+            Path(path).unlink(missing_ok=True)
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
+        shutil.rmtree(directory)

@@ -1,23 +1,16 @@
 """Full disks, a full arena, a shard file that is another's, a stranger on the wire: on real nodes."""
 
-import fcntl
 import shutil
-import subprocess
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from three_nodes import Machine, ask_node, lying, signer_of, wait_until
+from three_nodes import SMALL_DISK_BYTES, ask_node, beside, lying, signer_of, wait_until
 
 import raylog
-from raylog.actors import calls
 from raylog.actors.node_info import NodeInfo
 from raylog.actors.requests import EvictShard
 from raylog.errors import NoSpace, NotPermitted, PeerFault, Unsatisfiable
@@ -31,66 +24,9 @@ from raylog.wire.client import pull
 from raylog.wire.fetcher import Source
 from raylog.wire.sessions import PeerAddress
 
-DISK_BYTES = 24 * MIB
-
 
 def noise(seed: int, count: int) -> bytes:
     return np.random.default_rng(seed).bytes(count)
-
-
-@pytest.fixture(scope="module")
-def small(machine: Machine, client: raylog.Client) -> Iterator[NodeInfo]:
-    """One more node, whose directory is a file system of 24 MiB."""
-    before = {info.node_id for info in client.nodes()}
-    directory = next_slot(machine.settings.nodes_path)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=700", "tmpfs", str(directory)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a small file system")
-    raylet = machine.cluster.add_node(num_cpus=2, object_store_memory=80 * MIB)
-    try:
-        wait_until(lambda: len(client.telemetry()) == len(before) + 1, 30, "the small node answers and is measured")
-        (info,) = [info for info in client.nodes() if info.node_id not in before]
-        assert Path(info.directory) == directory
-        yield info
-        machine.cluster.remove_node(raylet, allow_graceful=False)
-        wait_until(lambda: {info.node_id for info in client.nodes()} == before, 20, "the small node left")
-        for path in (info.arena_path, info.socket_path):
-            Path(path).unlink(missing_ok=True)
-    finally:
-        subprocess.run(["umount", "--lazy", str(directory)], check=True)
-        shutil.rmtree(directory)
-
-
-def next_slot(nodes_path: Path) -> Path:
-    """The directory that the next node actor of this machine will claim."""
-    number = 0
-    while is_held(nodes_path / f"slot-{number}"):
-        number += 1
-    directory = nodes_path / f"slot-{number}"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    return directory
-
-
-def is_held(directory: Path) -> bool:
-    if not directory.exists():
-        return False
-    with (directory / "lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
-def beside(node: NodeInfo, method: str, *words: Any, **options: Any) -> Any:
-    """Calls a client's method in a process of that node, as a Ray task would."""
-
-    def task() -> Any:
-        with raylog.connect() as client:
-            return getattr(client, method)(*words, **options)
-
-    strategy = NodeAffinitySchedulingStrategy(node.ray_node_id, soft=False)
-    return calls.wait(ray.remote(num_cpus=0, scheduling_strategy=strategy)(task).remote(), 60, "a task")
 
 
 def test_a_disk_that_fills_half_way_through_a_put(client: raylog.Client, small: NodeInfo) -> None:
@@ -99,7 +35,7 @@ def test_a_disk_that_fills_half_way_through_a_put(client: raylog.Client, small: 
     nodes = len(client.nodes())
     for put in (client.put, partial(beside, small, "put")):
         with pytest.raises((NoSpace, Unsatisfiable)) as told:  # the second when a sample has told of the room by then
-            put("bad/large", noise(1, 2 * DISK_BYTES), replicas=nodes)
+            put("bad/large", noise(1, 2 * SMALL_DISK_BYTES), replicas=nodes)
         assert small.node_id[:12] in str(told.value)
         assert isinstance(told.value, Unsatisfiable) or "delete something or enlarge the tier" in str(told.value)
         assert not client.ls("bad/large")

@@ -18,6 +18,7 @@ from raylog.actors.requests import (
     EvictShard,
     PinShards,
     PullShard,
+    ReadFrame,
     RepairShard,
     StopRaylog,
     ask,
@@ -95,6 +96,7 @@ def requests(shard: ShardRef, holder: NodeInfo, empty: NodeInfo) -> list[tuple[N
                 pull_id=new_id(), shard=shard, sources=sources, durability=None, qos=QosClass.SHIP, deadline_s=20
             ),
         ),
+        (empty, ReadFrame(shard=shard, sources=sources, deadline_s=20)),
         (empty, CancelPull(pull_id=new_id())),
         (holder, RepairShard(shard=shard, numbers=(0,), sources=(), deadline_s=20)),
         (holder, EvictShard(shard_id=shard.shard_id)),

@@ -2,7 +2,10 @@
 way."""
 
 import json
+import multiprocessing
+import os
 import pickle
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -137,6 +140,44 @@ def test_workers_give_the_next_epoch_too(client: raylog.Client, stored: str) -> 
         for epoch in epochs:
             assert Counter(n for batch in epoch for n in batch) == Counter(range(ROWS))
         assert epochs[0] != epochs[1]
+
+
+def test_a_killed_worker_ends_the_loop_and_loses_nothing(client: raylog.Client, stored: str) -> None:
+    with opened(client, stored, columns=["n"]) as dataset:
+        loader = StreamingDataLoader(dataset, 2, prefetch_factor=1)
+        seen: list[int] = []
+        with pytest.raises(raylog.Unavailable, match="load_state_dict what state_dict says now"):
+            for batch in loader:
+                seen += numbers(batch)
+                if len(seen) == 5 * 128:
+                    os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+        assert len(seen) < ROWS
+        loader.load_state_dict(loader.state_dict())
+        seen += [n for batch in loader for n in numbers(batch)]
+        assert Counter(seen) == Counter(range(ROWS))
+
+
+def test_a_forked_process_is_told_what_to_do(client: raylog.Client, stored: str) -> None:
+    """Ray answers it never: each of these would hang."""
+    fork = multiprocessing.get_context("fork")
+    said = fork.SimpleQueue()
+    with opened(client, stored) as dataset:
+
+        def tries() -> None:
+            for attempt in (lambda: next(iter(dataset)), lambda: opened(client, stored), raylog.connect):
+                try:
+                    attempt()
+                except UsageError as error:
+                    said.put(str(error))
+            os._exit(0)
+
+        process = fork.Process(target=tries)
+        process.start()
+        process.join(20)
+        assert process.exitcode == 0
+        assert "open another in each process" in said.get()
+        assert all("was forked from one that was connected to Ray" in said.get() for _ in range(2))
+        assert sum(len(numbers(batch)) for batch in dataset) == ROWS
 
 
 def test_no_worker_is_started_beside_an_iteration(client: raylog.Client, stored: str) -> None:

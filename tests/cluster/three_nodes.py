@@ -1,12 +1,16 @@
 """What the tests of this folder share."""
 
+import fcntl
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import raylog
 from raylog.actors import calls
@@ -14,6 +18,9 @@ from raylog.actors.node_info import NodeInfo
 from raylog.actors.requests import ask
 from raylog.security.requests import Request, Signer
 from raylog.settings import Settings
+from raylog.units import MIB
+
+SMALL_DISK_BYTES = 24 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +72,41 @@ def wait_until_settled(client: raylog.Client, timeout_s: float) -> None:
         return {ref.shard_id for refs in calls.wait_all(inventories, 30, "inventory") for ref in refs} <= named
 
     wait_until(is_settled, timeout_s, "only named shards are left")
+
+
+def begin_beside(node: NodeInfo, action: Callable[[raylog.Client], Any]) -> Any:
+    """Ray's reference of what `action` gives in a process of that node, as a Ray task would."""
+
+    def task() -> Any:
+        with raylog.connect() as client:
+            return action(client)
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[action.__module__])  # workers cannot import tests
+    strategy = NodeAffinitySchedulingStrategy(node.ray_node_id, soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=strategy)(task).remote()
+
+
+def beside(node: NodeInfo, method: str, *words: Any, **options: Any) -> Any:
+    """Calls a client's method in a process of that node."""
+    return calls.wait(begin_beside(node, lambda client: getattr(client, method)(*words, **options)), 60, "a task")
+
+
+def next_slot(nodes_path: Path) -> Path:
+    """The directory that the next node actor of this machine will claim."""
+    number = 0
+    while is_held(nodes_path / f"slot-{number}"):
+        number += 1
+    directory = nodes_path / f"slot-{number}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    return directory
+
+
+def is_held(directory: Path) -> bool:
+    if not directory.exists():
+        return False
+    with (directory / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

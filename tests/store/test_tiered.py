@@ -416,6 +416,53 @@ def test_a_cached_copy_on_disk_gives_way_and_is_not_promised(plain: TieredStore)
     assert [ref.shard_id for ref in plain.shards()] == [promised.shard_id]
 
 
+def test_what_somebody_waits_for_displaces_cached_copies_on_a_full_disk(plain: TieredStore) -> None:
+    first, second, third = (sample_shard(seed) for seed in (1, 2, 3))
+    for shard in (first, second):
+        with plain.create_cached(shard.frame) as writer:
+            fill(writer, shard)
+            writer.commit()
+    plain.disk.tiers[0].reserve_bytes = 1 << 60
+    for displaces, left in ((False, 2), (True, 0)):
+        with pytest.raises(NoSpace):
+            plain.create_cached(third.frame, displaces=displaces)
+        assert len(plain.shards()) == left
+
+
+def test_a_cached_copy_that_is_still_written_does_not_give_way(plain: TieredStore) -> None:
+    """It would be taken for one that is kept once it is whole."""
+    shard = sample_shard(1)
+    with plain.create_cached(shard.frame) as writer:
+        plain.disk.tiers[0].reserve_bytes = 1 << 60
+        with pytest.raises(NoSpace):
+            plain.stage(MIB)
+        fill(writer, shard)
+        writer.commit()
+    assert plain.is_cached(shard.shard_id) and plain.disk.cached() == [shard.shard_id]
+    with pytest.raises(NoSpace):
+        plain.stage(MIB)
+    assert plain.shards() == [], "it goes now"
+
+
+def test_a_cached_copy_whose_file_is_read_stays_till_then(plain: TieredStore) -> None:
+    """To delete it would free nothing, and it would have to be pulled again."""
+    read, idle = sample_shard(1), sample_shard(2)
+    for shard in (read, idle):
+        with plain.create_cached(shard.frame) as writer:
+            fill(writer, shard)
+            writer.commit()
+    pins = [plain.pin(read.shard_id) for _ in range(2)]
+    plain.disk.tiers[0].reserve_bytes = 1 << 60
+    for _ in range(2):
+        with pytest.raises(NoSpace):
+            plain.stage(MIB)
+        assert [ref.shard_id for ref in plain.shards()] == [read.shard_id]
+        pins.pop().close()
+    with pytest.raises(NoSpace):
+        plain.stage(MIB)
+    assert plain.shards() == []
+
+
 def test_a_cached_copy_on_disk_is_still_cached_after_a_restart(tmp_path: Path) -> None:
     cluster, (cached, kept, given) = new_id(), (sample_shard(seed) for seed in (1, 2, 3))
     store = TieredStore(None, DiskTier(tmp_path, cluster_id=cluster))

@@ -1,35 +1,41 @@
-"""`StreamingDataset`: a table as batches in an order that seed and epoch decide, read ahead, resumed exactly."""
+"""`StreamingDataset`: tables as batches in an order that seed and epoch decide, read ahead, resumed exactly."""
 
+import os
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from itertools import islice
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self, TypeVar
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
 from raylog.api.client import Client, connect
 from raylog.api.ranks import find_rank
+from raylog.api.streaming.ahead import ReadAhead
 from raylog.api.streaming.chunks import TableChunks
 from raylog.api.streaming.columns import Output, Rows, as_batch
+from raylog.api.streaming.mixture import check_alike, check_filled, mixture_digest, parse_weights
 from raylog.api.streaming.order import (
+    Parts,
     Segment,
     Stage,
+    Table,
     batches_in,
     epoch_order,
+    lengths_of,
+    part_seed,
+    places_of,
     remaining,
     row_order,
     samples_in,
     share,
 )
 from raylog.errors import UsageError
-from raylog.units import MIB
+from raylog.units import GIB, MIB
 
 READ_AHEAD_BYTES = 16 * MIB  # little enough to be in the cores' caches still when it is asked for
+HELD_BYTES = GIB
 THREADS = 2  # that open chunks beside the loop
 STATE_VERSION = 1
 T = TypeVar("T")
@@ -52,11 +58,13 @@ class _State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     seed: int | None
     epoch: Annotated[int, msgspec.Meta(ge=0)]
     stages: tuple[Stage, ...] = ()
+    shuffle_shards: int | None = None
 
 
 class StreamingDataset(_Base):
-    """The rows of the table `name` or `name@3`, as batches: `for batch in dataset`. `client`: a connection that is
-    there already; else this dataset makes its own.
+    """The rows of the table `name` or `name@3`, as batches: `for batch in dataset`; or of several tables with their
+    weights, `{"corpora/wiki": 0.7, "corpora/code": 0.3}`. `client`: a connection that is there already; else this
+    dataset makes its own.
 
     The order follows from `seed` and epoch alone: the version's chunks shuffled, and the rows of each (`shuffle=False`:
     as they were put). Every rank gets an equal share, to a sample, of which `batch_size` rows make a batch: a dict of
@@ -64,19 +72,31 @@ class StreamingDataset(_Base):
     axes. `dtypes` casts columns by name. The next chunks are opened by threads, `read_ahead_bytes` ahead at most.
     `drop_last`: every rank gives as many batches, all full; else the last may be short, and ranks may differ by one.
 
+    Of several tables every batch has its share of each, to a sample or two. An epoch is as long as all of them
+    together; a table whose weight asks for more begins again, shuffled anew, and one that gives fewer goes on there in
+    the next epoch, so that of each table every sample comes before any comes again.
+
+    Nothing is brought to this node before it is needed: shards that it does not keep are pulled in the order of the
+    epoch, for all processes here once, into its cache, which never grows beyond its tiers. This dataset holds at most
+    `held_bytes` of them there, of which half ahead of their need. Where the cache is smaller than the tables, say of
+    how many shards the chunks are to be shuffled among each other (`shuffle_shards`; None: of all), so that each is
+    pulled once and not for every chunk.
+
     `state_dict()` says how far it is; `load_state_dict` goes on there with exactly the samples that are left, on any
     number of ranks, provided that all ranks had taken as many batches (as they do in step). After the last batch the
     next epoch begins with the next `for`; `set_epoch` says which it is.
 
-    It goes into workers of a `StreamingDataLoader`, which are forked: the keys leave no process in another way.
+    It goes into workers of a `StreamingDataLoader`, which are forked: the keys leave no process in another way. All
+    shards are brought here and held before that.
 
-    Raises `UsageError` for what is no table, unknown columns, a rank out of range; `NotFound`; while iterating
-    `DamagedData` when a chunk can be had whole nowhere.
+    Raises `UsageError` for what is no table, unknown columns, columns that differ among tables, a rank out of range;
+    `NotFound`; while iterating `DamagedData` when a chunk can be had whole nowhere, `NotFound` when its version was
+    deleted, `NoSpace` when this node has no room for a shard.
     """
 
     def __init__(
         self,
-        name: str,
+        name: str | Mapping[str, float],
         *,
         batch_size: int,
         client: Client | None = None,
@@ -89,32 +109,40 @@ class StreamingDataset(_Base):
         dtypes: Mapping[str, Any] | None = None,
         drop_last: bool = False,
         read_ahead_bytes: int = READ_AHEAD_BYTES,
+        held_bytes: int = HELD_BYTES,
+        shuffle_shards: int | None = None,
     ) -> None:
         if output not in list(Output):
             raise UsageError(f"expected an output of {', '.join(Output)}, got {output!r}")
-        if seed < 0 or batch_size < 1 or read_ahead_bytes < 0:
-            raise UsageError(
-                f"expected seed and read_ahead_bytes from 0 and batch_size from 1, got {seed}, {read_ahead_bytes} and "
-                f"{batch_size}"
-            )
+        least = {"batch_size": 1, "seed": 0, "read_ahead_bytes": 0, "held_bytes": 0, "shuffle_shards": 1}
+        given = (batch_size, seed, read_ahead_bytes, held_bytes, 1 if shuffle_shards is None else shuffle_shards)
+        for (what, limit), value in zip(least.items(), given, strict=True):
+            if value < limit:
+                raise UsageError(f"expected {what} from {limit}, got {value}")
         self.rank, self.world_size = find_rank(rank, world_size)
         self._output, self._batch_size, self._drop_last = Output(output), batch_size, drop_last
-        self._dtypes = {name: np.dtype(one) for name, one in (dtypes or {}).items()}
-        self._seed = seed if shuffle else None
-        self._read_ahead_bytes = read_ahead_bytes
-        self.name = name
+        self._dtypes = {column: np.dtype(one) for column, one in (dtypes or {}).items()}
+        self._seed, self._shuffle_shards = seed if shuffle else None, shuffle_shards
+        self._read_ahead_bytes, self._held_bytes = read_ahead_bytes, held_bytes
+        weights = parse_weights(name)
+        self._names, self._weights = list(weights), list(weights.values())
+        self.name = " + ".join(weights)
         with ExitStack() as kept:
-            reading = (client or kept.enter_context(connect())).open(name)
-            self.digest = reading.digest
-            self._chunks = kept.enter_context(closing(TableChunks(reading, columns)))
-            self._idle = SimpleQueue[TableChunks]()
-            for one in (self._chunks, *(TableChunks(reading, columns) for _ in range(THREADS - 1))):
-                self._idle.put(one)
-                kept.callback(one.close)
-            unknown = sorted(self._dtypes.keys() - set(self._chunks.schema.names))
+            connected = client or kept.enter_context(connect())
+            readings = [connected.open(one) for one in weights]
+            self.digest = mixture_digest([reading.digest for reading in readings], self._weights)
+            self._chunks = [
+                kept.enter_context(closing(TableChunks(reading, columns, held_bytes // len(readings))))
+                for reading in readings
+            ]
+            self._tables = [Table(one.rows, one.chunks) for one in self._chunks]
+            check_filled({one: sum(table.rows) for one, table in zip(self._names, self._tables, strict=True)})
+            self._schema = self._common_schema()
+            unknown = sorted(self._dtypes.keys() - set(self._schema.names))
             if unknown:
-                raise UsageError(f"expected dtypes of columns among {self._chunks.schema.names}, got {unknown}")
+                raise UsageError(f"expected dtypes of columns among {self._schema.names}, got {unknown}")
             self._kept = kept.pop_all()
+        self._process = os.getpid()
         self.workers = 0  # DataLoader workers of the present stage; 0: this process itself
         self._is_forking = False  # for a StreamingDataLoader: True in its workers
         self._reading_ahead = 0  # iterations under way in this process
@@ -145,6 +173,8 @@ class StreamingDataset(_Base):
         starts them; from then on they have what is to be given. Raises `UsageError` while this process iterates."""
         if self._reading_ahead:  # its threads do not go along, and what they hold would never be given back
             raise UsageError("expected no iteration over this dataset under way here when workers start: end it first")
+        for table in self._chunks:
+            table.hold_all()
         self.workers = workers
         self._begin()
         self._is_forking = True
@@ -166,15 +196,42 @@ class StreamingDataset(_Base):
             self._behind = ()
         self._batches, self._is_resumed = 0, True
 
-    def _left(self) -> list[Segment]:
-        """Of the epoch, when the present stage begins."""
-        behind = self._behind if self._is_resumed else ()
-        return remaining(epoch_order(self._chunks.rows, self._seed, self._epoch), behind)
+    def _common_schema(self) -> pa.Schema:
+        """Read from the shards that this rank needs first."""
+        needed = share(self._order(0), self.rank, self.world_size)
+        shards = [
+            table.shard_of(segments[0].chunk) if segments else 0
+            for table, segments in zip(self._chunks, needed, strict=True)
+        ]
+        schemas = [table.schema_by(shard) for table, shard in zip(self._chunks, shards, strict=True)]
+        check_alike(dict(zip(self._names, schemas, strict=True)))
+        return schemas[0]
 
-    def _given(self, segments: Sequence[Segment], batches_max: int) -> Iterator[Any]:
-        for parts in islice(self._batched(segments), batches_max):
-            if not self._drop_last or sum(part.count for part in parts) == self._batch_size:
-                yield as_batch(parts, self._output, self._dtypes)
+    def _order(self, epoch: int) -> list[list[Segment]]:
+        return epoch_order(self._tables, self._weights, self._seed, epoch, self._shuffle_shards)
+
+    def _left(self) -> list[list[Segment]]:
+        """Of the epoch, when the present stage begins."""
+        return remaining(self._order(self._epoch), self._behind if self._is_resumed else ())
+
+    def _given(self, parts: Parts, batches_max: int) -> Iterator[Any]:
+        lengths = lengths_of(parts)
+        total = sum(lengths)
+        full = total // self._batch_size if self._drop_last else -(-total // self._batch_size)
+        self._reading_ahead += 1
+        try:
+            with self._ahead(parts) as ahead:
+                for start in range(0, total, self._batch_size)[: min(batches_max, full)]:
+                    stop = min(start + self._batch_size, total)
+                    if len(parts) == 1:
+                        yield as_batch(ahead.take(0, stop - start), self._output, self._dtypes)
+                        continue
+                    tables = places_of(lengths, start, stop)
+                    counts = np.bincount(tables, minlength=len(parts)).tolist()
+                    rows = [one for part, count in enumerate(counts) for one in ahead.take(part, count)]
+                    yield as_batch(rows, self._output, self._dtypes, np.argsort(tables, kind="stable"))
+        finally:
+            self._reading_ahead -= 1
 
     def _stage(self) -> Stage:
         """The present one."""
@@ -198,7 +255,7 @@ class StreamingDataset(_Base):
     @property
     def samples(self) -> int:
         """Of one epoch, all ranks together."""
-        return sum(self._chunks.rows)
+        return sum(sum(table.rows) for table in self._tables)
 
     def set_epoch(self, epoch: int) -> None:
         """The next `for` gives this epoch, from its beginning. Raises `UsageError` for one below 0."""
@@ -209,7 +266,13 @@ class StreamingDataset(_Base):
     def state_dict(self) -> dict[str, Any]:
         """How far it is, as JSON-able values. The batch that was given last counts as used."""
         stages = (*self._behind, self._stage()) if self._batches else self._behind
-        state = _State(digest=self.digest, seed=self._seed, epoch=self._epoch, stages=stages)
+        state = _State(
+            digest=self.digest,
+            seed=self._seed,
+            epoch=self._epoch,
+            stages=stages,
+            shuffle_shards=self._shuffle_shards,
+        )
         found: dict[str, Any] = msgspec.to_builtins(state)
         return found
 
@@ -221,11 +284,13 @@ class StreamingDataset(_Base):
             raise UsageError(f"expected what StreamingDataset.state_dict gave: {error}") from None
         if found.raylog_stream_state != STATE_VERSION:
             raise UsageError(f"expected a state of version {STATE_VERSION}, got {found.raylog_stream_state}")
-        if (found.digest, found.seed) != (self.digest, self._seed):
+        theirs = found.digest, found.seed, found.shuffle_shards
+        if theirs != (self.digest, self._seed, self._shuffle_shards):
             raise UsageError(
-                f"the state is of seed {found.seed} and the version with digest {found.digest[:16]}, this dataset of "
-                f"seed {self._seed} and {self.name} with digest {self.digest[:16]}: name that version, and give that "
-                "seed and shuffle"
+                f"the state is of seed {found.seed}, shuffle_shards {found.shuffle_shards} and the version with digest "
+                f"{found.digest[:16]}, this dataset of seed {self._seed}, shuffle_shards {self._shuffle_shards} and "
+                f"{self.name} with digest {self.digest[:16]}: name that version, or those versions and weights, and "
+                "give that seed, shuffle and shuffle_shards"
             )
         self._epoch, self._behind, self._batches, self._is_resumed = found.epoch, found.stages, 0, True
 
@@ -247,6 +312,11 @@ class StreamingDataset(_Base):
 
     def _worker(self) -> int | None:
         """Which DataLoader worker this process is; None for none."""
+        if os.getpid() != self._process and not self._is_forking:
+            raise UsageError(
+                f"this dataset is process {self._process}'s: open another in each process, started with 'spawn', or "
+                "use a raylog.StreamingDataLoader"
+            )
         torch = sys.modules.get("torch")
         info = torch.utils.data.get_worker_info() if torch is not None else None
         if info is not None and not self._is_forking:
@@ -256,52 +326,15 @@ class StreamingDataset(_Base):
             )
         return None if info is None else int(info.id)
 
-    def _batched(self, segments: Sequence[Segment]) -> Iterator[list[Rows]]:
-        parts: list[Rows] = []
-        lacking = self._batch_size
-        for rows in self._read_ahead(segments):
-            at = 0
-            while at < rows.count:
-                part = rows.slice(at, min(lacking, rows.count - at))
-                parts.append(part)
-                at += part.count
-                lacking -= part.count
-                if not lacking:
-                    yield parts
-                    parts, lacking = [], self._batch_size
-        if parts:
-            yield parts
+    def _ahead(self, parts: Parts) -> ReadAhead:
+        """What opens the chunks of these, and brings their shards, before they are needed."""
+        # A forked process finds each shard held once, for one thread, and can bring none.
+        threads, pull_ahead_bytes = (1, 0) if self._is_forking else (THREADS, self._held_bytes // 2)
+        return ReadAhead(self._chunks, parts, self._rows_of, self._read_ahead_bytes, pull_ahead_bytes, threads)
 
-    def _read_ahead(self, segments: Sequence[Segment]) -> Iterator[Rows]:
-        """The rows of each segment; threads open the next ones, one at least."""
-        coming: deque[tuple[Future[Rows], int]] = deque()
-        ahead_bytes, following = 0, iter(segments)
-        threads = 1 if self._is_forking else THREADS
-        self._reading_ahead += 1
-        with ThreadPoolExecutor(threads, thread_name_prefix="stream") as executor:
-            try:
-                while True:
-                    while not coming or ahead_bytes < self._read_ahead_bytes:
-                        segment = next(following, None)
-                        if segment is None:
-                            break
-                        size = self._chunks.content_bytes[segment.chunk]
-                        coming.append((executor.submit(self._open, segment), size))
-                        ahead_bytes += size
-                    if not coming:
-                        return
-                    future, size = coming.popleft()
-                    ahead_bytes -= size
-                    yield future.result()
-            finally:
-                executor.shutdown(cancel_futures=True)
-                self._reading_ahead -= 1
-
-    def _open(self, segment: Segment) -> Rows:
-        rows = self._chunks.rows[segment.chunk]
-        order = row_order(segment.chunk, rows, self._seed, self._epoch)[segment.start : segment.stop]
-        chunks = self._idle.get()
-        try:
-            return Rows.of_chunk(chunks.batch(segment.chunk), order, self._output)
-        finally:
-            self._idle.put(chunks)
+    def _rows_of(self, part: int, segment: Segment, batch: pa.RecordBatch) -> Rows:
+        if len(self._chunks) > 1 and batch.schema != self._schema:  # the columns of another table may stand otherwise
+            columns = [batch.column(name) for name in self._schema.names]
+            batch = pa.RecordBatch.from_arrays(columns, schema=self._schema)
+        order = row_order(segment.chunk, batch.num_rows, part_seed(self._seed, part), segment.turn)
+        return Rows.of_chunk(batch, order[segment.start : segment.stop], self._output)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from raylog.codec.delta import Delta, DeltaName, apply_delta, check_digest, parse_delta_name, words_of
+from raylog.codec.delta import Delta, apply_delta, check_digest, parse_delta_name, words_of
 from raylog.codec.open import ShardOpener
 from raylog.codec.stream import ContentStream
 from raylog.codec.tensors import STORED, Array, TensorEntry, bytes_of, read_entries
@@ -74,7 +74,9 @@ class TensorAssembly:
         for changes, gaps in found.items():
             other = changes._replace(part="gaps" if changes.part == "bits" else "bits")
             if other not in found:
-                raise _incomplete(f"expected {str(other)!r} beside {str(changes)!r}, the version's shards do not hold it")
+                raise _incomplete(
+                    f"expected {str(other)!r} beside {str(changes)!r}, the version's shards do not hold it"
+                )
             if changes.part == "gaps":
                 deltas.setdefault(changes.of, {})[changes.number] = Delta(gaps, found[other])
         return deltas

@@ -31,6 +31,17 @@ class Delta(NamedTuple):
     bits: Array
 
 
+class Changes(NamedTuple):
+    """Positions of the words that differ, in order, and exclusive or of each before and after."""
+
+    positions: Positions
+    bits: Words
+
+    def apply(self, words: Words) -> None:
+        """Makes them what they are after, or before again."""
+        words[self.positions] ^= self.bits
+
+
 class DeltaName(NamedTuple):
     """Of one of the two tensors of a delta: the `number`-th of the tensor `of`."""
 
@@ -53,9 +64,8 @@ def words_of(array: Array) -> Words:
     return array.reshape(-1).view(f"u{min(array.dtype.itemsize, 8)}")
 
 
-def find_changes(before: Words, after: Words, count_max: int) -> tuple[Positions, Words] | None:
-    """Positions of the words that differ, in order, and their bits that do; None when they are more than `count_max`,
-    found out without looking at all of them."""
+def find_changes(before: Words, after: Words, count_max: int) -> Changes | None:
+    """None when more than `count_max` words differ, found out without looking at all of them."""
     positions, bits = [np.empty(0, np.int64)], [np.empty(0, after.dtype)]
     count = 0
     for first in range(0, after.size, _BLOCK_WORDS):
@@ -67,7 +77,7 @@ def find_changes(before: Words, after: Words, count_max: int) -> tuple[Positions
         if found.size:
             positions.append(found + first)
             bits.append(differ[found])
-    return np.concatenate(positions), np.concatenate(bits)
+    return Changes(np.concatenate(positions), np.concatenate(bits))
 
 
 def write_gaps(positions: Positions) -> NDArray[np.uint8]:
@@ -91,9 +101,9 @@ def read_gaps(gaps: Array) -> Iterator[Positions]:
         yield reached[block != _STEP]
 
 
-def delta_of(positions: Positions, bits: Words, after: Words) -> Delta:
+def delta_of(changes: Changes, after: Words) -> Delta:
     """`after`: all of the tensor, as it is with them."""
-    return Delta(np.concatenate([_digest(after), write_gaps(positions)]), bits)
+    return Delta(np.concatenate([_digest(after), write_gaps(changes.positions)]), changes.bits)
 
 
 def apply_delta(words: Words, delta: Delta, name: str) -> None:
@@ -103,7 +113,7 @@ def apply_delta(words: Words, delta: Delta, name: str) -> None:
     fits = gaps.dtype == np.uint8 and gaps.ndim == bits.ndim == 1 and gaps.size >= DIGEST_BYTES
     first = 0
     for positions in read_gaps(gaps[DIGEST_BYTES:]) if fits and bits.dtype == words.dtype else ():
-        changed = bits[first : first + positions.size]
+        changed: Words = bits[first : first + positions.size].view(words.dtype)
         if changed.size != positions.size or (positions.size and positions[-1] >= words.size):
             break
         words[positions] ^= changed

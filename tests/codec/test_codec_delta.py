@@ -33,7 +33,7 @@ NAMES = st.text(max_size=9)
 def made(before: Any, after: Any) -> Delta:
     found = find_changes(words_of(before), words_of(after), after.size * 2)
     assert found is not None
-    return delta_of(*found, words_of(after))
+    return delta_of(found, words_of(after))
 
 
 @given(st.sets(st.integers(0, 5000)))

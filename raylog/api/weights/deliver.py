@@ -1,0 +1,72 @@
+"""A version that was published, brought to all living nodes by relay: to each what it was not brought before."""
+
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+
+import msgspec
+
+from raylog.actors.node_info import NodeInfo
+from raylog.api.progress import OnProgress
+from raylog.api.session import Session
+from raylog.api.ship import Shipment
+from raylog.catalog.manifest import Manifest
+from raylog.errors import RaylogError
+from raylog.spec import QosClass, Reference
+
+log = logging.getLogger("raylog.weights")
+QOS = QosClass.CHECKPOINT
+"""Before shipments of datasets, which last and which nobody waits for; behind what a training step waits for."""
+ALONE_S = 10.0  # for each node by itself, when the deadline is near
+
+
+class Delivery:
+    """Of one name's versions. What a node loses after it came there, a subscriber has brought there again."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._lock = threading.Lock()
+        self._brought: dict[str, frozenset[str]] = {}  # node id -> the shards of the last version
+
+    def deliver(self, reference: Reference, timeout_s: float, on_progress: OnProgress | None) -> None:
+        """Returns when all living nodes have the version, or have failed to get it within about `timeout_s`: these are
+        named in a warning. Raises `NotFound` when it was deleted, `Unavailable`."""
+        with self._lock:
+            manifest = self._session.manifest(reference)
+            nodes = self._session.nodes()
+            failed = self._ship(manifest, self._alike(nodes), timeout_s, on_progress)
+            if failed:  # one node's failure ends a shipment for the others too
+                living = {info.node_id for info in self._session.nodes()}
+                alone = [[info] for info, _ in failed if info.node_id in living]
+                failed = self._ship(manifest, alone, ALONE_S, None)
+            for info, error in failed:
+                log.warning("%s did not reach node %s (%s): %s", reference, info.node_id[:12], info.hostname, error)
+            shard_ids, away = frozenset(manifest.distinct_shards()), {info.node_id for info, _ in failed}
+            self._brought = {info.node_id: shard_ids for info in nodes if info.node_id not in away}
+
+    def _alike(self, nodes: Sequence[NodeInfo]) -> list[list[NodeInfo]]:
+        """Nodes that were brought the same, the most first."""
+        alike: dict[frozenset[str], list[NodeInfo]] = defaultdict(list)
+        for info in nodes:
+            alike[self._brought.get(info.node_id, frozenset())].append(info)
+        return sorted(alike.values(), key=len, reverse=True)
+
+    def _ship(
+        self, manifest: Manifest, parties: Sequence[list[NodeInfo]], timeout_s: float, on_progress: OnProgress | None
+    ) -> list[tuple[NodeInfo, RaylogError]]:
+        """The nodes of those parties that failed, and why. The first party's progress is told."""
+        shipments: list[Shipment] = []
+        for targets in parties:
+            brought = self._brought.get(targets[0].node_id, frozenset())
+            lacking = tuple(entry for entry in manifest.shards if entry.shard.shard_id not in brought)
+            part = msgspec.structs.replace(manifest, shards=lacking)
+            told = None if shipments else on_progress
+            shipments.append(Shipment(self._session, part, targets, QOS, timeout_s, told))
+        failed: list[tuple[NodeInfo, RaylogError]] = []
+        for targets, shipment in zip(parties, shipments, strict=True):
+            try:
+                shipment.result()
+            except RaylogError as error:
+                failed += [(info, error) for info in targets]
+        return failed

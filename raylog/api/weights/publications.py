@@ -1,0 +1,84 @@
+"""What one client publishes: a publisher for each name, and what brings its versions to the nodes."""
+
+import logging
+import threading
+from functools import partial
+
+from raylog.api.progress import OnProgress
+from raylog.api.put import PutOptions
+from raylog.api.session import Session
+from raylog.api.weights.deliver import Delivery
+from raylog.api.weights.publish import Publisher
+from raylog.errors import NotFound, RaylogError, UsageError
+from raylog.spec import Reference, Version
+
+log = logging.getLogger("raylog.weights")
+PUBLISH_TIMEOUT_S = 600.0
+
+
+class Publications:
+    """What one client publishes, name by name. Threads may share it; of one name they wait for each other."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._lock = threading.Lock()
+        self._by_name: dict[tuple[str, int, str], _Publication] = {}
+
+    def publish(
+        self,
+        name: str,
+        state: object,
+        *,
+        replicas: int,
+        durability: str,
+        keep: int,
+        wait: bool,
+        timeout_s: float,
+        on_progress: OnProgress | None,
+    ) -> Version:
+        """See `Client.publish`."""
+        if keep < 1:
+            raise UsageError(f"expected at least one version to keep, got {keep}")
+        options = PutOptions.parse(replicas=replicas, durability=durability, codec="auto", labels=None)
+        with self._lock:
+            one = self._by_name.get((name, replicas, durability))
+            if one is None:
+                self._by_name = {key: other for key, other in self._by_name.items() if key[0] != name}
+                one = self._by_name[name, replicas, durability] = _Publication(self._session, name, options)
+        version = one.publish(state, keep)
+        if wait:
+            one.deliver(version, timeout_s, on_progress)
+        else:
+            deliver = partial(one.deliver_quietly, version, timeout_s, on_progress)
+            threading.Thread(target=deliver, name="deliver", daemon=True).start()
+        return version
+
+
+class _Publication:
+    """One name's: what publishes it and what delivers it."""
+
+    def __init__(self, session: Session, name: str, options: PutOptions) -> None:
+        self._session = session
+        self._lock = threading.Lock()
+        self._publisher = Publisher(session, name, options)
+        self._delivery = Delivery(session)
+        self._keep = 0  # what was asked of the catalog
+
+    def publish(self, state: object, keep: int) -> Version:
+        with self._lock:
+            version = self._publisher.publish(state)
+            if keep != self._keep:
+                self._session.govern("keep", Reference(version.name), {"versions": str(keep)})
+                self._keep = keep
+            return version
+
+    def deliver(self, version: Version, timeout_s: float, on_progress: OnProgress | None) -> None:
+        self._delivery.deliver(Reference(version.name, version.number), timeout_s, on_progress)
+
+    def deliver_quietly(self, version: Version, timeout_s: float, on_progress: OnProgress | None) -> None:
+        try:
+            self.deliver(version, timeout_s, on_progress)
+        except NotFound:
+            log.info("%s was deleted before it was everywhere", version)
+        except RaylogError as error:
+            log.warning("%s is committed, but not everywhere: %s", version, error)

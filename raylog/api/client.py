@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 import pyarrow as pa
 
@@ -70,9 +71,12 @@ class Client:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._publications = Publications(session)
+        self._subscriptions: WeakSet[Subscription] = WeakSet()  # each is kept by its thread until it is closed
 
     def close(self) -> None:
-        """Ends the connection, and Ray with it when `connect` started Ray."""
+        """Ends the connection and its subscriptions, and Ray with it when `connect` started Ray."""
+        for one in list(self._subscriptions):
+            one.close()
         self._session.close()
 
     def __enter__(self) -> Self:
@@ -265,7 +269,9 @@ class Client:
         them between two steps, and no step sees half of a version. `key`: a JSON pointer such as "/model", for that
         part alone. Close it when done. Raises `UsageError`.
         """
-        return Subscription(self._session, parse_name(name), key, into)
+        subscription = Subscription(self._session, parse_name(name), key, into)
+        self._subscriptions.add(subscription)
+        return subscription
 
     def verify(self, name: str, *, backups: bool = False, on_progress: OnProgress | None = None) -> ScrubReport:
         """Reads and checks every chunk of every replica, and with `backups` of every copy there; replaces damaged ones

@@ -198,6 +198,20 @@ def test_versions_are_switched_whole_into_tensors_that_are_there(client: raylog.
     client.delete("weights/live")
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_from_and_into_a_gpu(client: raylog.Client) -> None:
+    state = {"w": torch.randn(MIB, device="cuda"), "half": torch.randn(1000, device="cuda").to(torch.bfloat16)}
+    live = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    with client.subscribe("weights/cuda", into=live) as subscription:
+        assert all(one.is_pinned() for one in subscription._target._waiting.values())
+        for _ in range(3):
+            state["w"][::50] += 1
+            client.publish("weights/cuda", state)
+            subscription.wait(20)
+            assert all(torch.equal(live[name], tensor) for name, tensor in state.items())
+    client.delete("weights/cuda")
+
+
 def test_what_cannot_be_published_or_read(client: raylog.Client) -> None:
     state = state_of(1)
     live = {"model": {name: torch.zeros_like(tensor) for name, tensor in state["model"].items()}}

@@ -5,7 +5,7 @@ import time
 
 from raylog.api.session import Session
 from raylog.catalog.manifest import Manifest
-from raylog.errors import NotFound
+from raylog.errors import DamagedData, NotFound
 
 GRACE_S = 3.0
 """In which nothing that is missing is on its way, until it is fetched."""
@@ -35,6 +35,6 @@ class Arrival:
     def _has(self, shard_id: str) -> bool:
         try:
             self._session.store.open(shard_id).close()
-        except NotFound:
+        except (NotFound, DamagedData):
             return False
         return True

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
@@ -18,7 +19,8 @@ from raylog.spec import QosClass, Reference
 log = logging.getLogger("raylog.weights")
 QOS = QosClass.CHECKPOINT
 """Before shipments of datasets, which last and which nobody waits for; behind what a training step waits for."""
-ALONE_S = 10.0  # for each node by itself, when the deadline is near
+ALONE_S = 10.0  # for each node by itself, after a shipment to several failed
+PARTIES_AT_ONCE = 16
 
 
 class Delivery:
@@ -56,17 +58,18 @@ class Delivery:
         self, manifest: Manifest, parties: Sequence[list[NodeInfo]], timeout_s: float, on_progress: OnProgress | None
     ) -> list[tuple[NodeInfo, RaylogError]]:
         """The nodes of those parties that failed, and why. The first party's progress is told."""
-        shipments: list[Shipment] = []
-        for targets in parties:
+
+        def ship(targets: list[NodeInfo]) -> RaylogError | None:
             brought = self._brought.get(targets[0].node_id, frozenset())
             lacking = tuple(entry for entry in manifest.shards if entry.shard.shard_id not in brought)
             part = msgspec.structs.replace(manifest, shards=lacking)
-            told = None if shipments else on_progress
-            shipments.append(Shipment(self._session, part, targets, QOS, timeout_s, told))
-        failed: list[tuple[NodeInfo, RaylogError]] = []
-        for targets, shipment in zip(parties, shipments, strict=True):
+            told = on_progress if targets is parties[0] else None
             try:
-                shipment.result()
+                Shipment(self._session, part, targets, QOS, timeout_s, told).result()
             except RaylogError as error:
-                failed += [(info, error) for info in targets]
-        return failed
+                return error
+            return None
+
+        with ThreadPoolExecutor(PARTIES_AT_ONCE, thread_name_prefix="deliver") as executor:
+            errors = list(executor.map(ship, parties))
+        return [(info, error) for targets, error in zip(parties, errors, strict=True) if error for info in targets]

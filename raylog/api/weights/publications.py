@@ -73,12 +73,13 @@ class _Publication:
             return version
 
     def deliver(self, version: Version, timeout_s: float, on_progress: OnProgress | None) -> None:
-        self._delivery.deliver(Reference(version.name, version.number), timeout_s, on_progress)
+        try:
+            self._delivery.deliver(Reference(version.name, version.number), timeout_s, on_progress)
+        except NotFound:
+            log.info("%s was deleted before it was everywhere", version)
 
     def deliver_quietly(self, version: Version, timeout_s: float, on_progress: OnProgress | None) -> None:
         try:
             self.deliver(version, timeout_s, on_progress)
-        except NotFound:
-            log.info("%s was deleted before it was everywhere", version)
         except RaylogError as error:
             log.warning("%s is committed, but not everywhere: %s", version, error)

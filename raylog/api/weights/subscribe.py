@@ -84,7 +84,9 @@ class Subscription:
         while not self._closed.wait(pause_s):
             try:
                 pause_s = self._look()
-            except NotFound:  # not there yet, or deleted while it was read: there is a later one
+            except NotFound as error:  # not there yet, or deleted while it was read: there is a later one
+                if self._reading is not None:
+                    log.warning("%s: the newest version is looked for again: %s", self._name, error)
                 self._reading, pause_s = None, LOOK_PERIOD_S
             except RaylogError as error:
                 log.warning("%s: the newest version is tried again: %s", self._name, error)

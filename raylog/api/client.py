@@ -74,9 +74,10 @@ class Client:
         self._subscriptions: WeakSet[Subscription] = WeakSet()  # each is kept by its thread until it is closed
 
     def close(self) -> None:
-        """Ends the connection and its subscriptions, and Ray with it when `connect` started Ray."""
+        """Ends the connection, its subscriptions and what it delivers, and Ray when `connect` started Ray."""
         for one in list(self._subscriptions):
             one.close()
+        self._publications.close()
         self._session.close()
 
     def __enter__(self) -> Self:

@@ -1,5 +1,6 @@
 """Weights on three nodes: published and brought to all of them, changes alone, and subscribed to."""
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -146,6 +147,21 @@ def fresh_bytes_of_latest(client: raylog.Client, state: Any) -> int:
     client.publish("weights/chain", state, keep=1)
     shards = client._session.manifest(parse_reference("weights/chain")).shards
     return sum(one.shard.stored_bytes for one in shards if one.shard.shard_id not in before)
+
+
+def test_few_changes_beside_a_document_that_changes(client: raylog.Client) -> None:
+    state: dict[str, Any] = {"w": np.zeros(MIB, np.float32), "notes": "x" * 100_000}
+    versions = [client.publish("weights/few", {**state, "step": 0})]
+    for step in range(1, 5):
+        state["w"][step] = 1
+        versions.append(client.publish("weights/few", {**state, "step": step}))
+    stored = [one.stored_bytes for one in versions]
+    assert all(later - before < 20_000 for before, later in itertools.pairwise(stored))
+    with client.subscribe("weights/few") as subscription:
+        found = subscription.wait(20)
+    np.testing.assert_array_equal(found["w"], state["w"])
+    assert found["step"] == 4
+    client.delete("weights/few")
 
 
 def test_another_publisher_goes_on(client: raylog.Client) -> None:

@@ -13,7 +13,7 @@ from raylog.api.progress import OnProgress
 from raylog.api.session import Session
 from raylog.api.ship import Shipment
 from raylog.catalog.manifest import Manifest
-from raylog.errors import RaylogError
+from raylog.errors import Cancelled, RaylogError
 from raylog.spec import QosClass, Reference
 
 log = logging.getLogger("raylog.weights")
@@ -30,6 +30,8 @@ class Delivery:
         self._session = session
         self._lock = threading.Lock()
         self._brought: dict[str, frozenset[str]] = {}  # node id -> the shards of the last version
+        self._running: set[Shipment] = set()
+        self._is_closed = False
 
     def deliver(self, reference: Reference, timeout_s: float, on_progress: OnProgress | None) -> None:
         """Returns when all living nodes have the version, or have failed to get it within about `timeout_s`: these are
@@ -38,7 +40,7 @@ class Delivery:
             manifest = self._session.manifest(reference)
             nodes = self._session.nodes()
             failed = self._ship(manifest, self._alike(nodes), timeout_s, on_progress)
-            if failed:  # one node's failure ends a shipment for the others too
+            if failed and not self._is_closed:  # one node's failure ends a shipment for the others too
                 living = {info.node_id for info in self._session.nodes()}
                 alone = [[info] for info, _ in failed if info.node_id in living]
                 failed = self._ship(manifest, alone, ALONE_S, None)
@@ -46,6 +48,12 @@ class Delivery:
                 log.warning("%s did not reach node %s (%s): %s", reference, info.node_id[:12], info.hostname, error)
             shard_ids, away = frozenset(manifest.distinct_shards()), {info.node_id for info, _ in failed}
             self._brought = {info.node_id: shard_ids for info in nodes if info.node_id not in away}
+
+    def close(self) -> None:
+        """Ends what is under way; whoever waits for it is told of all nodes that they failed."""
+        self._is_closed = True
+        for shipment in list(self._running):
+            shipment.cancel()
 
     def _alike(self, nodes: Sequence[NodeInfo]) -> list[list[NodeInfo]]:
         """Nodes that were brought the same, the most first."""
@@ -60,12 +68,19 @@ class Delivery:
         """The nodes of those parties that failed, and why. The first party's progress is told."""
 
         def ship(targets: list[NodeInfo]) -> RaylogError | None:
+            if self._is_closed:
+                return Cancelled("the client was closed")
             brought = self._brought.get(targets[0].node_id, frozenset())
             lacking = tuple(entry for entry in manifest.shards if entry.shard.shard_id not in brought)
             part = msgspec.structs.replace(manifest, shards=lacking)
             told = on_progress if targets is parties[0] else None
             try:
-                Shipment(self._session, part, targets, QOS, timeout_s, told).result()
+                shipment = Shipment(self._session, part, targets, QOS, timeout_s, told)
+                self._running.add(shipment)
+                try:
+                    shipment.result()
+                finally:
+                    self._running.discard(shipment)
             except RaylogError as error:
                 return error
             return None

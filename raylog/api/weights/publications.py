@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from raylog.api.progress import OnProgress
 from raylog.api.put import PutOptions
@@ -22,7 +22,7 @@ class Publications:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._lock = threading.Lock()
-        self._by_name: dict[tuple[str, int, str], _Publication] = {}
+        self._by_name: dict[str, _Publication] = {}
 
     def publish(
         self,
@@ -41,27 +41,36 @@ class Publications:
             raise UsageError(f"expected at least one version to keep, got {keep}")
         options = PutOptions.parse(replicas=replicas, durability=durability, codec="auto", labels=None)
         with self._lock:
-            one = self._by_name.get((name, replicas, durability))
+            one = self._by_name.get(name)
+            if one is not None and one.options != options:
+                one.close()
+                one = None
             if one is None:
-                self._by_name = {key: other for key, other in self._by_name.items() if key[0] != name}
-                one = self._by_name[name, replicas, durability] = _Publication(self._session, name, options)
+                one = self._by_name[name] = _Publication(self._session, name, options)
         version = one.publish(state, keep)
         if wait:
             one.deliver(version, timeout_s, on_progress)
         else:
-            deliver = partial(one.deliver_quietly, version, timeout_s, on_progress)
-            threading.Thread(target=deliver, name="deliver", daemon=True).start()
+            one.deliver_later(version, timeout_s, on_progress)
         return version
+
+    def close(self) -> None:
+        """Ends deliveries under way."""
+        for one in self._by_name.values():
+            one.close()
 
 
 class _Publication:
     """One name's: what publishes it and what delivers it."""
 
     def __init__(self, session: Session, name: str, options: PutOptions) -> None:
+        self.options = options
         self._session = session
         self._lock = threading.Lock()
         self._publisher = Publisher(session, name, options)
         self._delivery = Delivery(session)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="deliver")
+        self._next: Future[None] | None = None  # the last delivery that was left to the executor
         self._keep = 0  # what was asked of the catalog
 
     def publish(self, state: object, keep: int) -> Version:
@@ -78,8 +87,20 @@ class _Publication:
         except NotFound:
             log.info("%s was deleted before it was everywhere", version)
 
-    def deliver_quietly(self, version: Version, timeout_s: float, on_progress: OnProgress | None) -> None:
-        try:
-            self.deliver(version, timeout_s, on_progress)
-        except RaylogError as error:
-            log.warning("%s is committed, but not everywhere: %s", version, error)
+    def deliver_later(self, version: Version, timeout_s: float, on_progress: OnProgress | None) -> None:
+        """By a thread. A delivery that has not begun is left out: this one brings what it would have brought."""
+
+        def deliver() -> None:
+            try:
+                self.deliver(version, timeout_s, on_progress)
+            except RaylogError as error:
+                log.warning("%s is committed, but not everywhere: %s", version, error)
+
+        with self._lock:
+            if self._next:
+                self._next.cancel()
+            self._next = self._executor.submit(deliver)
+
+    def close(self) -> None:
+        self._delivery.close()
+        self._executor.shutdown(cancel_futures=True)

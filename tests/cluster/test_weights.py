@@ -73,7 +73,11 @@ class Subscriber:
         """Number, step and a digest of the next version."""
         state = self._subscription.wait(30)
         assert self._subscription.version is not None
-        return self._subscription.version.number, state["step"], blake3(state["model"]["w"].numpy()).hexdigest()
+        return (
+            self._subscription.version.number,
+            state["step"],
+            blake3(memoryview(state["model"]["w"].numpy()).cast("B")).hexdigest(),
+        )
 
     def close(self) -> None:
         self._subscription.close()
@@ -103,7 +107,7 @@ def test_versions_reach_all_nodes_and_their_subscribers(client: raylog.Client) -
             for info in client.nodes():
                 held = calls.wait(calls.node(info.ray_node_id).inventory.remote(), 10, "inventory")
                 assert {ref.shard_id for ref in held} >= shard_ids
-            expected = (version.number, step, blake3(state["model"]["w"].numpy()).hexdigest())
+            expected = (version.number, step, blake3(memoryview(state["model"]["w"].numpy()).cast("B")).hexdigest())
             assert ray.get([one.wait.remote() for one in found], timeout=60) == [expected] * 3
     wait_until(lambda: len(client.versions("weights/all")) == 2, 20, "two versions are kept")
     client.delete("weights/all")
@@ -138,7 +142,8 @@ def test_a_chain_of_deltas_ends(client: raylog.Client) -> None:
     for number in range(8):
         change(state, 0.1, number)
         sizes.append(fresh_bytes_of_latest(client, state) / full.stored_bytes)
-    assert sum(size > 0.9 for size in sizes) == 1 and sum(size < 0.2 for size in sizes) == 7
+    assert [size > 0.9 for size in sizes] == [False, False, False, True] * 2  # a fourth would be more than half of all
+    assert sum(size < 0.2 for size in sizes) == 6
     client.delete("weights/chain")
 
 

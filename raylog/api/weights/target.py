@@ -27,9 +27,8 @@ class Target:
         state = load(reading, "", key, self._state)
         lacking = sorted(self._into.keys() - take_apart(state).arrays.keys())
         if lacking:
-            raise UsageError(
-                f"expected {', '.join(lacking[:8])} in it, as in the target: subscribe anew with what fits"
-            )
+            names = ", ".join(lacking[:8])
+            raise UsageError(f"expected {names} in what is published, as in the target: subscribe with what fits")
         return state
 
     def switch(self, state: Any) -> Any:

@@ -12,16 +12,19 @@ import pytest
 import ray
 from blake3 import blake3
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from three_nodes import wait_until
+from three_nodes import Machine, wait_until
 
 import raylog
 from raylog.actors import calls
+from raylog.api.put import PutOptions
 from raylog.api.weights.publications import Publications
+from raylog.api.weights.publish import Publisher
 from raylog.errors import Cancelled, DeadlineExceeded, UsageError
 from raylog.spec import parse_reference
 from raylog.units import MIB
 
 torch = pytest.importorskip("torch")
+PUBLISH_OPTIONS = PutOptions.parse(replicas=1, durability="memory", codec="auto", labels=None)
 SHARES = (0.02, 0.02, 0.0, 0.9, 0.02)
 
 
@@ -96,6 +99,12 @@ def subscribers(client: raylog.Client, name: str) -> Iterator[list[Any]]:
         ray.kill(one)
 
 
+def expect(found: list[Any], version: raylog.Version, state: dict[str, Any]) -> None:
+    """Every subscriber gets this version next."""
+    digest = blake3(memoryview(state["model"]["w"].numpy()).cast("B")).hexdigest()
+    assert ray.get([one.wait.remote() for one in found], timeout=60) == [(version.number, state["step"], digest)] * 3
+
+
 def test_versions_reach_all_nodes_and_their_subscribers(client: raylog.Client) -> None:
     state = state_of(0)
     with subscribers(client, "weights/all") as found:  # before there is any
@@ -107,8 +116,9 @@ def test_versions_reach_all_nodes_and_their_subscribers(client: raylog.Client) -
             for info in client.nodes():
                 held = calls.wait(calls.node(info.ray_node_id).inventory.remote(), 10, "inventory")
                 assert {ref.shard_id for ref in held} >= shard_ids
-            expected = (version.number, step, blake3(memoryview(state["model"]["w"].numpy()).cast("B")).hexdigest())
-            assert ray.get([one.wait.remote() for one in found], timeout=60) == [expected] * 3
+            expect(found, version, state)
+        publisher = Publisher(client._session, "weights/all", PUBLISH_OPTIONS)  # which delivers nothing
+        expect(found, publisher.publish(state), state)
     wait_until(lambda: len(client.versions("weights/all")) == 2, 20, "two versions are kept")
     client.delete("weights/all")
 
@@ -217,6 +227,24 @@ def test_versions_are_switched_whole_into_tensors_that_are_there(client: raylog.
     with pytest.raises(Cancelled):
         subscription.wait(1)
     client.delete("weights/live")
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_is_not_waited_for(machine: Machine, client: raylog.Client) -> None:
+    state = state_of(0, mib=16)
+    added = machine.cluster.add_node(num_cpus=1, object_store_memory=80 * MIB)
+    wait_until(lambda: len(client.nodes()) == 4, 60, "the fourth node's actor")
+    client.publish("weights/dies", state)
+    machine.cluster.remove_node(added, allow_graceful=False)
+    change(state, 1.0, 1)
+    started_s = time.monotonic()
+    version = client.publish("weights/dies", state)
+    assert time.monotonic() - started_s < 40
+    shard_ids = client._session.manifest(parse_reference(str(version))).distinct_shards().keys()
+    for info in client.nodes():
+        held = calls.wait(calls.node(info.ray_node_id).inventory.remote(), 10, "inventory")
+        assert {ref.shard_id for ref in held} >= shard_ids
+    client.delete("weights/dies")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

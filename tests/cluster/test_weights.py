@@ -16,7 +16,7 @@ from three_nodes import Machine, wait_until
 
 import raylog
 from raylog.actors import calls
-from raylog.api.put import PutOptions
+from raylog.api.put_options import PutOptions
 from raylog.api.weights.publications import Publications
 from raylog.api.weights.publish import Publisher
 from raylog.errors import Cancelled, DeadlineExceeded, UsageError

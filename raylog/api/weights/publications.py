@@ -5,7 +5,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from raylog.api.progress import OnProgress
-from raylog.api.put import PutOptions
+from raylog.api.put_options import PutOptions
 from raylog.api.session import Session
 from raylog.api.weights.deliver import Delivery
 from raylog.api.weights.publish import Publisher

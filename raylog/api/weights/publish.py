@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from raylog.api.checkpoint.known_units import KnownUnits, Reused
 from raylog.api.checkpoint.snapshot import Snapshot, lies_ready
 from raylog.api.checkpoint.tree import take_apart
-from raylog.api.put import Put, PutOptions
+from raylog.api.put import Put
+from raylog.api.put_options import PutOptions
 from raylog.api.session import Session
 from raylog.api.sources.content import UnitsContent
 from raylog.api.sources.tensors import source_tensor

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 serve = pytest.importorskip("ray.serve")
 JOB = Path(__file__).parents[2] / "jobs" / "serve.py"
 INPUTS = [[1.0] * 8, [2.0] * 8]
-VERSIONS, THREADS = 8, 4
+VERSIONS, THREADS = 6, 4
 
 
 def weights_of(number: int) -> dict[str, Any]:

@@ -295,6 +295,8 @@ def test_what_cannot_be_published_or_read(client: raylog.Client) -> None:
         client.delete("weights/bad")
         client.publish("weights/bad", {**state, "step": 8})
         assert subscription.wait(20)["step"] == 8
+    with pytest.raises(UsageError, match="expected a dense tensor"):
+        client.publish("weights/bad", {"w": torch.zeros(3).to_sparse()})
     for empty in ({}, {"step": 1}, {"w": torch.zeros(0)}):
         with pytest.raises(UsageError, match="at least one tensor"):
             client.publish("weights/bad", empty)

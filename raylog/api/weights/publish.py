@@ -39,6 +39,8 @@ class Publisher:
         """The version that holds it, once it is committed; the state may change from then on. Raises `UsageError`
         naming the key of a tensor that holds a NaN or is of no stored type, and as `Client.put`."""
         taken = take_apart(state)
+        for name, value in taken.arrays.items():
+            source_tensor(name, value)  # refuses what has no stored form, before it is copied
         elsewhere = {name: value for name, value in taken.arrays.items() if not lies_ready(value)}
         tensors = {
             name: source_tensor(name, value) for name, value in (taken.arrays | self._staged.take(elsewhere)).items()

@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 import pyarrow as pa
 
@@ -27,6 +28,8 @@ from raylog.api.session import Session
 from raylog.api.ship import Shipment, start_shipment, unpin
 from raylog.api.source import open_source
 from raylog.api.verify import ScrubReport, verify_version
+from raylog.api.weights.publications import PUBLISH_TIMEOUT_S, Publications
+from raylog.api.weights.subscribe import Subscription
 from raylog.catalog.lineage import Lineage
 from raylog.catalog.retention import Retention
 from raylog.errors import UsageError
@@ -67,6 +70,8 @@ class Client:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._publications = Publications(session)
+        self._subscriptions: WeakSet[Subscription] = WeakSet()  # each is kept by its thread until it is closed
 
     @property
     def session(self) -> Session:
@@ -74,7 +79,10 @@ class Client:
         return self._session
 
     def close(self) -> None:
-        """Ends the connection, and Ray with it when `connect` started Ray."""
+        """Ends the connection, its subscriptions and what it delivers, and Ray when `connect` started Ray."""
+        for one in list(self._subscriptions):
+            one.close()
+        self._publications.close()
         self._session.close()
 
     def __enter__(self) -> Self:
@@ -224,6 +232,52 @@ class Client:
         """Lets copies of a version that were shipped with `pin` give way again. Raises `NotFound`, `UsageError`, and
         `Unavailable` or `DeadlineExceeded` when a node did not answer, after all were asked."""
         unpin(self._session, parse_reference(name), nodes)
+
+    def publish(
+        self,
+        name: str,
+        state: Any,
+        *,
+        replicas: int = 1,
+        durability: str = "memory",
+        keep: int = 2,
+        wait: bool = True,
+        timeout_s: float = PUBLISH_TIMEOUT_S,
+        on_progress: OnProgress | None = None,
+    ) -> Version:
+        """Commits `state`, a tensor or array or what is nested of them (see `CheckpointManager`), as the next version
+        of `name`, and brings it to all nodes by relay; only what changed since the version before travels. Returns when
+        all living nodes have it: one that does not get it within about `timeout_s` is named in a warning. With
+        `wait=False` it returns once it is committed, and a thread does the rest.
+
+        The newest `keep` versions are kept. The client keeps a copy of the last state of each name, in this process's
+        memory. `on_progress(done, total)` gets sealed bytes that reached nodes. Atomic as `put`; after an error the
+        next version is stored whole. Raises `UsageError` for a state with a NaN, or what no checkpoint may hold, and
+        as `put`; what is raised once it is committed leaves it committed.
+        """
+        return self._publications.publish(
+            parse_name(name),
+            state,
+            replicas=replicas,
+            durability=durability,
+            keep=keep,
+            wait=wait,
+            timeout_s=timeout_s,
+            on_progress=on_progress,
+        )
+
+    def subscribe(self, name: str, *, into: Any = None, key: str = "") -> Subscription:
+        """The versions of what is published as `name`, from the newest on, read by a thread as they come; the name may
+        not be there yet. `poll` and `wait` of what is returned give a whole version each, one after another.
+
+        Without `into` each comes as new tensors. Those of `into`, a state of the same build such as
+        `model.state_dict()`, are filled in `poll` or `wait`, by the thread that calls them and at no other time: call
+        them between two steps, and no step sees half of a version. `key`: a JSON pointer such as "/model", for that
+        part alone. Close it when done. Raises `UsageError`.
+        """
+        subscription = Subscription(self._session, parse_name(name), key, into)
+        self._subscriptions.add(subscription)
+        return subscription
 
     def verify(self, name: str, *, backups: bool = False, on_progress: OnProgress | None = None) -> ScrubReport:
         """Reads and checks every chunk of every replica, and with `backups` of every copy there; replaces damaged ones

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
+from raylog.codec.delta import Delta, apply_delta, check_digest, parse_delta_name, words_of
 from raylog.codec.open import ShardOpener
 from raylog.codec.stream import ContentStream
 from raylog.codec.tensors import STORED, Array, TensorEntry, bytes_of, read_entries
@@ -17,7 +18,8 @@ class TensorAssembly:
     """Gathers the named tensors (all for None) from shard after shard; only the chunks they lie in are opened.
 
     Types of `PAYLOADS` come as their numpy dtype; `dtypes` tells the type. A tensor named in `into` is read into that
-    array: contiguous, little-endian, of the stored shape and item size; after an error it is partly filled.
+    array: contiguous, little-endian, of the stored shape and item size; after an error it is partly filled. Deltas are
+    gathered with the tensors that they change, and applied to them.
     """
 
     def __init__(self, names: Iterable[str] | None = None, into: Mapping[str, Array] | None = None) -> None:
@@ -40,18 +42,44 @@ class TensorAssembly:
         return [
             (entry.offset, bytes_of(self._array(entry, opener))[entry.begin : entry.end])
             for entry in read_entries(opener)
-            if belongs(entry) and (self._wanted is None or entry.name in self._wanted)
+            if belongs(entry) and self._wants(entry.name)
         ]
 
+    def _wants(self, name: str) -> bool:
+        changes = parse_delta_name(name)
+        return self._wanted is None or (changes.of if changes else name) in self._wanted
+
     def finish(self) -> dict[str, Array]:
-        """The tensors in the order in which they were met. Raises `DamagedData` when a part of one is missing,
-        `UsageError` for names that are not there."""
+        """The tensors in the order in which they were met. Raises `DamagedData` when a part of one is missing, or when
+        it is not what it should be after its deltas, `UsageError` for names that are not there."""
         for name, parts in self._parts.items():
             _check_whole(name, parts, self._arrays[name].nbytes)
+        for name, deltas in self._take_deltas().items():
+            if name not in self._arrays:
+                raise _incomplete(f"expected tensor {name!r} beside its deltas, the version's shards do not hold it")
+            words = words_of(self._arrays[name])
+            for _, delta in sorted(deltas.items()):
+                apply_delta(words, delta, name)
+            check_digest(words, delta, name)
         missing = sorted((self._wanted or set()) - set(self._arrays))
         if missing:
             raise UsageError(f"there are no tensors named {', '.join(missing[:8])}")
         return self._arrays
+
+    def _take_deltas(self) -> dict[str, dict[int, Delta]]:
+        """By the tensor that they change, and their number."""
+        names = {name: parse_delta_name(name) for name in self._arrays}
+        found = {changes: self._arrays.pop(name) for name, changes in names.items() if changes}
+        deltas: dict[str, dict[int, Delta]] = {}
+        for changes, gaps in found.items():
+            other = changes._replace(part="gaps" if changes.part == "bits" else "bits")
+            if other not in found:
+                raise _incomplete(
+                    f"expected {str(other)!r} beside {str(changes)!r}, the version's shards do not hold it"
+                )
+            if changes.part == "gaps":
+                deltas.setdefault(changes.of, {})[changes.number] = Delta(gaps, found[other])
+        return deltas
 
     def _array(self, entry: TensorEntry, opener: ShardOpener) -> Array:
         """Where the entry's bytes go: a new array, or the one in which another part of it lies."""

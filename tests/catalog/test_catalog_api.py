@@ -222,7 +222,9 @@ def test_extents_of_older_shards_keep_them_alive(catalog: Catalog, cluster: Clus
     old, _ = cluster.put(catalog, "a")
     kept, dropped = old.shards
     part = msgspec.structs.replace(kept, extents=(Extent(first=0, count=3, rows=4, content_bytes=1500),))
-    version = cluster.put(catalog, "a", shards=(part, cluster.entry()), replicas=1)[1]
+    with pytest.raises(UsageError, match="a table or files are made of whole shards"):
+        cluster.put(catalog, "a", shards=(part, cluster.entry()))
+    version = cluster.put(catalog, "a", shards=(part, cluster.entry()), replicas=1, kind=Kind.TENSORS)[1]
     assert (version.rows, version.content_bytes, version.stored_bytes) == (14, 5500, 10000)
     catalog.delete(Reference("a", 1), BY)
     (free,) = catalog.unreferenced_shards()

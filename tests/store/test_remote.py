@@ -294,7 +294,7 @@ class TestS3(ObjectsContract):
         began_s = time.monotonic()
         with pytest.raises(Cancelled):
             objects.write("k", whole(b"x"), limit)
-        assert time.monotonic() - began_s < 3
+        assert time.monotonic() - began_s < 8
 
 
 def test_a_url_that_nobody_serves() -> None:

@@ -20,9 +20,11 @@ from raylog.codec.tensors import read_tagged
 from raylog.codec.units import Slice, Unit, tag_key, unit_bytes, unit_tag, units_of
 from raylog.errors import RaylogError
 from raylog.spec import Reference
+from raylog.units import KIB
 
 log = logging.getLogger("raylog.checkpoint")
 SHARE_MIN = 0.5  # of a shard's content that is used again, or nothing of it: the rest of the shard stays stored with it
+REST_BYTES_MAX = 256 * KIB  # less of a rest is no reason: a few changes beside a document that is not the same again
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,8 @@ class KnownUnits:
     def _again(self, found: Mapping[bytes, Place], units: Mapping[bytes, Unit]) -> Kept | None:
         """One shard's, if enough of it is used, as many replicas stand as are promised, and it holds what it says."""
         entry = next(iter(found.values())).entry
-        if sum(place.size_bytes for place in found.values()) < SHARE_MIN * entry.shard.content_bytes:
+        rest_bytes = entry.shard.content_bytes - sum(place.size_bytes for place in found.values())
+        if rest_bytes > max((1 - SHARE_MIN) * entry.shard.content_bytes, REST_BYTES_MAX):
             return None
         try:
             receipts = replicas_of(self._session, entry.shard, self._options.kept_as)

@@ -17,7 +17,7 @@ class Snapshot:
 
     def take(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
         """Contiguous copies on the CPU by name, which are good until the next call."""
-        self._buffers = {name: _fitting(self._buffers.get(name), value) for name, value in arrays.items()}
+        self._buffers = {name: buffer_for(value, self._buffers.get(name)) for name, value in arrays.items()}
         devices = set()
         for name, value in arrays.items():
             if is_tensor(value):
@@ -39,8 +39,8 @@ def lies_ready(value: Any) -> bool:
     return bool(value.flags.c_contiguous)
 
 
-def _fitting(buffer: Any, value: Any) -> Any:
-    """`buffer` if `value` can be copied into it, else a new one."""
+def buffer_for(value: Any, buffer: Any = None) -> Any:
+    """`buffer` if `value` can be copied into it, else a new one: on the CPU, in pinned memory for what is on CUDA."""
     if is_tensor(value):
         import torch
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from raylog.api.sources.content import SourceTensor, TensorsContent
+from raylog.codec.delta import RESERVED
 from raylog.codec.tensors import PAYLOADS
 from raylog.errors import SourceError, UsageError
 
@@ -36,6 +37,8 @@ def source_tensor(name: Any, value: Any) -> SourceTensor:
     """One array. Raises as `open_tensors`."""
     if not isinstance(name, str) or not name or not _is_utf8(name):
         raise UsageError(f"expected non-empty text as the name of an array, got {name!r}")
+    if name.startswith(RESERVED):
+        raise UsageError(f"names of arrays that begin with {RESERVED} are raylog's own: rename {name!r}")
     torch = sys.modules.get("torch")
     if isinstance(value, (np.ndarray, np.generic)):
         dtype, load = _numpy(name, np.asarray(value))

@@ -10,7 +10,7 @@ from raylog.catalog.catalog import Catalog
 from raylog.catalog.encoding import digest_of, encode
 from raylog.catalog.manifest import Extent, SignedManifest, open_manifest
 from raylog.errors import Conflict, DamagedData, NotFound, NotPermitted, Unavailable, UsageError
-from raylog.spec import Durability, Reference, TierKind, new_id
+from raylog.spec import Durability, Kind, Reference, TierKind, new_id
 from raylog.testing.catalog_cluster import TENANT, Cluster
 
 BY = "raylog://x/client/y"

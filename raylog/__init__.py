@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from raylog.api.checkpoint.manager import CheckpointManager
     from raylog.api.client import Client, connect
     from raylog.api.file import seal, unseal
+    from raylog.api.report import report
     from raylog.api.streaming.dataset import StreamingDataset
     from raylog.api.streaming.loader import StreamingDataLoader
 
@@ -40,6 +41,7 @@ _LAZY = {
     "CheckpointManager": "api.checkpoint.manager",
     "RaylogStorageReader": "api.checkpoint.dcp",
     "RaylogStorageWriter": "api.checkpoint.dcp",
+    "report": "api.report",
     "StreamingDataset": "api.streaming.dataset",
     "StreamingDataLoader": "api.streaming.loader",
 }
@@ -65,6 +67,7 @@ __all__ = [
     "UsageError",
     "Version",
     "connect",
+    "report",
     "seal",
     "unseal",
 ]

@@ -13,6 +13,7 @@ import ray
 
 from raylog.actors import bootstrap, calls
 from raylog.api import ray_access
+from raylog.api.report import flush_reports
 from raylog.errors import Unavailable, UsageError
 from raylog.units import MIB
 
@@ -86,4 +87,5 @@ def disconnect(connection: RayConnection) -> None:
                 bootstrap.stop()
     finally:
         if connection.is_ours:
+            flush_reports()
             ray.shutdown()

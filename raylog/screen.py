@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import (
     BarColumn,
@@ -201,10 +202,10 @@ def show_status(status: Status) -> None:
             style="red" if storage.lost_shards else "yellow",
         )
     if status.monitor.training:
-        _show_training(status.monitor.training)
+        show_training(status.monitor.training)
 
 
-def _show_training(runs: Sequence[RunRow]) -> None:
+def show_training(runs: Sequence[RunRow]) -> None:
     """A line per training run."""
     columns = ["run", "state", "ranks", "step", "loss", "samples/s", "tokens/s", "step time", "slowest rank"]
     columns += ["waits for data", "rank that waits most"]
@@ -300,7 +301,7 @@ def _node_cells(row: NodeRow) -> list[object]:
 def _run_cells(run: RunRow) -> list[object]:
     not_finite = f" on {run.losses_not_finite}" if run.losses_not_finite else ""
     return [
-        run.run,
+        escape(run.run),
         f"no report for {run.age_s:.0f} s" if run.state == "silent" else run.state,
         f"{run.ranks} of {run.world_size}",
         run.step,

@@ -52,7 +52,7 @@ def report(
 
 
 def flush_reports() -> None:
-    """Sends what was reported last, within `FLUSH_TIMEOUT_S`, and ends the thread; for whoever disconnects from Ray."""
+    """Sends what was reported last, within `FLUSH_TIMEOUT_S`; for whoever disconnects this process from Ray."""
     global _reporter
     with _starting:
         ended, _reporter = _reporter, None
@@ -88,7 +88,6 @@ class _Reporter:
         self._is_failing = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._send_on, name="report", daemon=True)
-        self._thread.start()
 
     def add(self, last: _Last, samples: int | None, tokens: int | None) -> None:
         """Called by the loop: no wait, no call, nothing that grows."""
@@ -99,16 +98,20 @@ class _Reporter:
                 self._samples = (self._samples or 0) + samples
             if tokens is not None:
                 self._tokens = (self._tokens or 0) + tokens
+            if self._steps == 1:
+                self._thread.start()
 
     def close(self) -> None:
+        """Sends the last state, within `FLUSH_TIMEOUT_S`, and ends the thread."""
         self._ended.set()
-        self._thread.join(FLUSH_TIMEOUT_S)
+        if self._thread.is_alive():
+            self._thread.join(FLUSH_TIMEOUT_S)
 
     def _send_on(self) -> None:
-        period_s = PERIOD_S
+        period_s = self._send_news()
         while not self._ended.wait(period_s):
             period_s = self._send_news()
-        self._send_news()
+        self._send_news()  # the last state, when the connection ends
 
     def _send_news(self) -> float:
         """Sends the last state if it is new; how long to wait until the next time."""

@@ -1,11 +1,11 @@
 """Train a small language model: ray job submit -- python jobs/train.py --data NAME --checkpoint NAME [--workers 2]
 
-Ray Train runs the workers, on CPUs. Each streams its share of the table --data, whose column `tokens` has lists of bytes
-of one length, and reports every step for 'raylog status'; where there is no such table, one is made of the sources of
-Python's standard library. Every --every steps and at the end they save model, optimizer, random numbers and their place
-in the data. A worker that dies is replaced, a job that was killed is resumed by the same command, and both go on
-exactly from the last checkpoint. The last line is one JSON object: the steps at which it began and ended, the loss at
-the end, the seconds it took. Exit status: see 'raylog --help'.
+Ray Train runs the workers, on CPUs. Each streams its share of the table --data, whose column `tokens` has lists of
+bytes of one length, and reports every step for 'raylog status'; where there is no such table, one is made of the
+sources of Python's standard library. Every --every steps and at the end they save model, optimizer, random numbers and
+their place in the data. A worker that dies is replaced, a job that was killed is resumed by the same command, and both
+go on exactly from the last checkpoint. The last line is one JSON object: the steps at which it began and ended, the
+loss at the end, the seconds it took. Exit status: see 'raylog --help'.
 """
 
 import argparse
@@ -27,7 +27,6 @@ from raylog.demo import standard_library
 from raylog.jobs import run
 
 LENGTH = 128  # of a sample; its row has one token more, which is only foretold
-LENGTH_MAX = 4096
 LEARNING_RATE = 3e-3
 RESTARTS = 3  # of the workers, within one job
 
@@ -38,15 +37,16 @@ class LanguageModel(nn.Module):
     def __init__(self, width: int = 64, layers: int = 2) -> None:
         super().__init__()
         self.embedding = nn.Embedding(256, width)
-        self.position = nn.Parameter(torch.randn(LENGTH_MAX, width) / 10)
         layer = nn.TransformerEncoderLayer(width, 4, 4 * width, batch_first=True, norm_first=True)
         self.blocks = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.head = nn.Linear(width, 256)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        length = tokens.shape[1]
+        length, width = tokens.shape[1], self.embedding.embedding_dim
+        angles = torch.arange(length)[:, None] / 10_000 ** (torch.arange(0, width, 2) / width)
+        inputs = self.embedding(tokens) + torch.cat([angles.sin(), angles.cos()], dim=1)
         mask = nn.Transformer.generate_square_subsequent_mask(length)
-        found: Tensor = self.head(self.blocks(self.embedding(tokens) + self.position[:length], mask, is_causal=True))
+        found: Tensor = self.head(self.blocks(inputs, mask, is_causal=True))
         return found
 
 
@@ -72,7 +72,7 @@ def train(config: dict[str, Any]) -> dict[str, object]:
             dataset.load_state_dict(state["stream"])
             torch.set_rng_state(state["random"])
             step = began = state["step"]
-        loss = torch.tensor(float("nan"))
+        loss = None
         while step < config["steps"]:
             for batch in dataset:
                 loss = learn(model, optimizer, batch["tokens"])
@@ -85,7 +85,7 @@ def train(config: dict[str, Any]) -> dict[str, object]:
                     checkpoints.save(step, state | {"stream": dataset.state_dict(), "random": torch.get_rng_state()})
                 if step == config["steps"]:
                     break
-    return {"began_at_step": began, "step": step, "loss": loss.item()}
+    return {"began_at_step": began, "step": step, "loss": None if loss is None else loss.item()}
 
 
 def learn(model: nn.Module, optimizer: torch.optim.Optimizer, tokens: Tensor) -> Tensor:

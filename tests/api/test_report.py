@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import raylog
 from raylog.errors import UsageError
+
+torch = pytest.importorskip("torch")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
-import torch
 from three_nodes import wait_until
 
 import raylog
@@ -16,6 +15,7 @@ from raylog.actors import calls
 from raylog.api import report
 from raylog.monitor.training import RunRow
 
+torch = pytest.importorskip("torch")
 WORLD_SIZE = 2
 STEP_S = 0.02
 

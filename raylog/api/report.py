@@ -52,7 +52,14 @@ def report(
 
 
 def flush_reports() -> None:
-    """Sends what was reported last, within `FLUSH_TIMEOUT_S`; for whoever disconnects this process from Ray."""
+    """Sends what was reported last, within `FLUSH_TIMEOUT_S`; for whoever lets go of raylog in this process."""
+    reporter = _reporter
+    if reporter is not None:
+        reporter.flush()
+
+
+def end_reports() -> None:
+    """The same, and no more is sent; for whoever disconnects this process from Ray."""
     global _reporter
     with _starting:
         ended, _reporter = _reporter, None
@@ -81,12 +88,14 @@ class _Reporter:
         self._incarnation = uuid.uuid4().hex
         self._hostname = socket.gethostname()
         self._lock = threading.Lock()
-        self._steps = self._sent_steps = 0
+        self._tried = threading.Condition(self._lock)
+        self._steps = self._sent_steps = self._tried_steps = 0
         self._samples: int | None = None
         self._tokens: int | None = None
         self._last: _Last | None = None
         self._is_failing = False
-        self._ended = threading.Event()
+        self._is_ended = False
+        self._woken = threading.Event()
         self._thread = threading.Thread(target=self._send_on, name="report", daemon=True)
 
     def add(self, last: _Last, samples: int | None, tokens: int | None) -> None:
@@ -101,19 +110,28 @@ class _Reporter:
             if self._steps == 1:
                 self._thread.start()
 
+    def flush(self) -> None:
+        """Has the thread send the last state now, and waits for that `FLUSH_TIMEOUT_S` at most."""
+        self._woken.set()
+        with self._tried:
+            steps = self._steps
+            self._tried.wait_for(lambda: self._tried_steps >= steps or not self._thread.is_alive(), FLUSH_TIMEOUT_S)
+
     def close(self) -> None:
-        """Sends the last state, within `FLUSH_TIMEOUT_S`, and ends the thread."""
-        self._ended.set()
+        """The same, and ends the thread."""
+        self._is_ended = True
+        self._woken.set()
         if self._thread.is_alive():
             self._thread.join(FLUSH_TIMEOUT_S)
 
     def _send_on(self) -> None:
-        period_s = self._send_news()
-        while not self._ended.wait(period_s):
-            period_s = self._send_news()
-        self._send_news()  # the last state, when the connection ends
+        while not self._is_ended:
+            period_s = self._send()
+            self._woken.wait(period_s)
+            self._woken.clear()
+        self._send()
 
-    def _send_news(self) -> float:
+    def _send(self) -> float:
         """Sends the last state if it is new; how long to wait until the next time."""
         with self._lock:
             last, steps, samples, tokens = self._last, self._steps, self._samples, self._tokens
@@ -135,11 +153,14 @@ class _Reporter:
                 loss=None if last.loss is None else float(last.loss),
                 waited_s=last.waited_s,
             )
-            calls.call("monitor", "report", told, timeout_s=FLUSH_TIMEOUT_S if self._ended.is_set() else SEND_TIMEOUT_S)
+            calls.call("monitor", "report", told, timeout_s=SEND_TIMEOUT_S)
         except Exception as error:  # noqa: BLE001 - the thread's edge: a loss that cannot be read, Ray that shuts down
             self._note_failure(error)
         else:
             self._sent_steps, self._is_failing = steps, False
+        with self._tried:
+            self._tried_steps = steps
+            self._tried.notify_all()
         return report_period_s(last.world_size)
 
     def _note_failure(self, error: Exception) -> None:
@@ -151,7 +172,7 @@ class _Reporter:
 
 _reporter: _Reporter | None = None
 _starting = threading.Lock()
-atexit.register(flush_reports)  # before Ray's own, which was registered earlier
+atexit.register(end_reports)  # before Ray's own, which was registered earlier
 
 
 def _running_reporter() -> _Reporter:

@@ -1,4 +1,4 @@
-"""`raylog.report` without a cluster, and its mistakes; with one: cluster/test_report.py."""
+"""`raylog.report` without a cluster, and its mistakes; with one: cluster/test_reports.py."""
 
 from typing import Any
 

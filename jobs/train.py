@@ -63,8 +63,6 @@ def train(config: dict[str, Any]) -> dict[str, object]:
         config["data"], batch_size=config["batch"], columns=["tokens"], dtypes={"tokens": "int64"}, drop_last=True
     )
     with dataset, raylog.CheckpointManager(config["checkpoint"], keep=3) as checkpoints:
-        if dataset.samples < config["batch"] * dataset.world_size:
-            raise raylog.UsageError(f"expected a batch for each worker in {config['data']}, got {dataset.samples} rows")
         step = began = 0
         if (state := checkpoints.load()) is not None:
             network.load_state_dict(state["model"])
@@ -121,11 +119,16 @@ def sources() -> pa.Table:
 
 def main(arguments: argparse.Namespace) -> dict[str, object]:
     started_s = time.monotonic()
+    wrong = [name for name in ("steps", "workers", "batch", "every") if getattr(arguments, name) < 1]
+    if wrong:
+        raise raylog.UsageError(f"expected numbers from 1, got less for --{' and --'.join(wrong)}")
     with raylog.connect() as client, tempfile.TemporaryDirectory() as folder:
         try:
-            client.stat(arguments.data)
+            data = client.stat(arguments.data)
         except raylog.NotFound:
-            client.put(arguments.data, sources())
+            data = client.put(arguments.data, sources())
+        if data.rows < arguments.workers * arguments.batch:
+            raise raylog.UsageError(f"expected rows for a batch on each worker in {data}, got {data.rows}")
         trainer = TorchTrainer(
             train,
             train_loop_config=vars(arguments),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -136,6 +137,16 @@ def test_a_worker_killed_in_the_middle_is_replaced_and_goes_on_exactly(
             epochs[1] += numbers(dataset, EPOCH)
     for epoch in epochs:
         assert Counter(epoch) == Counter(range(ROWS)), "each sample once: the job's place in the data is where it says"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [("--batch", "161", "a batch on each worker in train/bytes@1, got 320"), ("--every", "0", "got less for --every")],
+)
+def test_mistakes_are_told_before_anything_starts(data: str, option: str, value: str, message: str) -> None:
+    job = runpy.run_path(str(JOB))
+    with pytest.raises(raylog.UsageError, match=message):
+        job["main"](job["parser"].parse_args(["--data", data, "--checkpoint", "ckpt/none", option, value]))
 
 
 @pytest.mark.slow

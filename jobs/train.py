@@ -68,7 +68,7 @@ def train(config: dict[str, Any]) -> dict[str, object]:
             network.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             dataset.load_state_dict(state["stream"])
-            torch.set_rng_state(state["random"][dataset.rank])
+            torch.set_rng_state(state["random"])
             step = began = state["step"]
         loss = None
         while step < config["steps"]:
@@ -80,9 +80,7 @@ def train(config: dict[str, Any]) -> dict[str, object]:
                     append(Path(config["losses"]), {"step": step, "loss": loss.item()})
                 if step % config["every"] == 0 or step == config["steps"]:
                     state = {"model": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-                    state |= {"stream": dataset.state_dict(), "random": random_states(dataset.world_size)}
-                    if dataset.rank == 0:  # all ranks have the same model, and are as far in their data
-                        checkpoints.save(step, state)
+                    checkpoints.save(step, state | {"stream": dataset.state_dict(), "random": torch.get_rng_state()})
                 if step == config["steps"]:
                     break
     return {"began_at_step": began, "step": step, "loss": None if loss is None else loss.item()}
@@ -95,13 +93,6 @@ def learn(model: nn.Module, optimizer: torch.optim.Optimizer, tokens: Tensor) ->
     loss.backward()
     optimizer.step()
     return loss.detach()
-
-
-def random_states(world_size: int) -> list[Tensor]:
-    """Of all ranks' generators."""
-    states = [torch.empty_like(torch.get_rng_state()) for _ in range(world_size)]
-    torch.distributed.all_gather(states, torch.get_rng_state())
-    return states
 
 
 def append(path: Path, line: dict[str, object]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import ray
 
 from raylog.actors import calls
-from raylog.api.streaming.ranks import find_rank
+from raylog.api.ranks import find_rank
 from raylog.api.streaming.waiting import WAITING
 from raylog.errors import RaylogError, UsageError
 from raylog.monitor.training import PERIOD_S, RUN_LENGTH_MAX, RankReport, report_period_s

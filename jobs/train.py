@@ -3,9 +3,9 @@
 Ray Train runs the workers, on CPUs. Each streams its share of the table --data, whose column `tokens` has lists of
 bytes of one length, and reports every step for 'raylog status'; where there is no such table, one is made of the
 sources of Python's standard library. Every --every steps and at the end they save model, optimizer, random numbers and
-their place in the data. A worker that dies is replaced, a job that was killed is resumed by the same command, on as many
-workers, and both go on exactly from the last checkpoint. The last line is one JSON object: the steps at which it began
-and ended, the loss at the end, the seconds it took. Exit status: see 'raylog --help'.
+their place in the data. A worker that dies is replaced, a job that was killed is resumed by the same command, on as
+many workers, and both go on exactly from the last checkpoint. The last line is one JSON object: the steps at which it
+began and ended, the loss at the end, the seconds it took. Exit status: see 'raylog --help'.
 """
 
 import argparse

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from raylog.api.client import Client, connect
     from raylog.api.file import seal, unseal
     from raylog.api.raydata import read
+    from raylog.api.report import report
     from raylog.api.streaming.dataset import StreamingDataset
     from raylog.api.streaming.loader import StreamingDataLoader
 
@@ -42,6 +43,7 @@ _LAZY = {
     "RaylogStorageReader": "api.checkpoint.dcp",
     "RaylogStorageWriter": "api.checkpoint.dcp",
     "read": "api.raydata",
+    "report": "api.report",
     "StreamingDataset": "api.streaming.dataset",
     "StreamingDataLoader": "api.streaming.loader",
 }
@@ -68,6 +70,7 @@ __all__ = [
     "Version",
     "connect",
     "read",
+    "report",
     "seal",
     "unseal",
 ]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import (
     BarColumn,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:  # the screen is needed before Ray is, and by commands that ne
     from raylog.demo import NodeFigures, Report
     from raylog.monitor.events import Event
     from raylog.monitor.rows import NodeRow
+    from raylog.monitor.training import RankRow, RunRow
     from raylog.wire.paths import PathReport
 
 _LONG_ID = re.compile(r"\b[0-9a-f]{32}\b")
@@ -199,6 +201,15 @@ def show_status(status: Status) -> None:
             f"no copy and no backup; {storage.copies_to_back_up} copies are still to be written to backups",
             style="red" if storage.lost_shards else "yellow",
         )
+    if status.monitor.training:
+        show_training(status.monitor.training)
+
+
+def show_training(runs: Sequence[RunRow]) -> None:
+    """A line per training run."""
+    columns = ["run", "state", "ranks", "step", "loss", "samples/s", "tokens/s", "step time", "slowest rank"]
+    columns += ["waits for data", "rank that waits most"]
+    print_table(columns, [_run_cells(run) for run in runs], right=set(columns[2:8]) | {"waits for data"})
 
 
 def show_tiers(samples: Sequence[NodeSample]) -> None:
@@ -285,6 +296,28 @@ def _node_cells(row: NodeRow) -> list[object]:
         format_rate(row.sent_bytes_per_s or 0.0),
         row.damaged_chunks,
     ]
+
+
+def _run_cells(run: RunRow) -> list[object]:
+    not_finite = f" on {run.losses_not_finite}" if run.losses_not_finite else ""
+    return [
+        escape(run.run),
+        f"no report for {run.age_s:.0f} s" if run.state == "silent" else run.state,
+        f"{run.ranks} of {run.world_size}",
+        run.step,
+        "" if run.loss is None else f"{run.loss:.4g}{not_finite}",
+        "" if run.samples_per_s is None else f"{run.samples_per_s:,.0f}",
+        "" if run.tokens_per_s is None else f"{run.tokens_per_s:,.0f}",
+        "" if run.step_s is None else format_seconds(run.step_s),
+        _rank_cell(run.slowest, lambda rank: rank.step_s, format_seconds),
+        "" if run.data_wait_share is None else f"{run.data_wait_share:.1%}",
+        _rank_cell(run.waiting, lambda rank: rank.data_wait_share, "{:.1%}".format),
+    ]
+
+
+def _rank_cell(rank: RankRow | None, figure: Callable[[RankRow], float | None], text: Callable[[float], str]) -> str:
+    value = None if rank is None else figure(rank)
+    return "" if rank is None or value is None else f"{rank.rank} on {rank.hostname}: {text(value)}"
 
 
 def show_demo(report: Report) -> None:

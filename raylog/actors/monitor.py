@@ -16,9 +16,18 @@ from raylog.actors.eventful import Eventful
 from raylog.errors import RaylogError, Unavailable
 from raylog.monitor.aggregate import Aggregate
 from raylog.monitor.counters import CounterIncrements
-from raylog.monitor.metrics import CLUSTER_METRICS, METRICS, Reading, cluster_readings, readings
+from raylog.monitor.metrics import (
+    CLUSTER_METRICS,
+    METRICS,
+    RUN_METRICS,
+    Reading,
+    cluster_readings,
+    readings,
+    run_readings,
+)
 from raylog.monitor.rows import ClusterTotals, NodeRow
 from raylog.monitor.samples import NodeSample
+from raylog.monitor.training import RankReport, RunRow, Training
 from raylog.settings import Settings
 from raylog.spec import StorageStanding
 
@@ -32,15 +41,17 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     totals: ClusterTotals
     storage: StorageStanding | None = None  # None: the catalog did not say
     rows: list[NodeRow]
+    training: list[RunRow]
 
 
 class MonitorActor(Eventful):
-    """Runs on the head. Its state is what the nodes said last: a restart has it again within a second."""
+    """Runs on the head. Its state is what nodes and training loops said last: a restart has it again within seconds."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__("monitor")
         self._settings = settings
         self._aggregate = Aggregate()
+        self._training = Training()
         self._lock = threading.Lock()
         self._exporter = Exporter()
         self._storage: StorageStanding | None = None
@@ -53,13 +64,21 @@ class MonitorActor(Eventful):
         with self._lock:
             now_s = time.time()
             return ClusterStatus(
-                totals=self._aggregate.totals(now_s), rows=self._aggregate.rows(now_s), storage=self._storage
+                totals=self._aggregate.totals(now_s),
+                rows=self._aggregate.rows(now_s),
+                storage=self._storage,
+                training=self._training.rows(now_s),
             )
 
     def samples(self) -> list[NodeSample]:
         """The last sample of every node that is not silent."""
         with self._lock:
             return self._aggregate.fresh(time.time())
+
+    def report(self, report: RankReport) -> None:
+        """What a rank of a training run says of itself."""
+        with self._lock:
+            self._training.add(time.time(), report)
 
     def _run(self) -> None:
         while True:
@@ -89,6 +108,10 @@ class MonitorActor(Eventful):
             self._exporter.export(cluster_readings(self._storage))
         with self._lock:
             gone = self._aggregate.prune(time.time())
+            self._training.prune(time.time())
+            runs = self._training.rows(time.time())
+        for run in runs:
+            self._exporter.export(run_readings(run))
         for node_id in gone:
             self._exporter.forget(node_id)
 
@@ -108,7 +131,7 @@ class Exporter:
         kinds: dict[str, Any] = {"gauge": Gauge, "counter": Counter}
         self._metrics = {
             metric.name: kinds[metric.kind](metric.name, description=metric.help, tag_keys=metric.labels)
-            for metric in (*METRICS, *CLUSTER_METRICS)
+            for metric in (*METRICS, *CLUSTER_METRICS, *RUN_METRICS)
         }
         self._increments = CounterIncrements()
 

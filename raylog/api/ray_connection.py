@@ -13,6 +13,7 @@ import ray
 
 from raylog.actors import bootstrap, calls
 from raylog.api import ray_access
+from raylog.api.report import end_reports, flush_reports
 from raylog.errors import Unavailable, UsageError
 from raylog.units import MIB
 
@@ -81,10 +82,12 @@ def _init(**options: Any) -> None:
 
 def disconnect(connection: RayConnection) -> None:
     """Lets go of Ray; ends raylog and Ray where `connect_ray` started Ray."""
+    flush_reports()  # while the monitor is there
     try:
         if connection.is_started and ray.is_initialized():
             with suppress(Unavailable):  # it was never up
                 bootstrap.stop()
     finally:
         if connection.is_ours:
+            end_reports()
             ray.shutdown()

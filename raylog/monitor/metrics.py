@@ -1,8 +1,8 @@
 """Which metrics raylog exports, as data, and their readings off a sample. `actors/monitor.py` hands them to Ray.
 
 Names follow Prometheus: base units (bytes, ratio, joules, hertz) last, `_total` behind counters. Cardinality is
-bounded: labels are nodes, their GPUs, NICs, disks, tiers and traffic classes; peers stay in the sample, as pairs of
-nodes grow as n².
+bounded: labels are nodes, their GPUs, NICs, disks, tiers and traffic classes, and training runs; peers stay in the
+sample, as pairs of nodes grow as n², and the ranks of a run in its sums.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from raylog.monitor.samples import THROTTLE_REASONS, GpuSample, NodeSample
+from raylog.monitor.training import RunRow
 from raylog.spec import StorageStanding
 
 NODE_LABELS = ("node_id", "hostname")
@@ -21,6 +22,7 @@ NIC_LABELS = (*NODE_LABELS, "nic")
 DISK_LABELS = (*NODE_LABELS, "path")
 TIER_LABELS = (*NODE_LABELS, "tier", "path")
 CLASS_LABELS = (*NODE_LABELS, "class")
+RUN_LABELS = ("run", "job_id")
 
 SeriesKey = tuple[str, tuple[tuple[str, str], ...]]
 
@@ -151,6 +153,26 @@ CLUSTER_METRICS = _table(
     ("raylog_backup_pending_copies", "copies", "copies_to_back_up", "Copies still to be written to backups"),
 )
 
+TRAINING_METRICS = _table(
+    RUN_LABELS,
+    ("raylog_training_ranks", "ranks", "ranks", "Ranks that have reported lately"),
+    ("raylog_training_step", "steps", "step", "Step of the rank furthest behind"),
+    ("raylog_training_loss", "loss", "loss", "Mean of the ranks' last losses"),
+    ("raylog_training_losses_not_finite", "ranks", "losses_not_finite", "Ranks whose last loss is NaN or infinite"),
+    ("raylog_training_samples_per_second", "samples/s", "samples_per_s", "Samples of all ranks"),
+    ("raylog_training_tokens_per_second", "tokens/s", "tokens_per_s", "Tokens of all ranks"),
+    ("raylog_training_step_seconds", "seconds", "step_s", "Time of a step, mean of the ranks"),
+    ("raylog_training_data_wait_ratio", "ratio", "data_wait_share", "Share of time waited for data, mean of the ranks"),
+)
+SLOWEST_METRICS = _table(
+    RUN_LABELS, ("raylog_training_slowest_step_seconds", "seconds", "step_s", "Time of a step on the slowest rank")
+)
+WAITING_METRICS = _table(
+    RUN_LABELS,
+    ("raylog_training_worst_data_wait_ratio", "ratio", "data_wait_share", "That share of the rank that waits most"),
+)
+RUN_METRICS: tuple[Metric, ...] = (*TRAINING_METRICS, *SLOWEST_METRICS, *WAITING_METRICS)
+
 METRICS: tuple[Metric, ...] = (
     *(*NODE_METRICS, NODE_LOAD, NODE_GPUS, *CLASS_METRICS, *SCRUB_METRICS),
     *(*NIC_METRICS, *DISK_METRICS, *TIER_METRICS, *DEVICE_METRICS),
@@ -161,6 +183,18 @@ METRICS: tuple[Metric, ...] = (
 def cluster_readings(standing: StorageStanding) -> list[Reading]:
     """What the catalog says of the cluster as a whole."""
     return list(_read(CLUSTER_METRICS, standing, {}))
+
+
+def run_readings(row: RunRow) -> list[Reading]:
+    """A training run; nothing of a silent one."""
+    if row.state == "silent":
+        return []
+    labels = {"run": row.run, "job_id": row.job_id}
+    found = [*_read(TRAINING_METRICS, row, labels)]
+    for metrics, rank in ((SLOWEST_METRICS, row.slowest), (WAITING_METRICS, row.waiting)):
+        if rank is not None:
+            found += _read(metrics, rank, labels)
+    return found
 
 
 def readings(sample: NodeSample) -> list[Reading]:

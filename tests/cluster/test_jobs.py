@@ -2,6 +2,7 @@
 what Ray's own dashboard and metrics endpoints show of it."""
 
 import json
+import math
 import os
 import subprocess
 import time
@@ -80,10 +81,12 @@ def test_metrics_stand_where_rays_prometheus_discovery_points(machine: Machine, 
     discovery = Path(machine.cluster.head_node.get_session_dir_path()) / "prom_metrics_service_discovery.json"
 
     def found() -> set[str]:
+        raylog.report(step=1, loss=math.nan, rank=0, world_size=1)
         targets = json.loads(discovery.read_text())[0]["targets"] if discovery.exists() else []
         return {line.split("{")[0] for target in targets for line in scrape(target) if "raylog_" in line}
 
     wanted = {"ray_raylog_transfer_sent_bytes_total", "ray_raylog_tier_free_bytes", "ray_raylog_node_cpu_ratio"}
+    wanted |= {"ray_raylog_training_loss", "ray_raylog_training_step_seconds"}
     wait_until(lambda: wanted <= found(), METRICS_WITHIN_S, f"metrics {wanted}")
 
 

@@ -90,6 +90,8 @@ def test_without_a_key_there_is_none() -> None:
 def test_a_damaged_shard_gives_no_tag() -> None:
     sealed, _ = tagged(Kind.FILES, b"p", lambda sealer: sealer.add_bytes(b"x" * 500))
     at = sealed.frame.chunks[1].offset
-    broken = Sealed(sealed.data[:at] + b"\xff" + sealed.data[at + 1 :], sealed.keys, sealed.frame)
+    broken = Sealed(
+        sealed.data[:at] + bytes([sealed.data[at] ^ 0xFF]) + sealed.data[at + 1 :], sealed.keys, sealed.frame
+    )
     with pytest.raises(DamagedData):
         ContentTag.of_shard(broken.opener(), KEY)

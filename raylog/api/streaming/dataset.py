@@ -31,6 +31,7 @@ from raylog.api.streaming.order import (
     samples_in,
     share,
 )
+from raylog.api.streaming.waiting import WAITING
 from raylog.errors import UsageError
 from raylog.units import GIB, MIB
 
@@ -163,7 +164,7 @@ class StreamingDataset(_Base):
         left = self._left()
         self._is_resumed = False
         limit = batches_in(left, self.rank, self._stage())
-        for batch in self._given(share(left, self.rank, self.world_size), limit):
+        for batch in WAITING.over(self._given(share(left, self.rank, self.world_size), limit)):
             self.count_batch()
             yield batch
         self.end_epoch()

@@ -7,6 +7,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from raylog.api.streaming.dataset import StreamingDataset
+from raylog.api.streaming.waiting import WAITING
 from raylog.errors import Unavailable, UsageError
 
 _DATASETS = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last")
@@ -38,7 +39,7 @@ class StreamingDataLoader(DataLoader):  # type: ignore[type-arg]
             yield from self._stream
             return
         limit, batches = self._stream.begin_in_workers(self.num_workers, super().__iter__)
-        for batch in islice(_watched(batches), limit):  # with drop_last a rank may have more than others
+        for batch in WAITING.over(islice(_watched(batches), limit)):  # with drop_last a rank may have more
             self._stream.count_batch()
             yield batch
         self._stream.end_epoch()

@@ -507,7 +507,7 @@ def test_a_byte_that_changed_on_the_way_is_refused(client: LocalClient, store: T
     shard = sample_shard(1)
     with client.stage_in_memory(len(shard.file)) as staging:
         staging.write_at(0, shard.file)
-        staging.write_at(shard.frame.chunks[1].offset, b"\xff")
+        staging.write_at(shard.frame.chunks[1].offset, b"\xff" * 8)
         with pytest.raises(DamagedData, match="chunk 1"):
             staging.adopt(shard.frame.digest, Durability.MEMORY)
         staging.write_at(0, shard.file)

@@ -3,8 +3,11 @@
 import hashlib
 import os
 import sys
+from dataclasses import dataclass
 
 from raylog.errors import UsageError
+
+RUN_BYTES = 32
 
 
 def find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -36,30 +39,42 @@ def _of_ray_train() -> tuple[int, int] | None:
         return None
 
 
-def agree(run: str | None, world_size: int) -> bytes:
-    """32 bytes that all ranks of this start have, and no other start: made of `run` where that is given, else drawn by
-    rank 0, which tells the others over torch.distributed or Ray Train (so all ranks call this). Raises `UsageError`."""
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What all ranks of one start have in common: `run`, 32 bytes that no other start has, and a `number`."""
+
+    run: bytes
+    number: int
+
+
+def agree(run: str | None, world_size: int, number: int) -> Agreement:
+    """`run` is made of the text where one is given; else rank 0 draws it and tells the others over torch.distributed or
+    Ray Train, with its `number` (so all ranks call this). Raises `UsageError` where there is neither."""
     if run is not None:
-        return hashlib.sha256(f"raylog/1 run {run}".encode()).digest()
-    drawn = os.urandom(32)
+        return Agreement(hashlib.sha256(f"raylog/1 run {run}".encode()).digest(), number)
+    mine = os.urandom(RUN_BYTES) + number.to_bytes(8, "big")
     if world_size == 1:
-        return drawn
+        return _agreement(mine)
     if _of_torch() is not None:
-        return _told_by_torch(drawn)
+        return _agreement(_told_by_torch(mine))
     if _of_ray_train() is not None:
         from ray.train.collective import broadcast_from_rank_zero
 
-        return bytes.fromhex(broadcast_from_rank_zero(drawn.hex()))
+        return _agreement(bytes.fromhex(broadcast_from_rank_zero(mine.hex())))
     raise UsageError(
         f"expected torch.distributed or Ray Train by which {world_size} ranks can agree, or run='...': a text that is "
         "the same for all of them and another for each start"
     )
 
 
-def _told_by_torch(drawn: bytes) -> bytes:
+def _agreement(told: bytes) -> Agreement:
+    return Agreement(told[:RUN_BYTES], int.from_bytes(told[RUN_BYTES:], "big"))
+
+
+def _told_by_torch(mine: bytes) -> bytes:
     import torch
 
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    told = torch.tensor(list(drawn), dtype=torch.uint8, device=device)
+    told = torch.tensor(list(mine), dtype=torch.uint8, device=device)
     torch.distributed.broadcast(told, src=0)
     return bytes(told.tolist())

@@ -16,9 +16,11 @@ from raylog.codec.frame import Frame, Unit
 from raylog.codec.open import ShardOpener
 from raylog.codec.seal import ShardSealer
 from raylog.errors import SourceError, UsageError
+from raylog.units import KIB
 
 GROUP_KEY = b"raylog:group"
 """Field metadata in the preamble: the key group of a column, in decimal digits; absent for group 0."""
+MESSAGE_BYTES = 16 * KIB  # of a chunk, left for what Arrow's message has around the columns
 _FILL = 0.97  # rows differ in size; a piece that comes out too large is cut again
 _GROWTH_MAX = 1.34  # of all pieces together over the batch: what each piece repeats
 
@@ -130,15 +132,15 @@ def add_batch(sealer: ShardSealer, batch: pa.RecordBatch) -> None:
 
 
 def coalesce(batches: Iterable[pa.RecordBatch], chunk_bytes: int) -> Iterator[pa.RecordBatch]:
-    """Joins small neighbours up to about a chunk, so that many tiny batches do not make as many chunks.
+    """Joins small neighbours as far as they fit into a chunk, so that many tiny batches do not make as many chunks.
 
     Batches with dictionaries stay as they are, since joining would rewrite them.
     """
     waiting: list[pa.RecordBatch] = []
-    waiting_bytes = 0
+    waiting_bytes, room_bytes = 0, chunk_bytes - min(MESSAGE_BYTES, chunk_bytes // 16)
     for batch in batches:
         joins = not _has_dictionaries(batch.schema)
-        if waiting and (not joins or waiting_bytes + batch.nbytes > chunk_bytes or batch.schema != waiting[0].schema):
+        if waiting and (not joins or waiting_bytes + batch.nbytes > room_bytes or batch.schema != waiting[0].schema):
             yield pa.concat_batches(waiting) if len(waiting) > 1 else waiting[0]
             waiting, waiting_bytes = [], 0
         if joins:

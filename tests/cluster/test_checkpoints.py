@@ -122,6 +122,24 @@ def test_what_did_not_change_is_not_stored_again(client: raylog.Client) -> None:
     client.delete("ckpt/same")
 
 
+def test_a_checkpoint_of_ray_train_points_to_a_step(client: raylog.Client, tmp_path: Path) -> None:
+    from ray.train import Checkpoint
+
+    with raylog.CheckpointManager("ckpt/train", client=client) as manager:
+        with pytest.raises(NotFound, match="no step yet"), manager.train_checkpoint():
+            pass
+        for step in (1, 2):
+            manager.save(step, state_of(step, mib=1))
+        with manager.train_checkpoint(1) as checkpoint:  # ray.train.report stores it somewhere; so is this
+            kept = Checkpoint(checkpoint.to_directory(tmp_path / "kept"))
+        assert_same(state_of(1, mib=1), manager.load_train_checkpoint(kept))
+        assert sum(path.stat().st_size for path in (tmp_path / "kept").rglob("*")) < 1000
+        (tmp_path / "other").mkdir()
+        with pytest.raises(UsageError, match=r"has no raylog\.json"):
+            manager.load_train_checkpoint(Checkpoint(str(tmp_path / "other")))
+    client.delete("ckpt/train")
+
+
 def test_what_cannot_be_saved(client: raylog.Client) -> None:
     with raylog.CheckpointManager("ckpt/bad", client=client) as manager:
         manager.save(1, state_of(1), blocking=True)

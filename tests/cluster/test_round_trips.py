@@ -18,7 +18,7 @@ import raylog
 from raylog.actors import calls
 from raylog.errors import Conflict, NotFound, SourceError, UsageError
 
-ROWS = 40_000
+ROWS = 50_000
 
 
 @pytest.fixture(scope="module")

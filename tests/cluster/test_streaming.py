@@ -22,7 +22,7 @@ from raylog import StreamingDataLoader, StreamingDataset
 from raylog.errors import NotFound, UsageError
 from raylog.units import MIB
 
-ROWS, LENGTH = 20_000, 64
+ROWS, LENGTH = 24_000, 64
 
 
 @pytest.fixture(scope="module")

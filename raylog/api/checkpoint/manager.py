@@ -2,8 +2,9 @@
 
 import hashlib
 import logging
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Self
 
 from raylog.api.checkpoint.load import load
@@ -66,7 +67,6 @@ class CheckpointManager:
             raise UsageError(f"expected every and keep from 1, got every={every} and keep={keep}")
         self.name, self._every, self._keep = parse_name(name), every, keep
         self.rank, self.world_size = find_rank(rank, world_size)
-        self._run = agree(run, self.world_size)
         self._saves = 0
         options = PutOptions.parse(
             replicas=replicas,
@@ -84,9 +84,11 @@ class CheckpointManager:
             kept.callback(lambda: self._saver.close(is_interrupted=self._is_interrupted))
             kept.callback(self._executor.shutdown)
             self._kept = kept.pop_all()
+        self._steps: dict[int, int | None] = {}  # by version number: its step; None for what is no checkpoint
+        newest = max((number for number, step in self._look().items() if step is not None), default=0)
+        self._agreed = agree(run, self.world_size, newest)
         self._snapshot = Snapshot()
         self._in_flight: tuple[int, Future[Version]] | None = None
-        self._steps: dict[int, int | None] = {}  # by version number: its step; None for what is no checkpoint
         self._is_interrupted = False
         self._is_keeping = keep is None or self.rank > 0
 
@@ -126,12 +128,12 @@ class CheckpointManager:
         """With the other ranks; the same for all of them at the same save."""
         if self.world_size == 1:
             return None
-        version = hashlib.sha256(self._run + f"{self._saves} {step}".encode()).hexdigest()
+        version = hashlib.sha256(self._agreed.run + f"{self._saves} {step}".encode()).hexdigest()
         return Together(
             rank=self.rank,
             world_size=self.world_size,
             version_id=version[: len(new_id())],
-            artifact_id=self._run.hex()[: len(new_id())],
+            artifact_id=self._agreed.run.hex()[: len(new_id())],
             timeout_s=TOGETHER_TIMEOUT_S,
         )
 
@@ -186,6 +188,29 @@ class CheckpointManager:
                 if step is not None or self._find(None) == number:
                     raise  # else another manager keeps fewer: there is a later one
 
+    @contextmanager
+    def train_checkpoint(self, step: int | None = None) -> Iterator[Any]:
+        """A `ray.train.Checkpoint` that says which step of this manager it is, for `ray.train.report(metrics,
+        checkpoint=...)` within the context; the state stays in raylog. Raises `NotFound`."""
+        from raylog.api.checkpoint.train import pointing_to
+
+        self.wait()
+        number = self._find(step)
+        if number is None:
+            raise NotFound(f"{self.name} has no step yet: save one first")
+        with pointing_to(Reference(self.name, number)) as checkpoint:
+            yield checkpoint
+
+    def load_train_checkpoint(
+        self, checkpoint: Any, *, key: str = "", into: Any = None, rank: int | None = None
+    ) -> Any:
+        """The state that a `ray.train.Checkpoint` of `train_checkpoint` names, such as `ray.train.get_checkpoint()`
+        gives after a restart; the other arguments and errors are those of `load`."""
+        from raylog.api.checkpoint.train import pointed_to
+
+        reading = Reading(self._session, pointed_to(checkpoint))
+        return load(reading, prefix_of(self._whose(rank, reading)), key, into)
+
     def _whose(self, rank: int | None, reading: Reading) -> int:
         """The rank whose state is read."""
         saved = int(reading.manifest.labels.get(WORLD_SIZE_LABEL, "1"))
@@ -207,6 +232,8 @@ class CheckpointManager:
     def _find(self, step: int | None) -> int | None:
         """The version that holds a step; of several the last, and the last of all for None."""
         found = [(number, one) for number, one in self._look().items() if one is not None and step in (None, one)]
+        if step is None and not self._saves and self.world_size > 1:  # all ranks begin at one step, whoever else saves
+            found = [(number, one) for number, one in found if number <= self._agreed.number]
         if not found and step is not None:
             raise NotFound(f"{self.name} has no step {step}; it has {self.steps() or 'none'}")
         return max(found)[0] if found else None

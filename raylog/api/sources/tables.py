@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 from raylog.api.sources import text
 from raylog.api.sources.content import SourceFile, TableContent, checked_schema, schema_difference
 from raylog.api.sources.formats import Format
+from raylog.codec.arrow import MESSAGE_BYTES
 from raylog.errors import SourceError
 from raylog.units import MIB
 
-BATCH_BYTES = 2 * MIB  # of decoded columns, aimed at; the least a stream holds in memory
+BATCH_BYTES = 2 * MIB - MESSAGE_BYTES  # of decoded columns, aimed at: a chunk; the least a stream holds in memory
 BATCH_ROWS_MAX = 65536
 _PARQUET_BUFFER_BYTES = MIB  # of one column read ahead
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"

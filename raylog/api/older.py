@@ -20,7 +20,7 @@ log = logging.getLogger("raylog.put")
 
 class Older(Protocol):
     """What a put may use again. `tag_key`: what content is tagged with, so that it can be compared; `kept`: shards, or
-    ranges of them, that are known to go into the new version before it is sealed."""
+    ranges of them, that are known to go into the new version before it is sealed, and are where it promises its own."""
 
     @property
     def tag_key(self) -> GroupKey: ...

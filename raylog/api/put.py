@@ -196,8 +196,6 @@ class Put:
             for again in older.kept:
                 self._entries.append(again.entry)
                 self._receipts += again.receipts
-                if self._options.waits_for_backup:
-                    begin(partial(self._replicas.back_up, again.entry.shard, self._session.local))
             expected_bytes = min(plan.shard_bytes, content.bytes or plan.shard_bytes)
             for sealed in seal_content(content, plan, partial(self._stage, expected_bytes)):
                 with sealed.place:

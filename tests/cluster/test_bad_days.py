@@ -84,6 +84,21 @@ def test_a_full_arena_and_then_a_full_disk(client: raylog.Client, small: NodeInf
         client.delete(name)
 
 
+def test_a_checkpoint_without_room_is_told_at_the_next_call(client: raylog.Client, small: NodeInfo) -> None:
+    """The steps before it stay, and those after it are stored again."""
+    fits, does_not = {"w": np.arange(MIB // 8)}, {"w": np.frombuffer(noise(9, 48 * MIB), np.uint8)}
+    with raylog.CheckpointManager("bad/run", client=client, replicas=len(client.nodes())) as manager:
+        manager.save(1, fits)
+        manager.save(2, does_not)
+        with pytest.raises((NoSpace, Unsatisfiable)) as told:
+            manager.save(3, fits)
+        assert told.value.__notes__ == ["bad/run: step 2 was not stored, the steps before it stay"]
+        assert manager.steps() == [1]
+        manager.save(3, fits)
+        assert np.array_equal(manager.load()["w"], fits["w"]) and manager.steps() == [1, 3]
+    client.delete("bad/run")
+
+
 def test_a_shard_file_swapped_for_another_artifacts(client: raylog.Client) -> None:
     """It is whole, sealed and of this cluster, and still not what the manifest names."""
     payloads = {"bad/one": noise(7, 2 * MIB), "bad/other": noise(8, 2 * MIB)}

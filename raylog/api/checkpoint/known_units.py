@@ -13,13 +13,14 @@ from raylog.api.older import Kept, replicas_of
 from raylog.api.put_options import PutOptions
 from raylog.api.session import Session
 from raylog.catalog.manifest import Extent, ShardEntry
+from raylog.catalog.pieces import Whereabouts
 from raylog.codec.keys import GroupKey
 from raylog.codec.open import ShardOpener
 from raylog.codec.stream import ContentStream
 from raylog.codec.tensors import read_tagged
 from raylog.codec.units import Slice, Unit, tag_key, unit_bytes, unit_tag, units_of
 from raylog.errors import RaylogError
-from raylog.spec import Reference
+from raylog.spec import Reference, ShardRef
 from raylog.units import KIB
 
 log = logging.getLogger("raylog.checkpoint")
@@ -106,12 +107,20 @@ class KnownUnits:
             return None
         try:
             receipts = replicas_of(self._session, entry.shard, self._options.kept_as)
-            if len(receipts) < self._options.replicas or not self._holds(entry, found, units):
+            stands = len(receipts) >= self._options.replicas and self._is_in_backup(entry.shard)
+            if not stands or not self._holds(entry, found, units):
                 return None
         except RaylogError as error:
             log.info("shard %s is not used again: %s", entry.shard.shard_id, error)
             return None
         return Kept(_ranged(entry, found.values()), receipts)
+
+    def _is_in_backup(self, shard: ShardRef) -> bool:
+        """Whether there is a copy where the next version waits for one."""
+        if not self._options.waits_for_backup:
+            return True
+        known: dict[str, Whereabouts] = self._session.retried("catalog", "whereabouts", [shard.shard_id])
+        return self._options.backup in known[shard.shard_id].backups
 
     def _holds(self, entry: ShardEntry, found: Mapping[bytes, Place], units: Mapping[bytes, Unit]) -> bool:
         """Whether the chunks that this process has not seen hold what their writer says: it signs for them now."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from raylog.api.client import Client, connect
     from raylog.api.file import seal, unseal
     from raylog.api.raydata import read
+    from raylog.api.raydata_sink import RaylogDatasink
     from raylog.api.report import report
     from raylog.api.streaming.dataset import StreamingDataset
     from raylog.api.streaming.loader import StreamingDataLoader
@@ -42,6 +43,7 @@ _LAZY = {
     "CheckpointManager": "api.checkpoint.manager",
     "RaylogStorageReader": "api.checkpoint.dcp",
     "RaylogStorageWriter": "api.checkpoint.dcp",
+    "RaylogDatasink": "api.raydata_sink",
     "read": "api.raydata",
     "report": "api.report",
     "StreamingDataset": "api.streaming.dataset",
@@ -58,6 +60,7 @@ __all__ = [
     "NotFound",
     "NotPermitted",
     "PeerFault",
+    "RaylogDatasink",
     "RaylogError",
     "RaylogStorageReader",
     "RaylogStorageWriter",

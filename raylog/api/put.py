@@ -94,6 +94,22 @@ class Put:
                 self._discard()
             raise
 
+    def commit_parts(self, kind: Kind) -> Version:
+        """Commits what the others have handed in, without anything of this process's own. Raises as `run`."""
+        assert self._together is not None and not self._together.rank
+        try:
+            order = self._together.order(self._session.retried("catalog", "begin", self._name))
+            parts = self._together.gather(self._session)
+            entries = [entry for manifest, _ in parts for entry in manifest.shards]
+            receipts = [receipt for _, part in parts for receipt in part.receipts]
+            first, version_id = parts[0][0], self._together.version_id
+            signed, digest = self._sign(entries, order, kind, version_id=version_id, tag_dek_id=first.tag_dek_id)
+            return whole(lambda: self._commit(signed, digest, receipts, order.base))
+        except BaseException as error:
+            if not self._may_be_visible:
+                self._is_given_up(error)
+            raise
+
     def _run(self, prepare: Prepare) -> Version:
         if self._options.backup:
             self._session.probe_backup(self._options.backup)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
+import pyarrow as pa
+
 from raylog.api.sources.content import (
     Content,
     FilesContent,
@@ -122,13 +124,19 @@ def _seal_table(content: TableContent, plan: SealPlan, begin: Begin[P]) -> Itera
     batch = next(batches, None)
     while True:
         with _shard(content, plan, begin, preamble) as (place, sealer):
-            while batch is not None and sealer.content_bytes < plan.shard_bytes and sealer.chunks_left > CHUNKS_SPARE:
+            while batch is not None and _has_room(sealer, batch, plan.shard_bytes):
                 arrow.add_batch(sealer, batch)
                 batch = next(batches, None)
             sealed = _finished(place, sealer)
         yield sealed
         if batch is None:
             return
+
+
+def _has_room(sealer: ShardSealer, batch: pa.RecordBatch, shard_bytes: int) -> bool:
+    """Whether the shard comes nearer to `shard_bytes` by the batch than without it."""
+    is_near = sealer.content_bytes + batch.nbytes // 2 >= shard_bytes
+    return not sealer.content_bytes or (not is_near and sealer.chunks_left > CHUNKS_SPARE)
 
 
 def _seal_files(content: FilesContent, plan: SealPlan, begin: Begin[P]) -> Iterator[Sealed[P]]:

@@ -1,7 +1,7 @@
 """A version that several processes seal together: each its own shards, and the first of them commits all."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -22,11 +22,11 @@ def _nothing() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Together:
-    """This process is `rank` of `world_size`. `version_id` is the same for all of them and for nothing else;
-    `artifact_id`: the artifact's, should this be its first version."""
+    """This process is `rank`; the first, 0, waits for the `others`. `version_id` is the same for all of them and for
+    nothing else; `artifact_id`: the artifact's, should this be its first version."""
 
     rank: int
-    world_size: int
+    others: Sequence[int]
     version_id: str
     artifact_id: str
     timeout_s: float
@@ -42,13 +42,17 @@ class Together:
         parts: dict[int, Part] = {}
         for _ in self._polls():
             parts = session.retried("catalog", "parts", self.version_id)
-            if parts.keys() >= set(range(1, self.world_size)):
+            if parts.keys() >= set(self.others):
                 cluster_id = session.credentials().identity.cluster_id
-                return [(decode_signed(part.signed, cluster_id)[1], part) for _, part in sorted(parts.items())]
-        missing = sorted(set(range(1, self.world_size)) - parts.keys())
+                return [
+                    (decode_signed(part.signed, cluster_id)[1], part)
+                    for rank, part in sorted(parts.items())
+                    if rank in self.others
+                ]
+        missing = sorted(set(self.others) - parts.keys())
         raise DeadlineExceeded(
-            f"ranks {missing} of {self.world_size} did not hand in their part within {self.timeout_s:.0f} s: all ranks "
-            "call save for the same steps"
+            f"ranks {missing} of {len(self.others) + 1} did not hand in their part within {self.timeout_s:.0f} s: all "
+            "ranks save the same steps"
         )
 
     def hand_in(self, session: Session, signed: bytes, receipts: list[bytes]) -> Version:
@@ -63,7 +67,7 @@ class Together:
             if not is_offered:
                 self.on_offered()
                 is_offered = True
-        raise DeadlineExceeded(f"rank 0 of {self.world_size} did not commit within {self.timeout_s:.0f} s")
+        raise DeadlineExceeded(f"rank 0 did not commit what rank {self.rank} has stored within {self.timeout_s:.0f} s")
 
     def give_up(self, session: Session, reason: str) -> bool:
         """Tells the other ranks not to wait; False when the version is there already. Raises `Unavailable` when nobody

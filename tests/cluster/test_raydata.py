@@ -122,3 +122,36 @@ def test_shards_are_read_where_they_lie(client: raylog.Client, table: pa.Table) 
     raylog.read("raydata/placed", plaintext_blocks=True, override_num_blocks=1).materialize()
     assert lying(client) <= before
     client.delete("raydata/placed")
+
+
+def test_a_dataset_is_written_by_its_tasks_as_one_version(client: raylog.Client, stored: str, table: pa.Table) -> None:
+    dataset = raylog.read(stored, plaintext_blocks=True, override_num_blocks=6)
+    sink = raylog.RaylogDatasink("raydata/written", replicas=2, labels={"from": "ray"})
+    dataset.write_datasink(sink)
+    assert sink.version == client.stat("raydata/written") and sink.version.rows == ROWS
+    assert client.get("raydata/written").sort_by("n").equals(table)
+    assert {len(nodes) for nodes in client.replicas("raydata/written").values()} == {2}
+    with pytest.raises(UsageError, match="has been used"):
+        dataset.write_datasink(sink)
+    again = raylog.RaylogDatasink("raydata/written")
+    dataset.filter(expr=col("n") < 10).write_datasink(again)
+    assert again.version is not None and (again.version.number, again.version.rows) == (2, 10)
+    client.delete("raydata/written")
+
+
+def test_what_a_dataset_could_not_write_is_not_there(client: raylog.Client) -> None:
+    def spoilt(rows: pa.Table) -> pa.Table:
+        if rows["id"][0].as_py() >= 500:
+            raise ValueError("a task fails")
+        return rows
+
+    before = lying(client)
+    failing = ray.data.range(1000, override_num_blocks=4).map_batches(spoilt, batch_format="pyarrow")
+    with pytest.raises(Exception, match="a task fails"):
+        failing.write_datasink(raylog.RaylogDatasink("raydata/none"))
+    empty = ray.data.range(10).filter(expr=col("id") > 10)
+    with pytest.raises(Exception, match="has no rows"):
+        empty.write_datasink(raylog.RaylogDatasink("raydata/none"))
+    with pytest.raises(NotFound):
+        client.stat("raydata/none")
+    wait_until(lambda: lying(client) <= before, 30, "nothing of it lies on the nodes")

@@ -106,7 +106,7 @@ class RaylogStorageWriter(StorageWriter):
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Gives all ranks the version that they write together, in which the metadata come first."""
-        common = {"version_id": new_id(), "artifact_id": new_id(), "world_size": len(plans) + 1}
+        common = {"version_id": new_id(), "artifact_id": new_id(), "others": list(range(1, len(plans) + 1))}
         told = [{**common, "rank": number} for number in range(1, len(plans) + 1)]
         self._together = _together({**common, "rank": 0})
         return [replace(plan, storage_data=data) for plan, data in zip(plans, told, strict=True)]

@@ -131,7 +131,7 @@ class CheckpointManager:
         version = hashlib.sha256(self._agreed.run + f"{self._saves} {step}".encode()).hexdigest()
         return Together(
             rank=self.rank,
-            world_size=self.world_size,
+            others=range(1, self.world_size),
             version_id=version[: len(new_id())],
             artifact_id=self._agreed.run.hex()[: len(new_id())],
             timeout_s=TOGETHER_TIMEOUT_S,

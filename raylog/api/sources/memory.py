@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from raylog.api.sources.content import FilesContent, SourceFile, TableContent, checked_schema
 from raylog.api.sources.folder import local_files
-from raylog.api.sources.tables import BATCH_BYTES, BATCH_ROWS_MAX
+from raylog.api.sources.tables import BATCH_ROWS_MAX, table_batches
 from raylog.errors import SourceError, UsageError
 
 
@@ -59,11 +59,10 @@ def _is_of(source: Any, module: str, name: str) -> bool:
 
 
 def _from_table(table: pa.Table, where: str) -> TableContent:
-    rows = max(1, min(BATCH_ROWS_MAX, BATCH_BYTES * table.num_rows // max(table.nbytes, 1)))
     return TableContent(
         where=where,
         schema=checked_schema(table.schema, where),
-        read=partial(table.to_batches, max_chunksize=rows),
+        read=partial(table_batches, table),
         rows=table.num_rows,
         bytes=table.nbytes,
     )
@@ -165,4 +164,4 @@ def _ray_batches(dataset: Any, schema: pa.Schema, where: str) -> Iterator[pa.Rec
         if fitted is None:
             return
         rows += fitted.num_rows
-        yield from _from_table(fitted, where).read()
+        yield from table_batches(fitted)

@@ -161,10 +161,21 @@ def _endless() -> Iterator[int]:
         number += 1
 
 
+def table_batches(table: pa.Table) -> Sequence[pa.RecordBatch]:
+    """The rows of a table in batches that fit a chunk each, without a copy."""
+    found: Sequence[pa.RecordBatch] = table.to_batches(max_chunksize=_rows_of_batch(table))
+    return found
+
+
 def _slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    rows = max(1, min(BATCH_ROWS_MAX, BATCH_BYTES * batch.num_rows // max(batch.nbytes, 1)))
+    rows = _rows_of_batch(batch)
     for first in range(0, batch.num_rows, rows):
         yield batch.slice(first, rows)
+
+
+def _rows_of_batch(rows: pa.Table | pa.RecordBatch) -> int:
+    fitting: int = BATCH_BYTES * rows.num_rows // max(rows.nbytes, 1)
+    return max(1, min(BATCH_ROWS_MAX, fitting))
 
 
 @contextmanager

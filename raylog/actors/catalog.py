@@ -16,7 +16,7 @@ from raylog.actors.upkeep import Upkeep
 from raylog.catalog.catalog import Catalog
 from raylog.catalog.journal import FILE_NAME, Journal
 from raylog.catalog.lineage import Lineage
-from raylog.catalog.parts import Part, Parts
+from raylog.catalog.parts import Part, Parts, rank_of
 from raylog.catalog.pieces import Whereabouts
 from raylog.catalog.record import RecordKind
 from raylog.catalog.requests import (
@@ -93,16 +93,20 @@ class CatalogActor(Eventful):
         self._upkeep.copy_to_another_node(self._catalog.sequence)
         return version
 
-    def offer_part(self, signed_manifest: bytes, receipts: Sequence[bytes], rank: int) -> None:
+    def offer_part(self, signed_manifest: bytes, receipts: Sequence[bytes]) -> None:
         """A process's shards of a version that it seals together with others. Asked again, it changes nothing."""
         manifest = self._catalog.open_part(signed_manifest)
+        part = Part(signed_manifest, tuple(receipts))
         with self._parts_lock:
-            self._parts.offer(manifest.version_id, rank, Part(signed_manifest, tuple(receipts)), time.monotonic())
+            self._parts.offer(manifest.version_id, rank_of(manifest), part, time.monotonic())
 
     def parts(self, version_id: str) -> dict[int, Part]:
         """Those that were offered so far, by rank. Raises `Cancelled` when a rank has withdrawn the version."""
         with self._parts_lock:
-            return self._parts.of(parse_id(version_id, "version id"), time.monotonic())
+            found = self._parts.of(parse_id(version_id, "version id"), time.monotonic())
+        if not found:
+            self._catalog.of_version_id(version_id)  # raises where that is known from before a restart
+        return found
 
     def sealed_together(self, version_id: str) -> Version | None:
         """The version with this id, acknowledged as by `commit`; None while it is not committed. Raises `Cancelled`

@@ -77,12 +77,14 @@ class Reading:
                     future.add_done_callback(_let_go)
 
     @contextmanager
-    def all_open(self) -> Iterator[list[ShardOpener]]:
-        """An opener per shard, in order, all brought to this node and held there while the context lasts."""
+    def all_open(self, positions: Sequence[int] | None = None) -> Iterator[list[ShardOpener]]:
+        """An opener per shard (of those at `positions`), in order, all brought to this node and held there while the
+        context lasts."""
+        chosen = range(len(self.manifest.shards)) if positions is None else positions
         pulls = Pulls(self._session)
         with ExitStack() as kept, ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="bring") as executor:
             kept.callback(pulls.cancel)
-            coming = [executor.submit(self._bring, pulls, entry) for entry in self.manifest.shards]
+            coming = [executor.submit(self.bring, position, pulls) for position in chosen]
             try:
                 shards = [kept.enter_context(future.result()) for future in coming]
             except BaseException:
@@ -91,7 +93,7 @@ class Reading:
                     future.add_done_callback(_let_go)
                 raise
             executor.shutdown()
-            yield [self.opener(position, shard) for position, shard in enumerate(shards)]
+            yield [self.opener(position, shard) for position, shard in zip(chosen, shards, strict=True)]
 
     @contextmanager
     def one_open(self, position: int) -> Iterator[ShardOpener]:

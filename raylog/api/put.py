@@ -5,7 +5,7 @@ import logging
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -24,6 +24,7 @@ from raylog.api.sources.content import Content
 from raylog.api.together import Together
 from raylog.catalog.encoding import digest_of, encode
 from raylog.catalog.manifest import Manifest, ShardEntry, sign_manifest
+from raylog.catalog.parts import counts_label, part_labels
 from raylog.catalog.state import Pending
 from raylog.codec.keys import GroupKey
 from raylog.codec.pieces import Erasure, piece_id
@@ -92,6 +93,10 @@ class Put:
         except BaseException as error:
             if not self._may_be_visible and self._is_given_up(error):
                 self._discard()
+            elif (
+                self._together and isinstance(error, RaylogError) and (found := self._together.committed(self._session))
+            ):
+                return found
             raise
 
     def commit_parts(self, kind: Kind) -> Version:
@@ -99,12 +104,14 @@ class Put:
         assert self._together is not None and not self._together.rank
         try:
             order = self._together.order(self._session.retried("catalog", "begin", self._name))
-            parts = self._together.gather(self._session)
+            parts = self._together.gather(self._session, order)
             entries = [entry for manifest, _ in parts for entry in manifest.shards]
             receipts = [receipt for _, part in parts for receipt in part.receipts]
             first, version_id = parts[0][0], self._together.version_id
-            signed, digest = self._sign(entries, order, kind, version_id=version_id, tag_dek_id=first.tag_dek_id)
-            return whole(lambda: self._commit(signed, digest, receipts, order.base))
+            signed, digest = self._sign(
+                entries, order, kind, version_id=version_id, tag_dek_id=first.tag_dek_id, labels={}
+            )
+            return whole(lambda: self._commit(signed, digest, receipts, order.base, version_id))
         except BaseException as error:
             if not self._may_be_visible:
                 self._is_given_up(error)
@@ -129,13 +136,18 @@ class Put:
         with Lease(self._session, plan.version_id):
             self._seal_and_replicate(content, plan, older)
             reporter.finish(self._content_bytes)
-            entries, receipts = self._gathered()
-            signed, digest = self._sign(
-                entries, order, content.kind, version_id=plan.version_id, tag_dek_id=older.tag_key.dek_id
-            )
             if self._together and self._together.rank:
-                return self._hand_in(self._together, signed)
-            return whole(lambda: self._commit(signed, digest, receipts, order.base))
+                return self._hand_in(self._together, order, content.kind, older.tag_key.dek_id)
+            entries, receipts, labels = self._gathered(order)
+            signed, digest = self._sign(
+                entries,
+                order,
+                content.kind,
+                version_id=plan.version_id,
+                tag_dek_id=older.tag_key.dek_id,
+                labels=labels,
+            )
+            return whole(lambda: self._commit(signed, digest, receipts, order.base, plan.version_id))
 
     def _plan(self, order: Pending, key: GroupKey, tag_key: GroupKey, reporter: Reporter) -> SealPlan:
         settings = self._session.settings
@@ -152,17 +164,28 @@ class Put:
             on_sealed=lambda shard_bytes: reporter.reach(self._content_bytes + shard_bytes),
         )
 
-    def _gathered(self) -> tuple[Sequence[ShardEntry], Sequence[bytes]]:
-        """What goes into the manifest: of the first of several processes, what all of them have."""
-        entries, receipts = list(self._entries), list(self._receipts)
-        if self._together and not self._together.rank:
-            for manifest, part in self._together.gather(self._session):
-                entries += manifest.shards
-                receipts += part.receipts
-        return entries, receipts
+    def _gathered(self, order: Pending) -> tuple[Sequence[ShardEntry], Sequence[bytes], Mapping[str, str]]:
+        """What goes into the manifest: of the first of several processes, what all of them have, rank by rank."""
+        entries, receipts, counts = list(self._entries), list(self._receipts), [len(self._entries)]
+        if self._together is None:
+            return entries, receipts, {}
+        for manifest, part in self._together.gather(self._session, order):
+            entries += manifest.shards
+            receipts += part.receipts
+            counts.append(len(manifest.shards))
+        return entries, receipts, counts_label(counts)
 
-    def _hand_in(self, together: Together, signed: bytes) -> Version:
-        return whole(lambda: together.hand_in(self._session, signed, self._receipts))
+    def _hand_in(self, together: Together, order: Pending, kind: Kind, tag_dek_id: str) -> Version:
+        signed, _ = self._sign(
+            self._entries,
+            order,
+            kind,
+            version_id=together.version_id,
+            tag_dek_id=tag_dek_id,
+            labels=part_labels(together.rank, order.base),
+        )
+        ids = {entry.shard.shard_id for entry in self._entries}
+        return whole(lambda: together.hand_in(self._session, signed, self._receipts, ids))
 
     def _is_given_up(self, error: BaseException) -> bool:
         """Whether the version will never be there: of one that is made together, only the catalog can say."""
@@ -188,13 +211,15 @@ class Put:
             return {}
         return {node_id: rate for node_id, rate in rates.items() if rate}
 
-    def _commit(self, signed: bytes, digest: str, receipts: Sequence[bytes], base: int) -> Version:
+    def _commit(self, signed: bytes, digest: str, receipts: Sequence[bytes], base: int, version_id: str) -> Version:
         self._may_be_visible = True
         try:
             version: Version = self._session.retried("catalog", "commit", signed, receipts, base)
-        except RaylogError:
+        except RaylogError as error:
             # The answer may have been lost. Raises when the catalog does not say.
             committed: Version | None = self._session.retried("catalog", "committed", self._name, digest)
+            if committed is None and error.is_retryable and not self._session.withdraw(version_id, str(error)):
+                committed = self._session.retried("catalog", "committed", self._name, digest)  # it was under way still
             if committed is None:
                 self._may_be_visible = False
                 raise
@@ -289,7 +314,14 @@ class Put:
         return calls.retried(attempt, self._session.settings.call_deadline_s)
 
     def _sign(
-        self, entries: Sequence[ShardEntry], order: Pending, kind: Kind, *, version_id: str, tag_dek_id: str
+        self,
+        entries: Sequence[ShardEntry],
+        order: Pending,
+        kind: Kind,
+        *,
+        version_id: str,
+        tag_dek_id: str,
+        labels: Mapping[str, str],
     ) -> tuple[bytes, str]:
         """The signed manifest, and the digest (hex) that its version will have."""
         credentials = self._session.credentials()
@@ -301,7 +333,7 @@ class Put:
             name=self._name,
             kind=kind,
             parents=self._parents,
-            labels=self._options.labels,
+            labels={**self._options.labels, **labels},
             replicas=self._options.replicas,
             durability=self._options.durability,
             backup=self._options.backup,

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 
 from raylog.errors import UsageError
+from raylog.spec import new_id
 
 RUN_BYTES = 32
 
@@ -46,24 +47,29 @@ class Agreement:
     run: bytes
     number: int
 
+    def id_of(self, what: str) -> str:
+        """An id of something in this start: the same for all ranks."""
+        return hashlib.sha256(self.run + what.encode()).hexdigest()[: len(new_id())]
 
-def agree(run: str | None, world_size: int, number: int) -> Agreement:
+
+def agree(run: str | None, ranks: tuple[int, int], number: int) -> Agreement:
     """`run` is made of the text where one is given; else rank 0 draws it and tells the others over torch.distributed or
-    Ray Train, with its `number` (so all ranks call this). Raises `UsageError` where there is neither."""
+    Ray Train, with its `number` (so all ranks call this). `ranks`: this one, of how many. Raises `UsageError` where
+    there is neither of both, or they count other ranks."""
     if run is not None:
         return Agreement(hashlib.sha256(f"raylog/1 run {run}".encode()).digest(), number)
     mine = os.urandom(RUN_BYTES) + number.to_bytes(8, "big")
-    if world_size == 1:
+    if ranks[1] == 1:
         return _agreement(mine)
-    if _of_torch() is not None:
+    if _of_torch() == ranks:
         return _agreement(_told_by_torch(mine))
-    if _of_ray_train() is not None:
+    if _of_ray_train() == ranks:
         from ray.train.collective import broadcast_from_rank_zero
 
         return _agreement(bytes.fromhex(broadcast_from_rank_zero(mine.hex())))
     raise UsageError(
-        f"expected torch.distributed or Ray Train by which {world_size} ranks can agree, or run='...': a text that is "
-        "the same for all of them and another for each start"
+        f"expected torch.distributed or Ray Train by which these {ranks[1]} ranks can agree, or run='...': a text "
+        "that is the same for all of them and another for each start"
     )
 
 

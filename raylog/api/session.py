@@ -71,6 +71,7 @@ NODE_TIMEOUT_S = 60.0
 RESTART_TIMEOUT_S = 15.0  # of a node's actor
 STALE_INFO_S = 6.0  # at most, that the launch actor still tells of the process before; pids of containers may differ
 RESTART_POLL_S = 0.1
+WITHDRAW_REASON_CHARACTERS = 1000
 ANSWER_GRACE_S = 5.0  # a node ends by the deadline it was given; its answer travels a little longer
 
 
@@ -207,8 +208,14 @@ class Session:
 
     def withdraw(self, version_id: str, reason: str) -> bool:
         """Has the catalog never commit this version; False when it has."""
-        done: bool = self._ask_catalog("withdraw", WithdrawVersion(version_id=version_id, reason=reason))
-        return done
+        about = WithdrawVersion(version_id=version_id, reason=reason[:WITHDRAW_REASON_CHARACTERS])
+
+        def attempt(left_s: float) -> bool:  # each request is answered once: a new one for every try
+            signed = sign_request(about, CATALOG, Signer.of(self.credentials()), time.time())
+            done: bool = self.call(CATALOG, "withdraw", signed, timeout_s=left_s)
+            return done
+
+        return self._retried(CATALOG, attempt)
 
     def govern(self, kind: str, reference: Reference, details: dict[str, str]) -> Retention:
         """Has the catalog hold, release, expire or keep; what is set for the name then."""

@@ -131,11 +131,10 @@ class LocalClient:
             raise UsageError(f"{self._where}: the connection is process {self._process}'s; after a fork open another")
         if not isinstance(request, Release):
             self._release_unpinned()
-        deadline = time.monotonic() + timeout_s
-        if not self._lock.acquire(timeout=timeout_s):
-            raise DeadlineExceeded(f"{self._where}: other calls took more than {timeout_s:.1f} s")
+        if not self._lock.acquire(timeout=ADOPT_TIMEOUT_S):  # the longest that a call before this one may take
+            raise DeadlineExceeded(f"{self._where}: other calls took more than {ADOPT_TIMEOUT_S:.0f} s")
         try:
-            reply, descriptors = self._exchange(request, deadline)
+            reply, descriptors = self._exchange(request, time.monotonic() + timeout_s)
         finally:
             self._lock.release()
         if isinstance(reply, Failed):

@@ -91,6 +91,21 @@ def test_saved_in_the_background_and_loaded(client: raylog.Client) -> None:
     client.delete("ckpt/run")
 
 
+def test_targets_that_are_not_tied_or_do_not_lie_in_a_row(client: raylog.Client) -> None:
+    weight = torch.ones(3, 4)
+    with raylog.CheckpointManager("ckpt/tied", client=client) as manager:
+        manager.save(1, {"a": weight, "b": weight}, blocking=True)
+        again = manager.load()
+        assert again["a"] is again["b"]
+        untied = {"a": torch.zeros(3, 4), "b": torch.zeros(4, 3).T.requires_grad_()}
+        found = manager.load(into=untied)
+        assert found["a"] is untied["a"] and found["b"] is untied["b"]
+        assert torch.equal(untied["a"], weight) and torch.equal(untied["b"], weight)
+        with pytest.raises(UsageError, match=r"shape \(3, 4\) for /b, got \(4, 1\)"):
+            manager.load(into={"b": torch.zeros(1, 4).T})
+    client.delete("ckpt/tied")
+
+
 def test_what_did_not_change_is_not_stored_again(client: raylog.Client) -> None:
     stored = []
 

@@ -10,7 +10,7 @@ import io
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -44,7 +44,7 @@ from raylog.api.client import Client, connect
 from raylog.api.get import Reading
 from raylog.api.put_options import PutOptions
 from raylog.api.together import Together
-from raylog.errors import UsageError
+from raylog.errors import RaylogError, UsageError
 from raylog.spec import Use, Version, new_id, parse_name, parse_reference
 
 SCHEME = "raylog://"
@@ -96,10 +96,20 @@ class RaylogStorageWriter(StorageWriter):
         return str(checkpoint_id).startswith(SCHEME)
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        self._name = _name_of(self._name, checkpoint_id)
+        name = _name_of(self._name, checkpoint_id)
+        if name != self._name:
+            self._executor.submit(self._end_savers).result()  # after what is under way
+            self._name = name
+
+    def _end_savers(self) -> None:
+        for saver in self._savers.values():
+            saver.close(is_interrupted=False)
+        self._savers.clear()
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Nothing to do: every rank is told what it needs with its plan."""
+        """Every rank is told what it needs with its plan. Raises `UsageError` where ranks do not tell each other."""
+        if kwargs.get("use_collectives") is False and _ranks() > 1:
+            raise UsageError("expected dcp.save with use_collectives=True: raylog commits one version of all ranks")
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         return plan
@@ -117,10 +127,14 @@ class RaylogStorageWriter(StorageWriter):
         if not isinstance(told, Mapping) or told.get("version_id") == self._last_version_id:
             raise UsageError("expected a plan made for this save: give dcp.save a planner without plan caching")
         self._last_version_id = told["version_id"]
+        try:
+            arrays = {_stored_name(item.index): _resolved(item, planner) for item in plan.items}
+        except BaseException as error:
+            self._give_up(_together(told), error)
+            raise
         stored: Future[list[WriteResult]] = Future()
         results = [WriteResult(index=item.index, size_in_bytes=0, storage_data=None) for item in plan.items]
         together = replace(_together(told), on_offered=lambda: stored.set_result(results))
-        arrays = {_stored_name(item.index): _resolved(item, planner) for item in plan.items}
         taken = Taken(take_apart(None).document, {name: array for name, array in arrays.items() if array.numel()})
 
         def ended(writing: concurrent.futures.Future[Version]) -> None:
@@ -134,7 +148,16 @@ class RaylogStorageWriter(StorageWriter):
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Commits the version. Raises `Conflict` when another writer was first."""
         assert self._together is not None
-        self._save(Taken(take_apart({FORMAT: 1, **_described(metadata)}).document), self._together)
+        try:
+            taken = Taken(take_apart({FORMAT: 1, **_described(metadata)}).document)
+        except BaseException as error:
+            self._give_up(self._together, error)
+            raise
+        self._save(taken, self._together)
+
+    def _give_up(self, together: Together, error: BaseException) -> None:
+        with suppress(RaylogError):  # the other ranks find out by their deadline
+            together.give_up(self._session, f"{type(error).__name__}: {error}")
 
     def _save(self, taken: Taken, together: Together) -> Version:
         saver = self._savers.setdefault((self._name, together.rank), self._new_saver(self._name, together.rank))
@@ -142,8 +165,8 @@ class RaylogStorageWriter(StorageWriter):
 
     def close(self) -> None:
         """Waits for what was begun, and ends the writer's own connection."""
-        for saver in self._savers.values():
-            saver.close(is_interrupted=False)
+        self._executor.shutdown()
+        self._end_savers()
         self._kept.close()
 
 
@@ -206,8 +229,14 @@ def _together(told: Mapping[str, Any]) -> Together:
 
 
 def _stored_name(index: MetadataIndex) -> str:
-    """A tensor's name and where in it the part lies that one rank writes."""
-    return index.fqn if not index.offset or not any(index.offset) else f"{index.fqn}:{','.join(map(str, index.offset))}"
+    """A tensor's name and where in it the part lies that one rank writes; no other name begins with a slash."""
+    place = f":{','.join(map(str, index.offset))}" if index.offset and any(index.offset) else ""
+    return f"/{index.fqn}{place}"
+
+
+def _ranks() -> int:
+    is_there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if is_there else 1
 
 
 def _resolved(item: WriteItem, planner: SavePlanner) -> torch.Tensor:

@@ -13,6 +13,7 @@ from raylog.api.older import Kept, replicas_of
 from raylog.api.put_options import PutOptions
 from raylog.api.session import Session
 from raylog.catalog.manifest import Extent, ShardEntry
+from raylog.catalog.parts import positions_of
 from raylog.catalog.pieces import Whereabouts
 from raylog.codec.keys import GroupKey
 from raylog.codec.open import ShardOpener
@@ -53,8 +54,8 @@ class Reused:
 class KnownUnits:
     """Of one name. Nothing that fails here fails a save: it stores all anew then."""
 
-    def __init__(self, session: Session, name: str, options: PutOptions) -> None:
-        self._session, self._name, self._options = session, name, options
+    def __init__(self, session: Session, name: str, options: PutOptions, rank: int = 0) -> None:
+        self._session, self._name, self._options, self._rank = session, name, options, rank
         self._number = 0  # of the version that `_places` are of; 0: none
         self._tag_key: GroupKey | None = None
         self._places: dict[bytes, Place] = {}
@@ -76,8 +77,11 @@ class KnownUnits:
         """What the version's writers say is in its chunks."""
         dek_id = reading.manifest.tag_dek_id
         self._tag_key = GroupKey(dek_id, self._session.read_keys([dek_id])[dek_id])
-        with closing(reading.openers()) as openers:
-            for opener, entry in zip(openers, reading.manifest.shards, strict=True):
+        shards = reading.manifest.shards
+        positions = positions_of(reading.manifest, self._rank) or range(len(shards))
+        with closing(reading.openers(positions=positions)) as openers:
+            for opener, position in zip(openers, positions, strict=True):
+                entry = shards[position]
                 if entry.parity is None:
                     self._places |= {
                         tag: Place(entry, number, unit_bytes(unit), False) for number, unit, tag in _units(opener)
@@ -181,7 +185,7 @@ def _ranged(entry: ShardEntry, found: Iterable[Place]) -> ShardEntry:
     """The entry with the chunks of these places alone; all of it where they are all of its content."""
     places = sorted(found, key=lambda place: place.number)
     if sum(place.size_bytes for place in places) >= entry.shard.content_bytes:
-        return entry
+        return ShardEntry.whole(entry.shard, entry.dek_ids, entry.content_tag, entry.parity)
     extents: list[Extent] = []
     for place in places:
         last = extents[-1] if extents else None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from raylog.api.checkpoint.snapshot import lies_ready
-from raylog.api.checkpoint.tree import DOCUMENT, is_tensor, names_in, put_together, subtree, take_apart
+from raylog.api.checkpoint.tree import DOCUMENT, is_tensor, names_in, put_at, subtree, take_apart
 from raylog.api.get import Reading
 from raylog.api.sources.tensors import DTYPE_KEY
 from raylog.codec.assemble import Reads, TensorAssembly
@@ -21,16 +21,17 @@ from raylog.spec import Kind
 THREADS = 2
 
 
-def load(reading: Reading, prefix: str, key: str, into: Any) -> Any:
-    """The state of the rank whose names begin with `prefix`: what lies at the pointer `key` in it. Raises `UsageError`
+def load(reading: Reading, prefix: str, key: str, into: Any, positions: Sequence[int] | None = None) -> Any:
+    """The state of the rank whose names begin with `prefix`, and whose shards are at `positions` (None: any): what lies
+    at the pointer `key` in it. Raises `UsageError`
     for what is no checkpoint, for a key that is not there, and for tensors of `into` that do not fit; `DamagedData`."""
     if reading.kind is not Kind.TENSORS:
         raise UsageError(f"expected a checkpoint, got {reading.manifest.name} with {reading.kind.name.lower()}")
-    with reading.all_open() as openers:
+    with reading.all_open(positions) as openers:
         document = subtree(document_of(openers, prefix, reading.manifest.name), key)
         targets = _Targets(into, prefix + key)
         arrays = read_arrays(openers, names_in(document), targets)
-        return put_together(document, partial(_value, arrays, targets))
+        return put_at(document, partial(_value, arrays, targets, {}), prefix + key)
 
 
 def document_of(openers: Sequence[ShardOpener], prefix: str, name: str) -> bytes:
@@ -55,6 +56,17 @@ class _Targets:
             dtype = str(value.dtype).removeprefix("torch.")
             if name in dtypes and dtype not in (dtypes[name], PAYLOADS.get(dtypes[name])):
                 raise UsageError(f"expected a target of {dtypes[name]} for {name}, got {dtype}: convert it")
+
+    def fill(self, name: str, found: Any) -> Any:
+        """Copies into a target that could not be read into, and gives it. Raises `UsageError` when it does not fit."""
+        target = self.values[name]
+        if tuple(target.shape) != tuple(found.shape):
+            raise UsageError(f"expected a target of shape {tuple(found.shape)} for {name}, got {tuple(target.shape)}")
+        if is_tensor(target):
+            target.detach().copy_(found)
+        else:
+            target[...] = found
+        return target
 
 
 Arrays = dict[str, tuple[str, Array]]
@@ -90,16 +102,17 @@ def _memory(value: Any) -> Array:
     return array
 
 
-def _value(arrays: Arrays, targets: _Targets, name: str, is_torch: bool) -> Any:
-    """The tensor or array of that name: the target where there is one."""
-    dtype, array = arrays[name]
-    target = targets.values.get(name)
-    found = tensor_of(dtype, array) if is_torch else _array(dtype, array)
-    if target is None:
-        return found
-    if name not in targets.memory:
-        target.copy_(found) if is_tensor(target) else target.__setitem__(..., found)
-    return target
+def _value(arrays: Arrays, targets: _Targets, made: dict[str, Any], name: str, is_torch: bool, pointer: str) -> Any:
+    """The tensor or array of that name, at its place in the state: the target there, if there is one. One that is in
+    several places is one object in all of them: `made` has those so far."""
+    if name not in made:
+        made[name] = tensor_of(*arrays[name]) if is_torch else _array(*arrays[name])
+    found = made[name]
+    if pointer not in targets.values:
+        return targets.values.get(name, found) if pointer != name else found
+    if pointer == name and name in targets.memory:
+        return targets.values[name]
+    return targets.fill(pointer, found)
 
 
 def _array(dtype: str, array: Array) -> Array:

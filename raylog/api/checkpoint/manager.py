@@ -1,9 +1,9 @@
 """`CheckpointManager`: the state of a run, step by step, saved while the run goes on."""
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as futures_wait
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Self
 
@@ -17,8 +17,9 @@ from raylog.api.put_options import PutOptions
 from raylog.api.ranks import agree, find_rank
 from raylog.api.sources.tensors import source_tensor
 from raylog.api.together import Together
+from raylog.catalog.parts import positions_of
 from raylog.errors import DeadlineExceeded, NotFound, RaylogError, UsageError
-from raylog.spec import Reference, Use, Version, new_id, parse_name
+from raylog.spec import Reference, Use, Version, parse_name
 
 log = logging.getLogger("raylog.checkpoint")
 STEP_LABEL, WORLD_SIZE_LABEL = "step", "world_size"
@@ -86,7 +87,7 @@ class CheckpointManager:
             self._kept = kept.pop_all()
         self._steps: dict[int, int | None] = {}  # by version number: its step; None for what is no checkpoint
         newest = max((number for number, step in self._look().items() if step is not None), default=0)
-        self._agreed = agree(run, self.world_size, newest)
+        self._agreed = agree(run, (self.rank, self.world_size), newest)
         self._snapshot = Snapshot()
         self._in_flight: tuple[int, Future[Version]] | None = None
         self._is_interrupted = False
@@ -103,16 +104,21 @@ class CheckpointManager:
             raise UsageError(f"expected a step from 0, got {step!r}")
         if step % self._every:
             return False
-        self.wait()
-        self._saves += 1
+        self._saves += 1  # also of those that fail: all ranks count alike
         try:
+            self.wait()
             taken = self._copied(state, blocking)
-        except RaylogError as error:
+            storing = self._executor.submit(self._store, taken, self._together(step), step)
+        except BaseException as error:
             self._give_up(step, error)
             raise
-        self._in_flight = step, self._executor.submit(self._store, taken, self._together(step), step)
+        self._in_flight = step, storing
         if blocking:
-            self.wait()
+            try:
+                self.wait()
+            except BaseException:
+                futures_wait([storing])  # it may read the state itself, which is the caller's again
+                raise
         return True
 
     def _copied(self, state: Any, blocking: bool) -> Taken:
@@ -128,27 +134,31 @@ class CheckpointManager:
         """With the other ranks; the same for all of them at the same save."""
         if self.world_size == 1:
             return None
-        version = hashlib.sha256(self._agreed.run + f"{self._saves} {step}".encode()).hexdigest()
+        artifact = f"{self.name} {self.world_size}"
+        version = f"{artifact} {self._saves} {step}"
         return Together(
             rank=self.rank,
             others=range(1, self.world_size),
-            version_id=version[: len(new_id())],
-            artifact_id=self._agreed.run.hex()[: len(new_id())],
+            version_id=self._agreed.id_of(version),
+            artifact_id=self._agreed.id_of(artifact),
             timeout_s=TOGETHER_TIMEOUT_S,
         )
 
-    def _give_up(self, step: int, error: RaylogError) -> None:
+    def _give_up(self, step: int, error: BaseException) -> None:
         together = self._together(step)
         if together is not None:
             with suppress(RaylogError):  # they find out by their deadline
-                together.give_up(self._session, str(error))
+                together.give_up(self._session, f"{type(error).__name__}: {error}")
 
     def _store(self, taken: Taken, together: Together | None, step: int) -> Version:
         labels = {STEP_LABEL: str(step), WORLD_SIZE_LABEL: str(self.world_size)}
         version = self._saver.save(taken, labels, together)
         if not self._is_keeping:
-            self._client.keep(self.name, self._keep)
-            self._is_keeping = True
+            try:
+                self._client.keep(self.name, self._keep)
+                self._is_keeping = True
+            except RaylogError as error:
+                log.warning("older steps of %s are kept until the next is stored: %s", self.name, error)
         return version
 
     def wait(self, timeout_s: float = SAVE_TIMEOUT_S) -> None:
@@ -156,17 +166,15 @@ class CheckpointManager:
         if self._in_flight is None:
             return
         step, future = self._in_flight
-        try:
-            future.result(timeout_s)
-        except TimeoutError:
+        if not futures_wait([future], timeout_s).done:
             raise DeadlineExceeded(
                 f"{self.name}: step {step} was not stored within {timeout_s:.0f} s; it goes on: wait again"
-            ) from None
-        except RaylogError as error:
-            self._in_flight = None
-            error.add_note(f"{self.name}: step {step} was not stored, the steps before it stay")
-            raise
+            )
         self._in_flight = None
+        error = future.exception()
+        if error is not None:
+            error.add_note(f"{self.name}: step {step} was not stored, the steps before it stay")
+            raise error
 
     def load(self, step: int | None = None, *, key: str = "", into: Any = None, rank: int | None = None) -> Any:
         """The state of a step, by default of the one that was stored last; None when there is none yet. A save in
@@ -183,7 +191,7 @@ class CheckpointManager:
                 return None
             try:
                 reading = Reading(self._session, Reference(self.name, number))
-                return load(reading, prefix_of(self._whose(rank, reading)), key, into)
+                return self._read(reading, key, into, rank)
             except NotFound:
                 if step is not None or self._find(None) == number:
                     raise  # else another manager keeps fewer: there is a later one
@@ -208,8 +216,11 @@ class CheckpointManager:
         gives after a restart; the other arguments and errors are those of `load`."""
         from raylog.api.checkpoint.train import pointed_to
 
-        reading = Reading(self._session, pointed_to(checkpoint))
-        return load(reading, prefix_of(self._whose(rank, reading)), key, into)
+        return self._read(Reading(self._session, pointed_to(checkpoint)), key, into, rank)
+
+    def _read(self, reading: Reading, key: str, into: Any, rank: int | None) -> Any:
+        whose = self._whose(rank, reading)
+        return load(reading, prefix_of(whose), key, into, positions_of(reading.manifest, whose))
 
     def _whose(self, rank: int | None, reading: Reading) -> int:
         """The rank whose state is read."""

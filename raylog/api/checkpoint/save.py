@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -20,7 +21,7 @@ from raylog.catalog.state import Pending
 from raylog.codec.keys import GroupKey
 from raylog.codec.tensors import STORED, TensorSpec, bytes_of
 from raylog.codec.units import Load, Slice, Unit, plan_units, tag_key, unit_tag
-from raylog.errors import UsageError
+from raylog.errors import RaylogError, UsageError
 from raylog.spec import Durability, Reference, Version
 
 THREADS = 2
@@ -33,13 +34,22 @@ class Saver:
         self._session, self._name, self._options = session, name, options
         self._document = prefix_of(rank) + DOCUMENT
         self._allow_nan = allow_nan
-        self._known = KnownUnits(session, name, options)
+        self._known = KnownUnits(session, name, options, rank)
         self._settler = Settler(session)
 
     def save(self, taken: Taken, labels: Mapping[str, str], together: Together | None) -> Version:
         """The version that holds it, and what the ranks have with which it is made `together`, once it is committed.
         What `taken` has must stay as it is until then. Raises `UsageError` naming the key of a tensor that holds a NaN
         or is of no stored type, `Cancelled` when another rank gave up, and as `Client.put`."""
+        try:
+            return self._save(taken, labels, together)
+        except BaseException as error:
+            if together is not None:
+                with suppress(RaylogError):  # else the other ranks find out by their deadline
+                    together.give_up(self._session, f"{type(error).__name__}: {error}")
+            raise
+
+    def _save(self, taken: Taken, labels: Mapping[str, str], together: Together | None) -> Version:
         tensors = {name: source_tensor(name, value) for name, value in taken.arrays.items()}
         document = source_tensor(self._document, np.frombuffer(taken.document, np.uint8))
         load = partial(_load, {**tensors, self._document: document})
@@ -73,7 +83,11 @@ class Saver:
         self._settler.close()
 
     def _tag_dek_id(self, version: Version) -> str:
-        return self._session.manifest(Reference(self._name, version.number)).tag_dek_id
+        """Empty when it cannot be asked for."""
+        try:
+            return self._session.manifest(Reference(self._name, version.number)).tag_dek_id
+        except RaylogError:
+            return ""
 
     def _prepare(
         self, units: Sequence[Unit], load: Load, order: Pending, own_key: GroupKey

@@ -17,7 +17,7 @@ from raylog.errors import DamagedData, UsageError
 DEPTH_MAX = 64
 DOCUMENT = "document"
 """The name under which the document is stored; no pointer, since it does not begin with a slash."""
-_INT64 = range(-(1 << 63), 1 << 63)
+_INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
 
 
 def prefix_of(rank: int) -> str:
@@ -65,6 +65,8 @@ class _Array(_Node, frozen=True, tag="array"):
     shape: tuple[int, ...] = ()
 
 
+Give = Callable[[str, bool, str], Any]
+"""Of a name, whether torch's, and where in the state: the array."""
 Node = _Value | _Bytes | _Large | _List | _Tuple | _Map | _Array
 
 
@@ -90,13 +92,22 @@ def take_apart(state: Any, prefix: str = "") -> Taken:
     """Names begin with `prefix`. Raises `UsageError` naming the key of what is neither tensor, array, number, text,
     bytes, None, nor a list, tuple or mapping of such."""
     taken = Taken()
-    taken.document = msgspec.msgpack.encode(_node(state, prefix, 0, taken))
+    root = _node(state, prefix, 0, taken)
+    try:
+        taken.document = msgspec.msgpack.encode(root)
+    except (UnicodeEncodeError, OverflowError) as error:
+        raise UsageError(f"expected text in Unicode and keys of at most 64 bits in the state: {error}") from None
     return taken
 
 
 def put_together(document: bytes, array: Callable[[str, bool], Any]) -> Any:
     """The state again; `array(name, is_torch)` gives each that was taken out. Raises `DamagedData`."""
-    return _build(_decode(document), array)
+    return put_at(document, lambda name, is_torch, _: array(name, is_torch), "")
+
+
+def put_at(document: bytes, array: Give, key: str) -> Any:
+    """As `put_together`, of the part of a state at the JSON pointer `key`; `array` is told where each belongs, too."""
+    return _build(_decode(document), array, key)
 
 
 def names_in(document: bytes) -> list[str]:
@@ -139,6 +150,11 @@ def is_tensor(value: Any) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
+def _is_spread(value: Any) -> bool:
+    distributed = sys.modules.get("torch.distributed.tensor")
+    return distributed is not None and isinstance(value, distributed.DTensor)
+
+
 def _decode(document: bytes) -> Node:
     try:
         node: Node = msgspec.msgpack.decode(document, type=Node)
@@ -161,18 +177,38 @@ def _node(value: Any, pointer: str, depth: int, taken: Taken) -> Node:
         return _Tuple(items) if isinstance(value, tuple) else _List(items)
     if isinstance(value, np.generic):
         value = value.item()
+    if _is_spread(value):
+        raise UsageError(
+            f"{pointer or '/'} is a DTensor, spread over ranks: save such states by dcp.save(state, "
+            "storage_writer=raylog.RaylogStorageWriter(name)), or its to_local()"
+        )
     if is_tensor(value) or isinstance(value, np.ndarray):
         return _array(value, pointer or "/", taken)
-    if isinstance(value, int) and not isinstance(value, bool) and value not in _INT64:
-        return _Large(str(value))
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return _Value(value)
-    if isinstance(value, bytes):
-        return _Bytes(value)
+    plain = _plain(value)
+    if isinstance(plain, int) and not _INT64_MIN <= plain <= _INT64_MAX:
+        return _Large(str(plain))
+    if isinstance(plain, bytes):
+        return _Bytes(plain)
+    if value is None or plain is not None:
+        return _Value(plain)
     raise UsageError(
         f"expected tensors, arrays, numbers, text, bytes or None, and lists, tuples and mappings of them, got "
         f"{type(value).__name__} at {pointer or '/'}: leave it out, or save what it is made of"
     )
+
+
+def _plain(value: Any) -> bool | int | float | str | bytes | None:
+    """What a value is without the class that it may have of its own, such as an enumeration's; None if it is no
+    such."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    return bytes(value) if isinstance(value, bytes) else None
 
 
 def _array(value: Any, name: str, taken: Taken) -> _Array:
@@ -185,35 +221,37 @@ def _array(value: Any, name: str, taken: Taken) -> _Array:
 
 def _place(value: Any) -> Hashable:
     """What two tensors have in common that are one and the same memory; nothing for what has no address."""
-    if not is_tensor(value) or value.is_meta or value.layout != sys.modules["torch"].strided:
+    if not is_tensor(value) or value.is_meta or value.layout != sys.modules["torch"].strided or not value.data_ptr():
         return None
-    return value.device, value.data_ptr(), tuple(value.shape), value.stride(), value.dtype
+    seen_as = value.is_conj(), value.is_neg()
+    return value.device, value.data_ptr(), tuple(value.shape), value.stride(), value.dtype, seen_as
 
 
 def _key(key: Any, pointer: str) -> str | int | float | bool | None:
-    if key is not None and not isinstance(key, (str, int, float, bool)):
+    plain = _plain(key)
+    if isinstance(plain, bytes) or (plain is None and key is not None):
         raise UsageError(f"expected text, numbers or None as keys, got {key!r} at {pointer or '/'}")
-    return key
+    return plain
 
 
 def _join(pointer: str, key: Any) -> str:
     return f"{pointer}/{str(key).replace('~', '~0').replace('/', '~1')}"
 
 
-def _build(node: Node, array: Callable[[str, bool], Any]) -> Any:
+def _build(node: Node, array: Give, pointer: str) -> Any:
     match node:
         case _Value(value) | _Bytes(value):
             return value
         case _Large(digits):
             return int(digits)
         case _List(items):
-            return [_build(one, array) for one in items]
+            return [_build(one, array, _join(pointer, number)) for number, one in enumerate(items)]
         case _Tuple(items):
-            return tuple(_build(one, array) for one in items)
+            return tuple(_build(one, array, _join(pointer, number)) for number, one in enumerate(items))
         case _Map(items):
-            return {key: _build(one, array) for key, one in items}
+            return {key: _build(one, array, _join(pointer, key)) for key, one in items}
         case _Array(torch, name, dtype, shape):
-            return _empty(torch, dtype, shape) if dtype else array(name, torch)
+            return _empty(torch, dtype, shape) if dtype else array(name, torch, pointer or "/")
 
 
 def _empty(torch: bool, dtype: str, shape: Sequence[int]) -> Any:

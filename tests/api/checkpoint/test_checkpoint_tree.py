@@ -1,5 +1,6 @@
 """States taken apart and put together again; numbers that are none are seen by their bits."""
 
+import enum
 from typing import Any
 
 import numpy as np
@@ -102,3 +103,26 @@ def test_nan_by_its_bits(dtype: str) -> None:
         values[3] = nan
         assert has_nan(content(values), dtype)
     assert not has_nan(memoryview(b"\xff" * 8), "int64") and not has_nan(memoryview(b""), "float32")
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+class Word(str):
+    __slots__ = ()
+
+
+def test_values_are_saved_as_what_they_are_without_their_class() -> None:
+    state = {"n": Colour.RED, "w": Word("x"), "f": np.float64(1.5), np.float64(2.0): 1}
+    found = put_together(take_apart(state).document, lambda name, is_torch: None)
+    assert found == {"n": 1, "w": "x", "f": 1.5, 2.0: 1} and {type(one) for one in found.values()} == {int, str, float}
+    for wrong in ({"\ud800": 1}, {"x": "\ud800"}, {1 << 70: 1}):
+        with pytest.raises(UsageError, match="in Unicode"):
+            take_apart(wrong)
+
+
+def test_what_looks_tied_and_is_not() -> None:
+    torch = pytest.importorskip("torch")
+    value = torch.ones(3, dtype=torch.complex64)
+    assert list(take_apart({"x": value, "y": value.conj(), "z": value}).arrays) == ["/x", "/y"]

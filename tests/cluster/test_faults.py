@@ -104,9 +104,9 @@ def test_the_catalog_killed_between_replicas_and_commit(client: raylog.Client, m
     """Exactly there: the replicas stand and are vouched for, the manifest is signed, the catalog is gone."""
     table, sign = pa.table({"n": range(1000)}), Put._sign
 
-    def sign_and_kill(self: Put, *arguments: Any) -> Any:
+    def sign_and_kill(self: Put, *arguments: Any, **options: Any) -> Any:
         ray.kill(calls.find("catalog"), no_restart=False)
-        return sign(self, *arguments)
+        return sign(self, *arguments, **options)
 
     monkeypatch.setattr(Put, "_sign", sign_and_kill)
     version = client.put("faults/between", table, replicas=2)

@@ -20,7 +20,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import torch
-from three_nodes import lying, wait_until
+from three_nodes import Machine, lying, wait_until
 from torch.distributed.checkpoint import load, save
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 
@@ -244,12 +244,15 @@ def test_of_two_writers_one_wins(fs: RaylogFileSystem) -> None:
     assert fs.cat_file("files/new") == b"between"
 
 
-def test_another_process_connects_by_itself_and_may_be_killed(fs: RaylogFileSystem, client: raylog.Client) -> None:
+def test_another_process_connects_by_itself_and_may_be_killed(
+    fs: RaylogFileSystem, client: raylog.Client, machine: Machine
+) -> None:
     fs.pipe_file("files/hello", b"hello")
     before = lying(client)
     driver = Path(__file__).with_name("fsspec_writer.py")
     command = [sys.executable, str(driver), pickle.dumps(fs).hex(), "files/hello", "files/half"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    environment = os.environ | {"RAY_ADDRESS": machine.cluster.address}  # another cluster may run on this machine
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stdout is not None and process.stdout.readline() == "written\n"
             sealed = lying(client) - before

@@ -24,6 +24,12 @@ ARENA_BYTES = MIB
 BOTH, DISK, MEMORY = [TierKind.MEMORY, TierKind.SSD], [TierKind.SSD], [TierKind.MEMORY]
 
 
+@pytest.fixture(autouse=True)
+def any_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However full the disk of this machine is, except where a test says how full it is."""
+    monkeypatch.setattr(policy, "HIGH_WATERMARK", 1.0)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[TieredStore]:
     memory = MemoryTier(Path(f"/dev/shm/raylog-test-{new_id()}"), ARENA_BYTES)

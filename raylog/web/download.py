@@ -69,8 +69,10 @@ class Downloads:
         return await self._send(request, web.StreamResponse(headers=headers), pieces, is_zipped=opened.is_zipped)
 
     async def finish(self, request: web.Request, answer: web.StreamResponse) -> web.StreamResponse:
-        """Sends all of an answer, or what is left of one that has begun; aiohttp would wait for the client without a
-        deadline. What it returns is what was sent."""
+        """Sends an answer, or what is left of one that has begun, and gives what was sent; aiohttp would wait for
+        the client without a deadline."""
+        if request.transport is None or request.transport.is_closing():  # cut, or left by the client
+            return answer
         sent = answer
         try:
             if isinstance(answer, web.Response) and isinstance(answer.body, bytes):

@@ -142,6 +142,10 @@ class PackedWriter(io.BufferedIOBase):
     def writable(self) -> bool:
         return True
 
+    def tell(self) -> int:
+        position: int = self._packer.tell()
+        return position
+
     def write(self, data: Any, /) -> int:
         """As `FileWriter.write`."""
         self._packer.write(data)

@@ -107,7 +107,7 @@ def test_a_packer_is_closed_with_its_file(size: int) -> None:
     data, taken = os.urandom(size), Taken()
     file = FileWriter("a/b", taken, 10)
     with PackedWriter(GzipFile(fileobj=file, mode="wb"), file) as packed:
-        assert packed.write(data) == size
+        assert packed.write(data) == packed.tell() == size
     assert gzip.decompress(b"".join(taken.blocks)) == data
     file = FileWriter("a/b", taken := Taken(), 10)
     with pytest.raises(KeyError), PackedWriter(GzipFile(fileobj=file, mode="wb"), file) as packed:

@@ -15,6 +15,8 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
+from fsspec.compression import compr
+from fsspec.core import get_compression
 from fsspec.spec import AbstractFileSystem
 from fsspec.utils import stringify_path
 
@@ -23,7 +25,7 @@ from raylog.api.files.errors import FileGiven, FileMissing, FileProtected, FileT
 from raylog.api.files.names import SCHEME, FilePath, parse_path, strip
 from raylog.api.files.read import FileReader
 from raylog.api.files.tree import FILE_LABEL, Entry, EntryKind, Tree
-from raylog.api.files.write import BLOCK_BYTES_MAX, FileWriter
+from raylog.api.files.write import BLOCK_BYTES_MAX, FileWriter, PackedWriter
 from raylog.api.put import Put
 from raylog.api.put_options import PutOptions
 from raylog.api.session import Session
@@ -44,11 +46,11 @@ class RaylogFileSystem(AbstractFileSystem):  # type: ignore[misc]
     needed. What is written gets `replicas`, or `erasure`, and a copy in `backup`, as with `Client.put`. A copy in
     another process connects there by itself.
 
-    A file becomes visible, whole, when it is closed; one whose `with` block is left by an exception, which is never
-    closed or whose process ends, leaves nothing. Of two writers of a file the one that closes last has the latest
-    version, or gets `Conflict` where its first 64 MiB were sealed before the other's version came. Bytes are sealed as
-    they are written, in blocks of that size, and reads open only those chunks that they touch. `rm` deletes an artifact
-    with all its versions; nothing is appended to a file or written into a version.
+    A file becomes visible, whole, when it is closed; one whose `with` block is left by an exception, that is closed
+    while one is on its way, is never closed or whose process ends, leaves nothing. Of two writers of a file the one
+    that closes last has the latest version, or gets `Conflict` where its first 64 MiB were sealed before the other's
+    version came. Bytes are sealed as they are written, in blocks of that size, and reads open only those chunks that
+    they touch. `rm` deletes an artifact with all its versions; nothing is appended to a file or written into a version.
 
     Raises what Python raises for files where there is something (`FileNotFoundError`, `FileExistsError`,
     `IsADirectoryError`, `PermissionError`), which are raylog's own errors too, and those where there is none.
@@ -180,6 +182,21 @@ class RaylogFileSystem(AbstractFileSystem):  # type: ignore[misc]
                 raise
             found += [error] * (len(ranges) - len(found))
         return found
+
+    def open(
+        self,
+        path: Any,
+        mode: str = "rb",
+        block_size: int | None = None,
+        cache_options: Any = None,
+        compression: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As fsspec's, but closing a file that is written with a `compression` closes all of it."""
+        is_packed = "b" in mode and "r" not in mode
+        packing = get_compression(self._strip_protocol(path), compression) if is_packed else None
+        file = super().open(path, mode, block_size, cache_options, None if is_packed else compression, **kwargs)
+        return file if packing is None else PackedWriter(compr[packing](file, mode=mode[0]), file)
 
     def _open(
         self,

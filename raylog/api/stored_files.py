@@ -57,23 +57,28 @@ def only_file(reading: Reading) -> StoredFile:
             "name the file"
         )
     parts = [Part(shard, 0, sum(lengths[:shard]), length) for shard, length in enumerate(lengths)]
-    return _whole(ends[0], parts)
+    return _whole(ends[-1], parts)
 
 
 def find_file(reading: Reading, path: str) -> StoredFile:
-    """The file `path` of the version. Shards before it are brought here too. Raises `NotFound`, `UsageError` where
-    there are no files, `DamagedData`."""
+    """The file `path` of the version. Shards before it are brought here too, and the one after it where it ends with a
+    shard: until then a stream says its size so far. Raises `NotFound`, `UsageError` where there are no files,
+    `DamagedData`."""
     parts: list[Part] = []
+    last: FileExtent | None = None
     with closing(reading.openers()) as openers:
         for shard, opener in enumerate(openers):
             start = 0
             for extent in _extents(opener):
                 if extent.path == path:
+                    last = extent
                     parts.append(Part(shard, start, extent.offset, extent.length))
-                    if extent.offset + extent.length == extent.size:
-                        return _whole(extent, parts)
+                elif last is not None:
+                    return _whole(last, parts)
                 start += extent.length
-    raise NotFound(f"there is no whole file {path[:200]!r} in {reading.manifest.name}: list its files")
+    if last is None:
+        raise NotFound(f"there is no file {path[:200]!r} in {reading.manifest.name}: list its files")
+    return _whole(last, parts)
 
 
 def read_range(reading: Reading, file: StoredFile, start: int, stop: int) -> Generator[memoryview]:
@@ -92,6 +97,7 @@ def _extents(opener: ShardOpener) -> list[FileExtent]:
 
 
 def _whole(extent: FileExtent, parts: list[Part]) -> StoredFile:
+    """The file whose last extent this is."""
     end = 0
     for part in parts:
         if part.offset != end:

@@ -68,6 +68,28 @@ class Downloads:
         pieces = table_pieces(opened.reading, opened.media_type)
         return await self._send(request, web.StreamResponse(headers=headers), pieces, is_zipped=opened.is_zipped)
 
+    async def finish(self, request: web.Request, answer: web.StreamResponse) -> web.StreamResponse:
+        """Sends an answer, or what is left of one that has begun, and gives what was sent; aiohttp would wait for
+        the client without a deadline."""
+        if request.transport is None or request.transport.is_closing():  # cut, or left by the client
+            return answer
+        sent = answer
+        try:
+            if isinstance(answer, web.Response) and isinstance(answer.body, bytes):
+                sent = web.StreamResponse(status=answer.status, headers=answer.headers)
+                sent.content_length = len(answer.body)
+                await sent.prepare(request)
+                if request.method != "HEAD":
+                    await self._write(sent, memoryview(answer.body))
+            async with asyncio.timeout(self.stall_s):
+                await sent.prepare(request)
+                await sent.write_eof()
+        except TimeoutError:
+            self._cut(request, f"the client took nothing for {self.stall_s:g} s")
+        except ConnectionError:
+            self._cut(request, "the client has gone")
+        return sent
+
     def _list(self, version: Version) -> dict[str, int]:
         return list_files(self.client.open(str(version)))
 
@@ -117,10 +139,14 @@ class Downloads:
                     piece = await anext(coming, None)
             except (RaylogError, TimeoutError) as error:
                 what = f"the client took nothing for {self.stall_s:g} s" if isinstance(error, TimeoutError) else error
-                log.warning("%s %s: cut, %s", request.method, request.rel_url.raw_path, what)
-                if request.transport is not None:
-                    request.transport.abort()
+                self._cut(request, what)
         return response
+
+    @staticmethod
+    def _cut(request: web.Request, why: object) -> None:
+        log.warning("%s %s: cut, %s", request.method, request.rel_url.raw_path, why)
+        if request.transport is not None:
+            request.transport.abort()
 
     async def _write(self, response: web.StreamResponse, piece: memoryview) -> None:
         for first in range(0, len(piece), WRITE_BYTES):

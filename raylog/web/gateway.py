@@ -80,22 +80,28 @@ class Gateway:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Around every request: token, number, errors in raylog's words, one line of log."""
+        """Around every request, until its answer is sent: token, number, errors in raylog's words, one line of log."""
         began_s, answer = time.monotonic(), None
         try:
             with self._requests.place():
-                if not is_permitted(request.headers.get("Authorization", ""), self._token):
-                    raise Unauthorized("expected the gateway's token as 'Authorization: Bearer TOKEN', got another one")
-                answer = await handler(request)
-        except RaylogError as error:
-            answer = error_answer(error)
-        except web.HTTPException as error:
-            answer = http_error_answer(error)
+                answer = await self._downloads.finish(request, await self._answered(request, handler))
+        except Busy as error:
+            answer = await self._downloads.finish(request, error_answer(error))
         finally:
             said = answer.status if answer is not None else "cut off"
             seconds = time.monotonic() - began_s
             log.info("%s %s %s: %s, %.3f s", request.remote, request.method, request.rel_url.raw_path, said, seconds)
         return answer
+
+    async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            if not is_permitted(request.headers.get("Authorization", ""), self._token):
+                raise Unauthorized("expected the gateway's token as 'Authorization: Bearer TOKEN', got another one")
+            return await handler(request)
+        except RaylogError as error:
+            return error_answer(error)
+        except web.HTTPException as error:
+            return http_error_answer(error)
 
     async def ended(self, timeout_s: float) -> None:
         """Waits until no request is under way, so that none needs the pool any more; for `timeout_s` at most."""

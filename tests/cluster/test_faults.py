@@ -19,6 +19,8 @@ import raylog
 from raylog.actors import calls
 from raylog.actors.node_info import NodeInfo
 from raylog.actors.requests import EvictShard
+from raylog.api.files.tree import FILE_LABEL
+from raylog.api.filesystem import RaylogFileSystem
 from raylog.api.put import Put
 from raylog.errors import Conflict, DamagedData, RaylogError
 from raylog.spec import TierKind
@@ -222,6 +224,23 @@ def test_verify_finds_and_repairs(client: raylog.Client) -> None:
     report = client.verify("faults/scrub")
     assert (report.damaged, report.repaired) == (1, 1), report
     assert client.verify("faults/scrub").damaged == 0
+
+
+@pytest.mark.parametrize("durability", ["memory", "disk"])
+def test_an_open_file_is_read_on_after_its_node_restarted(client: raylog.Client, noise: bytes, durability: str) -> None:
+    """What it held went with the connection."""
+    name = f"faults/open-{durability}"
+    here = client.local_node()
+    client.put(name, noise[: 6 * MIB], replicas=2, durability=durability, labels=FILE_LABEL)
+    with RaylogFileSystem(client=client).open(name) as file:
+        assert file.read(1000) == noise[:1000]
+        kill(here)
+        wait_until(lambda: came_back(client, here), 30, "the node came back as itself")
+        assert client._session.store.is_connected  # anew; the old connection is closed
+        file.seek(2 * MIB)
+        assert file.read() == noise[2 * MIB : 6 * MIB]
+        file.seek(5)
+        assert file.read(1000) == noise[5:1005]
 
 
 def test_two_writers_of_one_name(client: raylog.Client) -> None:

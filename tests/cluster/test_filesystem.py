@@ -1,13 +1,16 @@
 """`raylog://` as its users have it: pandas, pyarrow, torch; what is written whole or not at all; what a path may be."""
 
+import gc
+import gzip
 import io
+import lzma
 import os
 import pickle
 import random
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,11 +23,13 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 from three_nodes import Machine, lying, wait_until
 from torch.distributed.checkpoint import load, save
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 
 import raylog
+from raylog.api.files.tree import FILE_LABEL
 from raylog.api.filesystem import RaylogFileSystem
 from raylog.errors import Conflict, NotFound, NotPermitted, UsageError
 from raylog.units import MIB
@@ -134,6 +139,68 @@ def test_what_was_not_finished_leaves_nothing(fs: RaylogFileSystem, client: rayl
     assert lying(client) <= before
 
 
+def half_by_url(fs: RaylogFileSystem, path: str, data: bytes) -> None:
+    with fsspec.open(f"raylog://{path}", "wb") as file:
+        file.write(data)
+        raise RuntimeError("no more")
+
+
+def half_packed_by_url(fs: RaylogFileSystem, path: str, data: bytes) -> None:
+    with fsspec.open(f"raylog://{path}", "wb", compression="gzip") as file:
+        file.write(data)
+        raise RuntimeError("no more")
+
+
+def half_as_text(fs: RaylogFileSystem, path: str, data: bytes) -> None:
+    with fs.open(path, "w", encoding="latin-1") as file:
+        file.write(data.decode("latin-1"))
+        raise RuntimeError("no more")
+
+
+def half_packed(fs: RaylogFileSystem, path: str, data: bytes) -> None:
+    with fs.open(path, "wb", compression="gzip") as file:
+        file.write(data)
+        raise RuntimeError("no more")
+
+
+def half_a_table(fs: RaylogFileSystem, path: str, data: bytes) -> None:
+    table = pa.table({"data": [data]})
+    with pq.ParquetWriter(path, table.schema, filesystem=PyFileSystem(FSSpecHandler(fs))) as writer:
+        writer.write_table(table)
+        raise RuntimeError("no more")
+
+
+@pytest.mark.parametrize("write", [half_by_url, half_packed_by_url, half_as_text, half_packed, half_a_table])
+def test_what_wraps_a_file_leaves_nothing_of_half_of_it(
+    fs: RaylogFileSystem, client: raylog.Client, big: bytes, write: Callable[[RaylogFileSystem, str, bytes], None]
+) -> None:
+    fs.pipe_file("files/whole", b"before")
+    for size in (10, 9 * MIB):
+        with pytest.raises(RuntimeError, match="no more"):
+            write(fs, "files/whole", big[:size])
+        assert fs.cat_file("files/whole") == b"before" and len(client.versions("files/whole")) == 1
+
+
+def test_compression(fs: RaylogFileSystem, big: bytes) -> None:
+    with fs.open("files/some.gz", "wb", compression="infer") as file:
+        file.write(big)
+    with fs.open("files/some.gz", compression="infer") as file:
+        assert file.read() == big
+    assert gzip.decompress(fs.cat_file("files/some.gz")) == big
+    with fs.open("files/lines.bz2", "x", compression="bz2", encoding="utf-8") as file:
+        file.write("ä\n")
+    assert fs.read_text("files/lines.bz2", compression="bz2", encoding="utf-8") == "ä\n"
+    with fs.transaction, fs.open("files/later.xz", "wb", compression="xz") as file:
+        file.write(b"later")
+    assert lzma.decompress(fs.cat_file("files/later.xz")) == b"later"
+    file = fs.open("files/never.gz", "wb", compression="gzip")
+    file.write(b"never closed")
+    with pytest.warns(ResourceWarning, match="files/never.gz was not closed"):
+        del file
+        gc.collect()  # a packer may refer to itself
+    assert not fs.exists("files/never.gz")
+
+
 def test_transactions(fs: RaylogFileSystem) -> None:
     with fs.transaction:
         fs.pipe_file("files/one", b"1")
@@ -226,6 +293,18 @@ def test_paths_that_are_none(fs: RaylogFileSystem) -> None:
         fs.pipe_file(path, path.encode())
     assert sorted(fs.find("files")) == sorted([*odd, "files/a/b"])
     assert fs.cat_file("files/ä ö") == "files/ä ö".encode()
+
+
+def test_names_without_a_path_are_not_there(fs: RaylogFileSystem, client: raylog.Client) -> None:
+    for text in (b"first", b"second", b"third"):
+        fs.pipe_file("files/names/a", text)
+    odd = [f"files/names/{part}" for part in ("0+a+403", "0+..", "0+a+2fb", "0++00")]
+    for name in odd:
+        client.put(name, b"odd", labels=FILE_LABEL)
+    assert fs.find("files/names") == fs.ls("files/names", detail=False) == ["files/names/a"]
+    assert fs.glob("files/names/*") == ["files/names/a"] and fs.exists("files/names/a@3")
+    fs.rm("files/names", recursive=True)
+    assert client.ls("files/names/") == []
 
 
 def test_of_two_writers_one_wins(fs: RaylogFileSystem) -> None:

@@ -23,6 +23,7 @@ import pytest
 from three_nodes import lying, wait_until
 
 import raylog
+from raylog.api.filesystem import RaylogFileSystem
 from raylog.errors import NotFound
 from raylog.units import MIB
 from raylog.web.access import open_token
@@ -60,9 +61,13 @@ class Site:
     def begin(self, *lines: str) -> socket.socket:
         """A connection that has sent these lines and the token."""
         connection = socket.create_connection((self.host, self.port), timeout=30)
-        sent = [*lines, f"Host: {self.host}", f"Authorization: {self.authorization['Authorization']}", "", ""]
-        connection.sendall("\r\n".join(sent).encode())
+        connection.sendall(self.request(*lines))
         return connection
+
+    def request(self, *lines: str) -> bytes:
+        """These lines and the token."""
+        sent = [*lines, f"Host: {self.host}", f"Authorization: {self.authorization['Authorization']}", "", ""]
+        return "\r\n".join(sent).encode()
 
     def curl(self, *words: str, path: str) -> bytes:
         curl = shutil.which("curl")
@@ -225,6 +230,21 @@ def test_tables_and_folders(site: Site, client: raylog.Client, tmp_path: Path) -
     assert "list its files" in told(site.ask("GET", "/v1/artifacts/web/folder@1/files/none"), 404)
 
 
+def test_a_file_written_as_a_stream(site: Site, client: raylog.Client, tmp_path: Path) -> None:
+    """Its shards say its size so far, the last one its size."""
+    RaylogFileSystem(client=client).pipe_file("web/stream", CONTENT)
+    assert client.stat("web/stream").shards == 3
+    listed = json.loads(site.ask("GET", "/v1/artifacts/web/stream@1/files")[2])
+    assert listed == [{"path": "stream", "size_bytes": len(CONTENT)}]
+    for path in ("/v1/artifacts/web/stream", "/v1/artifacts/web/stream@1/files/stream"):
+        status, headers, body = site.ask("GET", path)
+        assert (status, headers["Content-Length"], body == CONTENT) == (200, str(len(CONTENT)), True)
+        part = site.ask("GET", path, headers={"Range": "bytes=4194000-9000000"})
+        assert (part[0], part[2] == CONTENT[4_194_000:9_000_001]) == (206, True)
+        assert site.ask("HEAD", path)[1]["Content-Length"] == str(len(CONTENT))
+    assert "list its files" in told(site.ask("GET", "/v1/artifacts/web/stream@1/files/strea"), 404)
+
+
 def test_without_the_token(site: Site, client: raylog.Client) -> None:
     for given in ("", "Bearer wrong", "Basic dTpw", f"Bearer {open_token(site.token_path)}x", "Bearer ä"):
         answer = site.ask("GET", "/v1/artifacts", headers={"Authorization": given})
@@ -322,6 +342,27 @@ def test_a_client_that_stalls_is_cut(site: Site, client: raylog.Client, stored: 
         while piece := _received(reader):
             got += len(piece)
         assert got < len(CONTENT), "it was cut, and not ended as if that were all"
+
+
+def test_a_client_that_does_not_read_a_listing_is_cut(site: Site, client: raylog.Client, tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*["d" * 250] * 13)
+    deep.mkdir(parents=True)
+    for number in range(2500):
+        (deep / f"{number}").touch()
+    client.put("web/long", tmp_path, as_files=True)
+    listing = site.ask("GET", "/v1/artifacts/web/long@1/files")[2]
+    assert len(listing) > 7 * MIB and len(json.loads(listing)) == 2500
+    with socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+        reader.settimeout(30)
+        reader.connect((site.host, site.port))
+        reader.sendall(site.request("GET /v1/artifacts/web/long@1/files HTTP/1.1"))
+        assert reader.recv(12) == b"HTTP/1.1 200"
+        time.sleep(2 * STALL_S)
+        got = 0
+        while piece := _received(reader):
+            got += len(piece)
+        assert got < len(listing), "it was cut, and not ended as if that were all"
 
 
 def _received(connection: socket.socket) -> bytes:

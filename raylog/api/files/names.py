@@ -72,10 +72,18 @@ def name_of(parts: tuple[str, ...]) -> str:
 
 
 def parts_of(name: str) -> tuple[str, ...] | None:
-    """The parts of an artifact's path; None for the few names beginning with `0+` that belong to no path."""
+    """The parts of an artifact's path; None for the few names with `0+` in them that belong to no path."""
     parts = tuple(_decode(part) for part in name.split("/"))
     found = tuple(part for part in parts if part is not None)
-    return found if len(found) == len(parts) else None
+    return found if len(found) == len(parts) and _is_path_of(found) else None
+
+
+def _is_path_of(parts: tuple[str, ...]) -> bool:
+    """Whether the path that these parts make has them again: not `a@3`, which names a version, `..` or `b/c`."""
+    try:
+        return parse_path("/".join(parts)) == FilePath(parts)
+    except UsageError:
+        return False
 
 
 def _encode(part: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from raylog.api.get import Reading
 from raylog.codec.files import read_extents
 from raylog.codec.stream import ContentStream
-from raylog.errors import UsageError
+from raylog.errors import Unavailable, UsageError
 
 SHARDS_OPEN_MAX = 4  # of one file at a time, each pinned on this node meanwhile
 
@@ -81,9 +81,19 @@ class FileBytes:
                 span = self._spans[position]
                 start = offset + done - span.offset
                 taken = min(length - done, span.length - start)
-                self._stream(span).read_into(span.start + start, out[done : done + taken])
+                self._read_into(span, span.start + start, out[done : done + taken])
                 done, position = done + taken, position + 1
         return length
+
+    def _read_into(self, span: Span, start: int, out: memoryview) -> None:
+        was_open = span.shard in self._open
+        try:
+            self._stream(span).read_into(start, out)
+        except Unavailable:
+            if not was_open:
+                raise
+            self._open.pop(span.shard)[0].close()  # its pin went with a connection to the node: there is another now
+            self._stream(span).read_into(start, out)
 
     def _stream(self, span: Span) -> ContentStream:
         if span.shard in self._open:

@@ -1,6 +1,7 @@
 """A file that is written: sealed block by block meanwhile, committed when it is closed, or gone without a trace."""
 
 import io
+import logging
 import queue
 import sys
 import threading
@@ -16,6 +17,7 @@ from raylog.errors import Cancelled, Unavailable, UsageError
 from raylog.spec import Version
 from raylog.units import MIB
 
+log = logging.getLogger("raylog.files")
 BLOCK_BYTES_MAX = 64 * MIB  # gathered before they are sealed as a shard; two such blocks are in memory at once
 _LOOK_S = 0.1  # between two looks whether the put is still there
 _DISCARD_S = 30.0
@@ -25,9 +27,10 @@ PutContent = Callable[[StreamContent], Version]
 class FileWriter(io.BufferedIOBase):
     """The file `path` for writing from its first byte on; `put` makes a version of it. For one thread.
 
-    Nothing is visible before `close`, and nothing at all when the `with` that it stands in is left by an exception, or
-    when it is not closed. With `commits_late` that is for `commit` or `discard` to say, after `close`. `write` and
-    `close` raise what `Client.put` raises.
+    Nothing is visible before `close`, and nothing at all when the `with` that it stands in is left by an exception,
+    when it is closed while one is on its way that was not there when it was opened, or when it is not closed. With
+    `commits_late` that is for `commit` or `discard` to say, after `close`. `write` and `close` raise what `Client.put`
+    raises.
     """
 
     mode = "wb"
@@ -40,6 +43,7 @@ class FileWriter(io.BufferedIOBase):
         self._filled = 0
         self._position = 0
         self._stream: _Stream | None = None
+        self._error_before = sys.exc_info()[1]
         self._is_over = False
 
     def writable(self) -> bool:
@@ -96,13 +100,21 @@ class FileWriter(io.BufferedIOBase):
 
     def _end(self) -> None:
         self._is_over, self._stream, self._block = True, None, bytearray()
+        self._error_before = None  # nor the frames that it names
 
     def close(self) -> None:
-        """Commits, unless that comes later."""
+        """Commits, unless that comes later, or an exception is on its way: whatever wraps a file, fsspec's `OpenFile`,
+        text or Parquet, calls this and nothing else when its `with` is left by one."""
         if self.closed:
             return
+        error = sys.exc_info()[1]
         try:
-            if not self._commits_late:
+            if error is not None and error is not self._error_before and not self._is_over:
+                log.warning(
+                    "%s: closed while %s was on its way, nothing of it is kept", self.path, type(error).__name__
+                )
+                self.discard()
+            elif not self._commits_late:
                 self.commit()
         finally:
             super().close()
@@ -118,6 +130,39 @@ class FileWriter(io.BufferedIOBase):
                 f"{self.path} was not closed: nothing of it is kept", ResourceWarning, stacklevel=2, source=self
             )
             self.discard()
+
+
+class PackedWriter(io.BufferedIOBase):
+    """What goes into `file` through `packer`, which compresses it. Closing it closes both; a packer alone would leave
+    `file` open, and nothing would be kept."""
+
+    def __init__(self, packer: Any, file: FileWriter) -> None:
+        self._packer, self._file = packer, file
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        position: int = self._packer.tell()
+        return position
+
+    def write(self, data: Any, /) -> int:
+        """As `FileWriter.write`."""
+        self._packer.write(data)
+        return memoryview(data).nbytes
+
+    def close(self) -> None:
+        """As `FileWriter.close`."""
+        if self.closed:
+            return
+        super().close()
+        try:
+            self._packer.close()
+        finally:  # what was raised there is on its way then: `file` keeps nothing
+            self._file.close()
+
+    def __del__(self) -> None:
+        """Closes nothing: `file` says that it was not closed."""
 
 
 def _content(path: str, read: Callable[[], Iterator[memoryview]], size_bytes: int | None) -> StreamContent:

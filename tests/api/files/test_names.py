@@ -9,7 +9,7 @@ from raylog.errors import UsageError
 from raylog.spec import parse_name
 
 PART = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=5).filter(
-    lambda part: part not in (".", "..")
+    lambda part: part not in (".", "..") and parse_path(part) == FilePath((part,))
 )
 
 
@@ -32,6 +32,17 @@ def test_names_stay_as_they_are(path: str) -> None:
 def test_others_are_written_so(part: str, name: str) -> None:
     assert name_of((part,)) == name
     assert parts_of(name) == (part,)
+
+
+@pytest.mark.parametrize("part", ["0+a+403", "0+a+2fb", "0++00", "0++2f", "0+.", "0+..", "0+", "0++ff", "0+a"])
+def test_names_that_belong_to_no_path(part: str) -> None:
+    """What they say would be a version, another path or none: nobody reaches an artifact by a path of another's."""
+    assert parse_name(part) == part
+    assert parts_of(part) is None and parts_of(f"x/{part}") is None and parts_of(f"{part}/x") is None
+
+
+def test_a_scheme_is_no_part() -> None:
+    assert parts_of("0+raylog+3a+3ax") is None and parts_of("x/0+raylog+3a+3ax") == ("x", "raylog::x")
 
 
 @given(st.lists(PART, min_size=1, max_size=3).map(tuple))

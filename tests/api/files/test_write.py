@@ -1,14 +1,16 @@
 """A file being written: blocks as they fill, the put's own failures, what is given up, a process that just ends."""
 
+import gzip
 import os
 import subprocess
 import sys
 import time
+from gzip import GzipFile
 from pathlib import Path
 
 import pytest
 
-from raylog.api.files.write import FileWriter
+from raylog.api.files.write import FileWriter, PackedWriter
 from raylog.api.sources.content import StreamContent
 from raylog.errors import Cancelled, NoSpace, UsageError
 from raylog.spec import Version
@@ -74,6 +76,44 @@ def test_what_is_given_up_ends_its_put() -> None:
     assert not taken.blocks
     late.commit()
     assert taken.blocks == [bytes(5)]
+
+
+def test_closed_while_an_exception_is_on_its_way_it_keeps_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    taken = Taken()
+    file = FileWriter("a/b", taken, 10)
+    with pytest.raises(KeyError):
+        try:
+            file.write(bytes(35))
+            raise KeyError("elsewhere")
+        finally:
+            file.close()
+    assert isinstance(taken.error, Cancelled) and file.closed
+    assert "a/b: closed while KeyError was on its way" in caplog.text and "elsewhere" not in caplog.text
+
+
+def test_what_is_written_because_of_an_exception_is_kept() -> None:
+    taken = Taken()
+    try:
+        raise KeyError
+    except KeyError:
+        file = FileWriter("a/b", taken, 10)
+        file.write(b"what failed")
+        file.close()
+    assert b"".join(taken.blocks) == b"what failed"
+
+
+@pytest.mark.parametrize("size", [5, 35])
+def test_a_packer_is_closed_with_its_file(size: int) -> None:
+    data, taken = os.urandom(size), Taken()
+    file = FileWriter("a/b", taken, 10)
+    with PackedWriter(GzipFile(fileobj=file, mode="wb"), file) as packed:
+        assert packed.write(data) == packed.tell() == size
+    assert gzip.decompress(b"".join(taken.blocks)) == data
+    file = FileWriter("a/b", taken := Taken(), 10)
+    with pytest.raises(KeyError), PackedWriter(GzipFile(fileobj=file, mode="wb"), file) as packed:
+        packed.write(data)
+        raise KeyError
+    assert file.closed and (not taken.blocks or isinstance(taken.error, Cancelled))
 
 
 def test_a_process_that_never_closes_its_file_ends_at_once() -> None:

@@ -93,11 +93,15 @@ class Put:
         except BaseException as error:
             if not self._may_be_visible and self._is_given_up(error):
                 self._discard()
-            elif (
-                self._together and isinstance(error, RaylogError) and (found := self._together.committed(self._session))
-            ):
+            elif isinstance(error, RaylogError) and (found := self._is_there_nevertheless()):
                 return found
             raise
+
+    def _is_there_nevertheless(self) -> Version | None:
+        """The version that is made together, where only the answer was lost."""
+        with suppress(RaylogError):
+            return self._together.committed(self._session) if self._together else None
+        return None
 
     def commit_parts(self, kind: Kind) -> Version:
         """Commits what the others have handed in, without anything of this process's own. Raises as `run`."""

@@ -215,6 +215,17 @@ def test_it_stops_and_goes_on_twice_alike(client: raylog.Client, stored: str) ->
             assert [numbers(batch) for batch in dataset] == everything[40:]
 
 
+def test_it_goes_on_after_its_node_restarted(client: raylog.Client, stored: str) -> None:
+    """What was held went with the connection to the node."""
+    with opened(client, stored, columns=["n"], read_ahead_bytes=0) as dataset:
+        batches = iter(dataset)
+        rows, before = numbers(next(batches)), client.local_node()
+        os.kill(before.pid, signal.SIGKILL)
+        wait_until(lambda: client.local_node().pid != before.pid, 30, "the node came back")
+        rows += [n for batch in batches for n in numbers(batch)]
+        assert Counter(rows) == Counter(range(ROWS))
+
+
 def test_it_is_read_from_another_node(client: raylog.Client, tokens: pa.Table) -> None:
     here = client.local_node().node_id
     client.put("stream/elsewhere", tokens, replicas=2)

@@ -19,6 +19,7 @@ from three_nodes import wait_until
 
 import raylog
 from raylog import StreamingDataLoader, StreamingDataset
+from raylog.api.streaming import chunks
 from raylog.errors import NotFound, UsageError
 from raylog.units import MIB
 
@@ -224,6 +225,19 @@ def test_it_goes_on_after_its_node_restarted(client: raylog.Client, stored: str)
         wait_until(lambda: client.local_node().pid != before.pid, 30, "the node came back")
         rows += [n for batch in batches for n in numbers(batch)]
         assert Counter(rows) == Counter(range(ROWS))
+
+
+def test_threads_leave_no_more_copies_open_than_may_be(
+    client: raylog.Client, stored: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(client, stored) as dataset:
+        (table,) = dataset._chunks
+        shards = len(table.chunks)
+        taken = [table._take(0, table.pulls()) for _ in range(4)]
+        monkeypatch.setattr(chunks, "HELD_SHARDS_MAX", shards + 1)
+        for held in taken:
+            table._give_back(held)
+        assert len(table._idle[0]) == 2 and sum(map(len, table._idle.values())) == shards + 1
 
 
 def test_it_is_read_from_another_node(client: raylog.Client, tokens: pa.Table) -> None:

@@ -248,7 +248,8 @@ class Client:
         """Commits `state`, a tensor or array or what is nested of them (see `CheckpointManager`), as the next version
         of `name`, and brings it to all nodes by relay; only what changed since the version before travels. Returns when
         all living nodes have it: one that does not get it within about `timeout_s` is named in a warning. With
-        `wait=False` it returns once it is committed, and a thread does the rest.
+        `wait=False` it returns once it is committed, and a thread does the rest. What a node was brought before is
+        not sent again: if it gave way there meanwhile, the subscriber fetches it.
 
         The newest `keep` versions are kept. The client keeps a copy of the last state of each name, in this process's
         memory. `on_progress(done, total)` gets sealed bytes that reached nodes. Atomic as `put`; after an error the

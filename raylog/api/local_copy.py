@@ -37,6 +37,11 @@ class LocalCopy:
     def frame(self) -> Frame:
         return self._shard.frame
 
+    @property
+    def is_held(self) -> bool:
+        """Whether it can be read still; False once the connection to the node has gone."""
+        return self._shard.is_held
+
     def chunk(self, number: int) -> memoryview:
         """The sealed bytes of a chunk as `LocalShard.chunk` gives them: those of the arena are not verified."""
         return self._shard.chunk(number)

@@ -38,7 +38,6 @@ class ShardOpener:
         self.ranges = ranges
         self._read_chunk, self._mend = read_chunk, mend
         self._decompressor = Decompressor()
-        self._compressed = memoryview(bytearray(frame.header.chunk_bytes))
         self._keys = _prove_keys(frame, keys)
         self._schema_key = next((key for key in keys if key.dek_id == frame.header.dek_ids[0]), None)
 
@@ -72,7 +71,7 @@ class ShardOpener:
         if entry.codec == Codec.NONE:
             self._decrypt(entry, content)
             return content
-        body = self._compressed[: entry.sealed_bytes - TAG_BYTES]
+        body = _new_memory(entry.sealed_bytes - TAG_BYTES)
         self._decrypt(entry, body)
         fault = self._decompressor.decompress_into(entry.codec, body, content)
         if fault:

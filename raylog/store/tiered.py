@@ -375,6 +375,7 @@ class TieredStore:
             if not self._may_go(shard_id):
                 return
             del self._cached_on_disk[shard_id]
+            self._files_read.pop(shard_id, None)
             with suppress(NotFound):
                 self.disk.delete(shard_id)
             self.disk.mark_kept(shard_id)
@@ -386,6 +387,7 @@ class TieredStore:
             if shard_id in self._cached_on_disk:
                 self.disk.mark_kept(shard_id)
                 del self._cached_on_disk[shard_id]
+            self._files_read.pop(shard_id, None)
 
     def _arena_writer(self, frame: Frame, *, evictable: bool) -> MemoryWriter | None:
         if self.memory is None or not belongs_in_arena(frame.stored_bytes, self.memory.capacity_bytes):

@@ -277,6 +277,11 @@ class LocalShard:
     def tier(self) -> TierKind:
         return self._opened.tier
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the node holds it for this process still: its pin goes with the connection."""
+        return self._client.is_connected
+
     def chunk(self, number: int) -> memoryview:
         """The sealed bytes of a chunk, read-only. From the arena: a view, verified when it came there. From a disk:
         read into a reused buffer and verified now; raises `DamagedData`.
@@ -287,7 +292,7 @@ class LocalShard:
         source = self._source
         if source is None:
             raise UsageError(f"shard {self.frame.header.shard_id}: closed; open it again")
-        if not self._client.is_connected:
+        if not self.is_held:
             raise Unavailable(
                 f"shard {self.frame.header.shard_id}: the node's pin went with the connection; open again"
             )

@@ -140,6 +140,9 @@ def test_a_version_deleted_while_it_is_streamed(client: raylog.Client, other: No
             wait_until(lambda: not any(lying(info) & replicas.keys() for info in keepers), 30, "it is gone")
             with pytest.raises(NotFound) as told:
                 list(batches)
+            with pytest.raises(NotFound):
+                next(iter(raylog.StreamingDataLoader(dataset, 1)))
+            assert not any(table._is_whole for table in dataset._chunks), "what came for the workers may give way"
             return str(told.value)
 
     with here:

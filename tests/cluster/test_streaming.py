@@ -19,6 +19,7 @@ from three_nodes import wait_until
 
 import raylog
 from raylog import StreamingDataLoader, StreamingDataset
+from raylog.api.streaming import chunks
 from raylog.errors import NotFound, UsageError
 from raylog.units import MIB
 
@@ -213,6 +214,30 @@ def test_it_stops_and_goes_on_twice_alike(client: raylog.Client, stored: str) ->
         with opened(client, stored, columns=["n"]) as dataset:
             dataset.load_state_dict(state)
             assert [numbers(batch) for batch in dataset] == everything[40:]
+
+
+def test_it_goes_on_after_its_node_restarted(client: raylog.Client, stored: str) -> None:
+    """What was held went with the connection to the node."""
+    with opened(client, stored, columns=["n"], read_ahead_bytes=0) as dataset:
+        batches = iter(dataset)
+        rows, before = numbers(next(batches)), client.local_node()
+        os.kill(before.pid, signal.SIGKILL)
+        wait_until(lambda: client.local_node().pid != before.pid, 30, "the node came back")
+        rows += [n for batch in batches for n in numbers(batch)]
+        assert Counter(rows) == Counter(range(ROWS))
+
+
+def test_threads_leave_no_more_copies_open_than_may_be(
+    client: raylog.Client, stored: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(client, stored) as dataset:
+        (table,) = dataset._chunks
+        shards = len(table.chunks)
+        taken = [table._take(0, table.pulls()) for _ in range(4)]
+        monkeypatch.setattr(chunks, "HELD_SHARDS_MAX", shards + 1)
+        for held in taken:
+            table._give_back(held)
+        assert len(table._idle[0]) == 2 and sum(map(len, table._idle.values())) == shards + 1
 
 
 def test_it_is_read_from_another_node(client: raylog.Client, tokens: pa.Table) -> None:

@@ -1,6 +1,8 @@
 """Weights on three nodes: published and brought to all of them, changes alone, and subscribed to."""
 
 import itertools
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -16,10 +18,15 @@ from three_nodes import Machine, wait_until
 
 import raylog
 from raylog.actors import calls
+from raylog.actors.node_info import NodeInfo
 from raylog.api.put_options import PutOptions
+from raylog.api.ship import Shipment
+from raylog.api.weights import deliver
+from raylog.api.weights.deliver import Delivery
 from raylog.api.weights.publications import Publications
 from raylog.api.weights.publish import Publisher
-from raylog.errors import Cancelled, DeadlineExceeded, UsageError
+from raylog.api.weights.target import Target
+from raylog.errors import Cancelled, DeadlineExceeded, Unavailable, UsageError
 from raylog.spec import parse_reference
 from raylog.units import MIB
 
@@ -227,6 +234,106 @@ def test_versions_are_switched_whole_into_tensors_that_are_there(client: raylog.
     with pytest.raises(Cancelled):
         subscription.wait(1)
     client.delete("weights/live")
+
+
+def test_versions_that_follow_faster_than_they_come(client: raylog.Client) -> None:
+    """Of none is all there before the next one is: subscribers elsewhere get on all the same."""
+    state, is_over = state_of(0, mib=1), threading.Event()
+    publisher = Publisher(client._session, "weights/fast", PUBLISH_OPTIONS)  # which delivers nothing
+
+    def publish() -> None:
+        while not is_over.wait(0.4):
+            change(state, 1.0, 1)
+            publisher.publish(state)
+
+    thread = threading.Thread(target=publish)
+    with subscribers(client, "weights/fast") as found:
+        expect(found, publisher.publish(state), state)
+        thread.start()
+        try:
+            later = ray.get([one.wait.remote() for one in found], timeout=40)
+        finally:
+            is_over.set()
+            thread.join()
+    assert all(number > 1 for number, *_ in later)
+    client.delete("weights/fast")
+
+
+def test_an_error_that_nobody_expects_is_told_and_passes(
+    client: raylog.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(kind: type[BaseException]) -> Any:
+        def read(*_: object) -> None:
+            raise kind("odd")
+
+        return read
+
+    with client.subscribe("weights/odd") as subscription:
+        monkeypatch.setattr(Target, "read", failing(MemoryError))
+        client.publish("weights/odd", {"w": np.zeros(9)})
+        with pytest.raises(Unavailable, match=r"tried again: MemoryError\('odd'\)"):
+            subscription.wait(20)
+        monkeypatch.undo()
+        np.testing.assert_array_equal(subscription.wait(20)["w"], np.zeros(9))
+        monkeypatch.setattr(Target, "read", failing(SystemExit))
+        client.publish("weights/odd", {"w": np.ones(9)})
+        for ask in (lambda: subscription.wait(20), subscription.poll, subscription.poll):
+            with pytest.raises(Unavailable, match="ended, subscribe again"):
+                ask()
+    client.delete("weights/odd")
+
+
+def test_a_delivery_that_is_closed_while_it_begins(client: raylog.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = Publisher(client._session, "weights/closed", PUBLISH_OPTIONS).publish(state_of(0))
+    delivery = Delivery(client._session)
+
+    def begin(*arguments: Any) -> Shipment:
+        delivery.close()
+        return Shipment(*arguments)
+
+    monkeypatch.setattr(deliver, "Shipment", begin)
+    delivery.deliver(parse_reference(str(version)), 60, None)
+    assert delivery._brought == {}
+    client.delete("weights/closed")
+
+
+def test_published_with_other_options_meanwhile(
+    client: raylog.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By another thread, between a version's commit and its delivery."""
+    publications, state, publish = Publications(client._session), {"w": np.zeros(9)}, Publisher.publish
+    options: Any = {"durability": "memory", "keep": 2, "wait": False, "timeout_s": 60, "on_progress": None}
+
+    def overtaken(self: Publisher, state: object) -> raylog.Version:
+        version = publish(self, state)
+        if version.number == 1:
+            publications.publish("weights/options", state, replicas=2, **options)
+        return version
+
+    monkeypatch.setattr(Publisher, "publish", overtaken)
+    version = publications.publish("weights/options", state, replicas=1, **options)
+    assert version.number == 1 and f"{version} is committed, but brought to no node" in caplog.text
+    publications.close()
+    client.delete("weights/options")
+
+
+def test_a_node_that_restarted_is_brought_all_again(client: raylog.Client) -> None:
+    state = state_of(0)
+    client.publish("weights/restart", state)
+    keepers = {node_id for nodes in client.replicas("weights/restart").values() for node_id in nodes}
+    before = next(info for info in client.nodes() if info.node_id not in keepers | {client.local_node().node_id})
+    os.kill(before.pid, signal.SIGKILL)
+
+    def now() -> list[NodeInfo]:
+        return [info for info in client.nodes() if info.node_id == before.node_id and info.pid != before.pid]
+
+    wait_until(lambda: bool(now()), 30, "the node came back as itself")
+    change(state, 0.02, 1)
+    version = client.publish("weights/restart", state)
+    shard_ids = client._session.manifest(parse_reference(str(version))).distinct_shards().keys()
+    held = calls.wait(calls.node(before.ray_node_id).inventory.remote(), 10, "inventory")
+    assert len(shard_ids) > 1 and {ref.shard_id for ref in held} >= shard_ids
+    client.delete("weights/restart")
 
 
 @pytest.mark.slow

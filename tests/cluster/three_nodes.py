@@ -81,7 +81,8 @@ def begin_beside(node: NodeInfo, action: Callable[[raylog.Client], Any]) -> Any:
         with raylog.connect() as client:
             return action(client)
 
-    ray.cloudpickle.register_pickle_by_value(sys.modules[action.__module__])  # workers cannot import tests
+    for module in (action.__module__, __name__):  # workers cannot import tests
+        ray.cloudpickle.register_pickle_by_value(sys.modules[module])
     strategy = NodeAffinitySchedulingStrategy(node.ray_node_id, soft=False)
     return ray.remote(num_cpus=0, scheduling_strategy=strategy)(task).remote()
 

@@ -1,6 +1,7 @@
 """The sealer: what it writes, and that no nonce ever seals two contents."""
 
 import os
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -147,3 +148,17 @@ def test_chunks_open_in_any_order_into_given_memory() -> None:
         start = (number - 1) * 32
         assert opener.chunk(number, out[start : min(100, start + 32)]).nbytes in (32, 4)
     assert bytes(out) == content
+
+
+def test_an_opener_at_rest_needs_no_chunk_of_memory() -> None:
+    """Streams hold hundreds of them."""
+    content = b"some words " * 100_000
+    shard = seal_shard(Kind.FILES, b"p", lambda one: one.add_bytes(memoryview(content)), codec=Codec.ZSTD)
+    tracemalloc.start()
+    try:
+        openers = [shard.opener() for _ in range(8)]
+        held_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert b"".join(openers[0].chunk(unit.first) for unit in openers[0].units) == content
+    assert held_bytes < 1 << 20

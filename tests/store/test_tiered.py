@@ -469,6 +469,16 @@ def test_a_cached_copy_whose_file_is_read_stays_till_then(plain: TieredStore) ->
     assert plain.shards() == []
 
 
+def test_nothing_is_remembered_of_copies_that_were_read_and_went(plain: TieredStore) -> None:
+    gone, promised = sample_shard(1), sample_shard(2)
+    for shard in (gone, promised):
+        receive_cached(plain, shard)
+        plain.pin(shard.shard_id).close()
+    plain.drop_cached(gone.shard_id)
+    plain.keep(promised.shard_id, Durability.DISK)
+    assert not plain._files_read
+
+
 def test_a_cached_copy_on_disk_is_still_cached_after_a_restart(tmp_path: Path) -> None:
     cluster, (cached, kept, given) = new_id(), (sample_shard(seed) for seed in (1, 2, 3))
     store = TieredStore(None, DiskTier(tmp_path, cluster_id=cluster))

@@ -93,11 +93,16 @@ class TableChunks:
     def batch(self, chunk: int, pulls: Pulls) -> pa.RecordBatch:
         """Raises `DamagedData` when no copy of it can be had whole, and as `Pulls.pull`."""
         position = self._shard_of[chunk]
-        held = self._take(position, pulls)
-        try:
-            return held.batches.batch(chunk - self._ends[position] + self.chunks[position])
-        finally:
-            self._give_back(held)
+        for left in reversed(range(TRIES)):
+            held = self._take(position, pulls)
+            try:
+                return held.batches.batch(chunk - self._ends[position] + self.chunks[position])
+            except Unavailable:
+                if not left or held.shard.is_held:  # else the connection to the node went: it is held anew
+                    raise
+            finally:
+                self._give_back(held)
+        raise AssertionError("the last try returns or raises")
 
     def bring(self, position: int, pulls: Pulls) -> None:
         """Makes a shard present here. Raises as `Pulls.pull`."""
@@ -116,9 +121,11 @@ class TableChunks:
         try:
             for position in missing:
                 self.bring(position, self._reading.pulls())
-        except NoSpace as error:
+        except BaseException as error:
             self._is_whole = False
             self._let_go(0)
+            if not isinstance(error, NoSpace):
+                raise
             raise NoSpace(
                 f"{error}: workers need all of {self.name} on their node; take num_workers=0, which brings shards as "
                 "they are needed",
@@ -144,12 +151,10 @@ class TableChunks:
 
     def _take(self, position: int, pulls: Pulls, patience_s: float = PATIENCE_S) -> _Held:
         """Waits for as long as others here, or those who bring shards ahead, leave no room for it."""
-        with self._lock:
-            several = self._idle[position]
-            if several:
-                if not self.is_kept[position]:
-                    self._idle_bytes -= self.stored_bytes[position]
-                return several.pop()
+        while idle := self._take_idle(position):
+            if idle.shard.is_held:
+                return idle
+            idle.shard.close()
         deadline = time.monotonic() + patience_s
         while True:
             try:
@@ -159,6 +164,15 @@ class TableChunks:
                     raise
                 self._let_go(0)  # what is held here may be what fills this node
                 time.sleep(PAUSE_S)
+
+    def _take_idle(self, position: int) -> _Held | None:
+        with self._lock:
+            several = self._idle[position]
+            if not several:
+                return None
+            if not self.is_kept[position]:
+                self._idle_bytes -= self.stored_bytes[position]
+            return several.pop()
 
     def _open(self, position: int, pulls: Pulls) -> _Held:
         shard = self._bring(position, pulls)
@@ -186,7 +200,7 @@ class TableChunks:
     def _give_back(self, held: _Held) -> None:
         position = held.position
         with self._lock:
-            is_held = not self._is_closed
+            is_held = held.shard.is_held and not self._is_closed and not self._is_beyond(position)
             if is_held:
                 self._idle[position] = [*self._idle.pop(position, []), held]  # the last key now
                 if not self.is_kept[position]:
@@ -195,6 +209,14 @@ class TableChunks:
             held.shard.close()
         elif self._idle_bytes > self._held_bytes:
             self._let_go(self._held_bytes)
+
+    def _is_beyond(self, position: int) -> bool:
+        """Whether a shard that is kept here is held already, and as many files are open as may be."""
+        return (
+            self.is_kept[position]
+            and bool(self._idle[position])
+            and sum(map(len, self._idle.values())) >= HELD_SHARDS_MAX
+        )
 
     def _let_go(self, limit_bytes: int) -> None:
         """Of shards that are only cached here, the longest unused, until no more than `limit_bytes` are held unused."""

@@ -16,21 +16,24 @@ class Arrival:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._version_id = ""
+        self._is_taken = False  # the version before, and the next was not seen yet
         self._still_since_s = float("-inf")
 
     def is_over(self, manifest: Manifest) -> bool:
         """Whether all of the version is here, or does not come by itself."""
         now_s = time.monotonic()
-        if self._version_id and manifest.version_id != self._version_id:
-            self._still_since_s = now_s
-        self._version_id = manifest.version_id
+        if self._is_taken:
+            self._is_taken, self._still_since_s = False, now_s
         missing = [shard_id for shard_id in manifest.distinct_shards() if not self._has(shard_id)]
         if not missing:
             return True
         if self._session.on_node(self._session.local, "pulls").keys() & set(missing):
             self._still_since_s = now_s
         return now_s - self._still_since_s > GRACE_S
+
+    def taken(self) -> None:
+        """A version was read: the next has the time to come, and shares it with all that overtake it."""
+        self._is_taken = True
 
     def _has(self, shard_id: str) -> bool:
         try:

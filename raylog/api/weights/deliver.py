@@ -21,15 +21,16 @@ QOS = QosClass.CHECKPOINT
 """Before shipments of datasets, which last and which nobody waits for; behind what a training step waits for."""
 ALONE_S = 10.0  # for each node by itself, after a shipment to several failed
 PARTIES_AT_ONCE = 16
+_Process = tuple[str, int]
 
 
 class Delivery:
-    """Of one name's versions. What a node loses after it came there, a subscriber has brought there again."""
+    """Of one name's versions. What a node's cache loses after it came there, a subscriber has brought there again."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._lock = threading.Lock()
-        self._brought: dict[str, frozenset[str]] = {}  # node id -> the shards of the last version
+        self._brought: dict[_Process, frozenset[str]] = {}  # the shards of the last version
         self._running: set[Shipment] = set()
         self._is_closed = False
 
@@ -47,7 +48,7 @@ class Delivery:
             for info, error in failed:
                 log.warning("%s did not reach node %s (%s): %s", reference, info.node_id[:12], info.hostname, error)
             shard_ids, away = frozenset(manifest.distinct_shards()), {info.node_id for info, _ in failed}
-            self._brought = {info.node_id: shard_ids for info in nodes if info.node_id not in away}
+            self._brought = {_process(info): shard_ids for info in nodes if info.node_id not in away}
 
     def close(self) -> None:
         """Ends what is under way; whoever waits for it is told of all nodes that they failed."""
@@ -59,7 +60,7 @@ class Delivery:
         """Nodes that were brought the same, the most first."""
         alike: dict[frozenset[str], list[NodeInfo]] = defaultdict(list)
         for info in nodes:
-            alike[self._brought.get(info.node_id, frozenset())].append(info)
+            alike[self._brought.get(_process(info), frozenset())].append(info)
         return sorted(alike.values(), key=len, reverse=True)
 
     def _ship(
@@ -70,13 +71,15 @@ class Delivery:
         def ship(targets: list[NodeInfo]) -> RaylogError | None:
             if self._is_closed:
                 return Cancelled("the client was closed")
-            brought = self._brought.get(targets[0].node_id, frozenset())
+            brought = self._brought.get(_process(targets[0]), frozenset())
             lacking = tuple(entry for entry in manifest.shards if entry.shard.shard_id not in brought)
             part = msgspec.structs.replace(manifest, shards=lacking)
             told = on_progress if targets is parties[0] else None
             try:
                 shipment = Shipment(self._session, part, targets, QOS, timeout_s, told)
                 self._running.add(shipment)
+                if self._is_closed:  # while it was made: `close` has not seen it
+                    shipment.cancel()
                 try:
                     shipment.result()
                 finally:
@@ -88,3 +91,8 @@ class Delivery:
         with ThreadPoolExecutor(PARTIES_AT_ONCE, thread_name_prefix="deliver") as executor:
             errors = list(executor.map(ship, parties))
         return [(info, error) for targets, error in zip(parties, errors, strict=True) if error for info in targets]
+
+
+def _process(info: NodeInfo) -> _Process:
+    """Node id and process id: an arena does not outlive its node's process."""
+    return info.node_id, info.pid

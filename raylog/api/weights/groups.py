@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from raylog.codec.delta import Delta, DeltaName
-from raylog.codec.tensors import Array, TensorSpec
+from raylog.codec.tensors import NAME_CHARACTERS_MAX, Array, TensorSpec
 from raylog.codec.units import TaggedUnit, Unit, plan_units, size_of, unit_bytes
 
 PAYS_SHARE = 0.5
@@ -52,8 +52,9 @@ def specs_of(group: Group) -> list[TensorSpec]:
 
 
 def room_bytes(step: Step) -> int:
-    """For one more delta, if that is to pay."""
-    if step.chain >= CHAIN_MAX:
+    """For one more delta, if that is to pay; none where a tensor's name is so long that its delta could have none."""
+    names = [str(DeltaName(part, step.chain, spec.name)) for spec in specs_of(step.group) for part in Delta._fields]
+    if step.chain >= CHAIN_MAX or max(map(len, names)) > NAME_CHARACTERS_MAX:
         return 0
     return int(PAYS_SHARE * sum(map(unit_bytes, step.group))) - step.delta_bytes
 

@@ -41,12 +41,11 @@ class Publications:
             raise UsageError(f"expected at least one version to keep, got {keep}")
         options = PutOptions.parse(replicas=replicas, durability=durability, codec="auto", labels=None)
         with self._lock:
-            one = self._by_name.get(name)
-            if one is not None and one.options != options:
-                one.close()
-                one = None
-            if one is None:
+            one = before = self._by_name.get(name)
+            if one is None or one.options != options:
                 one = self._by_name[name] = _Publication(self._session, name, options)
+        if before is not None and before is not one:
+            before.close()
         version = one.publish(state, keep)
         if wait:
             one.deliver(version, timeout_s, on_progress)
@@ -56,7 +55,7 @@ class Publications:
 
     def close(self) -> None:
         """Ends deliveries under way."""
-        for one in self._by_name.values():
+        for one in list(self._by_name.values()):
             one.close()
 
 
@@ -88,7 +87,8 @@ class _Publication:
             log.info("%s was deleted before it was everywhere", version)
 
     def deliver_later(self, version: Version, timeout_s: float, on_progress: OnProgress | None) -> None:
-        """By a thread. A delivery that has not begun is left out: this one brings what it would have brought."""
+        """By a thread. A delivery that has not begun is left out: this one brings what it would have brought. After
+        `close`, which another thread may have called while this version was published, nothing is delivered."""
 
         def deliver() -> None:
             try:
@@ -99,7 +99,10 @@ class _Publication:
         with self._lock:
             if self._next:
                 self._next.cancel()
-            self._next = self._executor.submit(deliver)
+            try:
+                self._next = self._executor.submit(deliver)
+            except RuntimeError:  # it was shut down
+                log.warning("%s is committed, but brought to no node: its publication was closed", version)
 
     def close(self) -> None:
         self._delivery.close()

@@ -33,8 +33,9 @@ class Subscription:
         self._lock = threading.Condition()
         self._waiting: tuple[Version, Any] | None = None
         self._error: RaylogError | None = None
+        self._end: RaylogError | None = None  # why no version comes any more
         self._seen = 0  # number of the version that was read last, or could not be
-        self._reading: Reading | None = None  # of the version that comes
+        self._coming: tuple[Version, Reading] | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="subscribe", daemon=True)
         self._thread.start()
@@ -43,7 +44,8 @@ class Subscription:
         """The newest version, if it is here and was not given yet; else None, at once.
 
         Raises, once for a version that cannot be read, what is wrong with it: `UsageError` for one that does not fit,
-        `DamagedData`, `NotPermitted`. What was given before stays as it is, and later versions come.
+        `DamagedData`, `NotPermitted`. What was given before stays as it is, and later versions come. Raises
+        `Unavailable` for what should not happen: it is tried again, but for what ends the thread, raised every time.
         """
         with self._lock:
             return self._take()
@@ -51,7 +53,9 @@ class Subscription:
     def wait(self, timeout_s: float) -> Any:
         """The same, once there is one. Raises `DeadlineExceeded` after `timeout_s`, `Cancelled` when it is closed."""
         with self._lock:
-            if not self._lock.wait_for(lambda: self._waiting or self._error or self._closed.is_set(), timeout_s):
+            if not self._lock.wait_for(
+                lambda: self._waiting or self._error or self._end or self._closed.is_set(), timeout_s
+            ):
                 newest = self.version or f"no version of {self._name}"
                 raise DeadlineExceeded(f"nothing newer than {newest} came within {timeout_s:.1f} s: is it published?")
             if self._closed.is_set():
@@ -72,6 +76,8 @@ class Subscription:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+        if self._waiting is None and self._end is not None:
+            raise self._end
         if self._waiting is None:
             return None
         version, state = self._waiting
@@ -85,29 +91,39 @@ class Subscription:
             try:
                 pause_s = self._look()
             except NotFound as error:  # not there yet, or deleted while it was read: there is a later one
-                if self._reading is not None:
+                if self._coming is not None:
                     log.warning("%s: the newest version is looked for again: %s", self._name, error)
-                self._reading, pause_s = None, LOOK_PERIOD_S
+                self._coming, pause_s = None, LOOK_PERIOD_S
             except RaylogError as error:
                 log.warning("%s: the newest version is tried again: %s", self._name, error)
-                self._reading, pause_s = None, RETRY_S
-            except BaseException as error:  # noqa: BLE001 - the thread's edge: the caller raises it, whatever it is
-                self._fail(Unavailable(f"the subscription to {self._name} ended, subscribe again: {error!r}"))
+                self._coming, pause_s = None, RETRY_S
+            except Exception as error:  # the thread's edge: the caller raises it, whatever it is
+                log.warning("%s: the newest version is tried again", self._name, exc_info=True)
+                self._fail(Unavailable(f"the newest version of {self._name} is tried again: {error!r}"))
+                self._coming, pause_s = None, RETRY_S
+            except BaseException as error:  # noqa: BLE001 - the same, and nothing can be tried again
+                with self._lock:
+                    self._end = Unavailable(f"the subscription to {self._name} ended, subscribe again: {error!r}")
+                    self._lock.notify_all()
                 return
 
     def _look(self) -> float:
-        """Reads what is new, if it is here; how long to wait before the next look."""
-        version: Version = self._session.retried("catalog", "stat", Reference(self._name))
+        """Reads what is new, if it is here; how long to wait before the next look. A version that is on its way is
+        waited for even if it is overtaken: of those that follow faster than they travel, the newest is never here."""
+        version = self._coming[0] if self._coming else self._session.retried("catalog", "stat", Reference(self._name))
         if version.number == self._seen:
             return LOOK_PERIOD_S
         try:
-            if self._reading is None or self._reading.digest != version.digest:
-                self._reading = Reading(self._session, Reference(self._name, version.number))
-            if not self._arrival.is_over(self._reading.manifest):
+            if self._coming is None:
+                self._coming = version, Reading(self._session, Reference(self._name, version.number))
+            reading = self._coming[1]
+            if not self._arrival.is_over(reading.manifest):
+                if reading.is_deleted():
+                    self._coming = None
                 return ARRIVAL_PERIOD_S
             with self._lock:
                 self._waiting = None  # overtaken
-            state = self._target.read(self._reading, self._key)
+            state = self._target.read(reading, self._key)
         except NotFound:
             raise
         except RaylogError as error:
@@ -119,7 +135,8 @@ class Subscription:
             with self._lock:
                 self._waiting, self._error = (version, state), None
                 self._lock.notify_all()
-        self._reading, self._seen = None, version.number
+        self._coming, self._seen = None, version.number
+        self._arrival.taken()
         return 0.0
 
     def _fail(self, error: RaylogError) -> None:

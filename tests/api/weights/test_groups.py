@@ -14,8 +14,8 @@ from raylog.api.weights.groups import (
     room_bytes,
     specs_of,
 )
-from raylog.codec.delta import delta_of, find_changes, parse_delta_name
-from raylog.codec.tensors import TensorSpec
+from raylog.codec.delta import DeltaName, delta_of, find_changes, parse_delta_name
+from raylog.codec.tensors import NAME_CHARACTERS_MAX, TensorSpec
 from raylog.codec.units import plan_units, unit_bytes
 
 UNIT_BYTES = 512
@@ -37,6 +37,15 @@ def test_there_is_room_until_deltas_are_half_of_the_group_or_too_many() -> None:
     assert room_bytes(Step(group)) == int(PAYS_SHARE * size_bytes)
     assert room_bytes(Step(group, chain=1, delta_bytes=1000)) == int(PAYS_SHARE * size_bytes) - 1000
     assert room_bytes(Step(group, chain=CHAIN_MAX)) == 0
+
+
+def test_a_name_too_long_for_that_of_its_delta_leaves_no_room() -> None:
+    for chain, longest in ((0, NAME_CHARACTERS_MAX - 14), (10, NAME_CHARACTERS_MAX - 15)):
+        for length in (longest, longest + 1):
+            name = "w" * length
+            (group,) = group_units(plan_units([TensorSpec(name, "float32", (1000,))], UNIT_BYTES))
+            fits = len(str(DeltaName("gaps", chain, name))) <= NAME_CHARACTERS_MAX
+            assert fits == (length == longest) == (room_bytes(Step(group, chain=chain)) > 0)
 
 
 @given(st.integers(0, 20_000), st.sampled_from(["float16", "float32", "float64", "int8"]))

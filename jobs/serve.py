@@ -16,7 +16,7 @@ from typing import Any
 from ray import serve
 
 import raylog
-from raylog.errors import RaylogError
+from raylog.errors import RaylogError, Unavailable
 from raylog.jobs import run
 
 FIRST_TIMEOUT_S = 300.0
@@ -38,6 +38,11 @@ class Model:
         self._client = raylog.connect()
         self._weights = self._client.subscribe(weights, into=self._model.state_dict(), key="/model")
         self._weights.wait(FIRST_TIMEOUT_S)
+
+    def check_health(self) -> None:
+        """Asked by Ray Serve, which makes a replica anew that fails: rather that than old weights for good."""
+        if not self._weights.is_running:
+            raise Unavailable("the subscription to the weights has ended")
 
     async def __call__(self, request: Any) -> dict[str, Any]:
         import torch

@@ -465,7 +465,7 @@ def restore_keys(
 def gateway(
     host: Annotated[
         str, typer.Option(help="address to listen at; others than this machine reach any but 127.0.0.1")
-    ] = ("127.0.0.1"),
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any that is free", min=0, max=65535)] = 8470,
     token_file: Annotated[
         Path | None, typer.Option(help="made at the first start; default: gateway/token in the state directory")

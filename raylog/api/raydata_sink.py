@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -77,7 +77,8 @@ class RaylogDatasink(Datasink[Written | None]):
         rank, where, offered = ctx.task_idx + 1, f"task {ctx.task_idx} of the Ray dataset", threading.Event()
         if any(not table.schema.equals(tables[0].schema) for table in tables):
             raise SourceError(f"{where} has blocks of different schemas: cast the dataset's columns first")
-        put = Put(shared_client().session, self.name, self._options, None, together=self._together(rank, offered.set))
+        together = replace(self._together(rank), on_offered=offered.set)
+        put = Put(shared_client().session, self.name, self._options, None, together=together)
         content = TableContent(where=where, schema=tables[0].schema, read=lambda: _batches(tables))
         executor = ThreadPoolExecutor(1, thread_name_prefix="datasink")
         storing = executor.submit(put.run, content)
@@ -98,7 +99,7 @@ class RaylogDatasink(Datasink[Written | None]):
                 raise SourceError(
                     f"blocks of the Ray dataset differ: {written[0].schema} and {one.schema}; cast its columns first"
                 )
-        together = self._together(0, others=tuple(one.rank for one in written))
+        together = self._together(0, tuple(one.rank for one in written))
         put = Put(shared_client().session, self.name, self._options, None, together=together)
         self.version = put.commit_parts(Kind.ARROW)
         self._end()
@@ -115,15 +116,13 @@ class RaylogDatasink(Datasink[Written | None]):
         if self._lease is not None:
             self._lease.__exit__(None, None, None)
 
-    def _together(self, rank: int, on_offered: Any = None, others: tuple[int, ...] = ()) -> Together:
-        told = {} if on_offered is None else {"on_offered": on_offered}
+    def _together(self, rank: int, others: tuple[int, ...] = ()) -> Together:
         return Together(
             rank=rank,
             others=others,
             version_id=self._version_id,
             artifact_id=self._artifact_id,
             timeout_s=COMMIT_TIMEOUT_S,
-            **told,
         )
 
 

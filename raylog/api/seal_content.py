@@ -22,7 +22,7 @@ from raylog.codec import arrow, files, tensors, units
 from raylog.codec.compress import is_compressed_format
 from raylog.codec.frame import Frame, sealed_bytes_max
 from raylog.codec.header import ShardIds
-from raylog.codec.keys import GroupKey
+from raylog.codec.keys import GroupKey, content_tag_key
 from raylog.codec.seal import ShardSealer
 from raylog.spec import Codec, new_id
 
@@ -209,7 +209,7 @@ def _seal_tagged(content: UnitsContent, tagged: list[units.TaggedUnit], plan: Se
     with _shard(content, untagged, begin, preamble, sealed_bytes_max(content_bytes, chunks)) as (place, sealer):
         units.add_units(sealer, parts, content.load)
         frame = sealer.finish()
-    return Sealed(place, frame, units.shard_tag(units.tag_key(plan.tag_key), preamble))
+    return Sealed(place, frame, units.shard_tag(content_tag_key(plan.tag_key), preamble))
 
 
 def _discard(future: Future[Sealed[P]]) -> None:

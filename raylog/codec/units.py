@@ -1,6 +1,7 @@
 """Tensors cut into units of one chunk each, so that a later version can name the chunks that hold what it has too
 (FORMAT.md, "tags"). The cut follows from the tensors' names, types and shapes alone."""
 
+import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -8,7 +9,6 @@ from typing import NamedTuple
 import msgspec
 from blake3 import blake3
 
-from raylog.codec.keys import GroupKey, content_tag_key
 from raylog.codec.seal import ShardSealer
 from raylog.codec.tensors import (
     ALIGNMENT_BYTES,
@@ -74,15 +74,7 @@ def plan_units(specs: Iterable[TensorSpec], unit_bytes_max: int) -> list[Unit]:
 
 def size_of(spec: TensorSpec) -> int:
     """Bytes of the tensor."""
-    size_bytes = STORED[spec.dtype].itemsize
-    for size in spec.shape:
-        size_bytes *= size
-    return size_bytes
-
-
-def tag_key(key: GroupKey) -> bytes:
-    """What `unit_tag` and `shard_tag` are keyed with."""
-    return content_tag_key(key)
+    return math.prod(spec.shape) * STORED[spec.dtype].itemsize
 
 
 def unit_bytes(unit: Unit) -> int:
@@ -91,7 +83,8 @@ def unit_bytes(unit: Unit) -> int:
 
 
 def unit_tag(key: bytes, unit: Unit, load: Load) -> bytes:
-    """32 bytes, equal for units that hold the same tensors (or parts) with the same content."""
+    """32 bytes, equal for units that hold the same tensors (or parts) with the same content; `key` is a
+    `content_tag_key`."""
     described = msgspec.msgpack.encode([list(one) for one in unit])
     tag = blake3(_LENGTH.pack(len(described)) + described, key=key)
     for one in unit:
@@ -100,7 +93,7 @@ def unit_tag(key: bytes, unit: Unit, load: Load) -> bytes:
 
 
 def shard_tag(key: bytes, preamble: bytes) -> bytes:
-    """The content tag of a shard of units: what its preamble says, the units' tags among it."""
+    """The content tag of a shard of units: what its preamble says, the units' tags among it; `key` as for these."""
     return blake3(_SHARD_LABEL + preamble, key=key).digest()
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 from weakref import WeakSet
 
 from raylog.codec.frame import Frame
-from raylog.errors import Conflict, DamagedData, NoSpace, NotFound
+from raylog.errors import Conflict, DamagedData, NoSpace, NotFound, UsageError
 from raylog.spec import Durability, ShardRef, TierKind, Use
 from raylog.store.arena_policy import ArenaPolicy
 from raylog.store.disk import DiskTier, Staging
@@ -270,7 +270,7 @@ class TieredStore:
 
     def adopt(self, stage_id: str, frame_digest: bytes, durability: Durability, stored_bytes: int = 0) -> ShardRef:
         """Makes what was put into a staging a shard of this store, with the promise of `durability`; of one in the
-        arena, the first `stored_bytes`.
+        arena, which is for "memory" alone, the first `stored_bytes`.
 
         The frame is checked against `frame_digest` (32 bytes), then every chunk against the frame. On an error the
         staging is still there. Raises `DamagedData`, `Conflict` when the shard is here already, `NoSpace`, `NotFound`.
@@ -308,10 +308,12 @@ class TieredStore:
     def _adopt_in_memory(
         self, memory: MemoryTier, stage_id: str, frame_digest: bytes, durability: Durability, stored_bytes: int
     ) -> ShardRef:
+        if durability is not Durability.MEMORY:
+            raise UsageError(
+                f"an extent of the arena is for what is promised in memory, not on {durability}: stage a file"
+            )
         frame = memory.adopt(stage_id, stored_bytes, frame_digest)
         self.arena.arrived(frame.header.shard_id)
-        if durability is Durability.DISK:
-            self.persist(frame.header.shard_id)
         return frame.ref()
 
     def pin(self, shard_id: str) -> Pin:

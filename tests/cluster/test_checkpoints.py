@@ -155,6 +155,15 @@ def test_a_checkpoint_of_ray_train_points_to_a_step(client: raylog.Client, tmp_p
     client.delete("ckpt/train")
 
 
+def test_in_pieces_instead_of_replicas(client: raylog.Client) -> None:
+    with raylog.CheckpointManager("ckpt/pieces", client=client, erasure="2+1") as manager:
+        for step in (1, 2):
+            manager.save(step, state_of(step, mib=1))
+        assert_same(state_of(2, mib=1), manager.load())
+        assert_same(state_of(1, mib=1), manager.load(1))
+    client.delete("ckpt/pieces")
+
+
 def test_what_cannot_be_saved(client: raylog.Client) -> None:
     with raylog.CheckpointManager("ckpt/bad", client=client) as manager:
         manager.save(1, state_of(1), blocking=True)

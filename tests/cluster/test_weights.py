@@ -275,11 +275,13 @@ def test_an_error_that_nobody_expects_is_told_and_passes(
             subscription.wait(20)
         monkeypatch.undo()
         np.testing.assert_array_equal(subscription.wait(20)["w"], np.zeros(9))
+        assert subscription.is_running
         monkeypatch.setattr(Target, "read", failing(SystemExit))
         client.publish("weights/odd", {"w": np.ones(9)})
         for ask in (lambda: subscription.wait(20), subscription.poll, subscription.poll):
             with pytest.raises(Unavailable, match="ended, subscribe again"):
                 ask()
+        assert not subscription.is_running
     client.delete("weights/odd")
 
 

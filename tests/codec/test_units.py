@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylog.codec.assemble import TensorAssembly
-from raylog.codec.keys import GroupKey
+from raylog.codec.keys import GroupKey, content_tag_key
 from raylog.codec.open import ShardOpener
 from raylog.codec.seal import ShardSealer
 from raylog.codec.stream import ContentStream
@@ -21,7 +21,6 @@ from raylog.codec.units import (
     add_units,
     plan_units,
     shard_tag,
-    tag_key,
     unit_bytes,
     unit_tag,
     units_of,
@@ -48,7 +47,7 @@ def loader(arrays: Arrays, one: Slice) -> memoryview:
 
 
 def tags_of(arrays: Arrays, units: list[Unit], key: GroupKey) -> list[bytes]:
-    return [unit_tag(tag_key(key), unit, partial(loader, arrays)) for unit in units]
+    return [unit_tag(content_tag_key(key), unit, partial(loader, arrays)) for unit in units]
 
 
 def seal_units(arrays: Arrays, units: list[Unit], key: GroupKey, **options: Any) -> Sealed:
@@ -110,7 +109,7 @@ def test_units_are_read_back_with_their_tags() -> None:
     first = opener.frame.units[0].chunks
     assert found == {first + number: unit for number, unit in enumerate(units)}
     assert tags == tags_of(arrays, units, key)
-    assert len({*tags, *tags_of(arrays, units, new_key()), shard_tag(tag_key(key), b"x")}) == 9
+    assert len({*tags, *tags_of(arrays, units, new_key()), shard_tag(content_tag_key(key), b"x")}) == 9
 
 
 def test_a_part_that_no_range_has_is_damage() -> None:

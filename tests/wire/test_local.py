@@ -487,6 +487,8 @@ def test_a_shard_is_sealed_into_the_arena_and_stays_there(client: LocalClient, s
             staging.write_at(len(shard.file) + 60_000, b"x")
         with pytest.raises(DamagedData):
             staging.adopt(bytes(32), Durability.MEMORY)
+        with pytest.raises(UsageError, match="promised in memory, not on disk"):
+            staging.adopt(shard.frame.digest, Durability.DISK)
     assert staged_bytes(store) == 0  # discarded
     with client.stage_in_memory(len(shard.file) + 50_000) as staging:
         staging.write_at(0, shard.file)

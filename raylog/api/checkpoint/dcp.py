@@ -8,7 +8,7 @@ Objects that are no tensors are what DCP makes of them: pickled bytes, unpickled
 import concurrent.futures
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -81,12 +81,11 @@ class RaylogStorageWriter(StorageWriter):
         with ExitStack() as kept:
             self._session = (client or kept.enter_context(connect()))._session
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="dcp")
+            kept.callback(self._end_savers)
             kept.callback(self._executor.shutdown)
             self._kept = kept.pop_all()
-        self._new_saver: Callable[[str, int], Saver] = lambda name, rank: Saver(
-            self._session, name, options, rank=rank, allow_nan=allow_nan
-        )
-        self._savers: dict[tuple[str, int], Saver] = {}
+        self._options, self._allow_nan = options, allow_nan
+        self._savers: dict[int, Saver] = {}  # of this name, by rank: the coordinator is another one besides
         self._name = parse_name(name)
         self._last_version_id = ""
         self._together: Together | None = None
@@ -160,13 +159,13 @@ class RaylogStorageWriter(StorageWriter):
             together.give_up(self._session, f"{type(error).__name__}: {error}")
 
     def _save(self, taken: Taken, together: Together) -> Version:
-        saver = self._savers.setdefault((self._name, together.rank), self._new_saver(self._name, together.rank))
-        return saver.save(taken, {}, together)
+        rank = together.rank
+        if rank not in self._savers:
+            self._savers[rank] = Saver(self._session, self._name, self._options, rank=rank, allow_nan=self._allow_nan)
+        return self._savers[rank].save(taken, {}, together)
 
     def close(self) -> None:
         """Waits for what was begun, and ends the writer's own connection."""
-        self._executor.shutdown()
-        self._end_savers()
         self._kept.close()
 
 

@@ -15,11 +15,11 @@ from raylog.api.session import Session
 from raylog.catalog.manifest import Extent, ShardEntry
 from raylog.catalog.parts import positions_of
 from raylog.catalog.pieces import Whereabouts
-from raylog.codec.keys import GroupKey
+from raylog.codec.keys import GroupKey, content_tag_key
 from raylog.codec.open import ShardOpener
 from raylog.codec.stream import ContentStream
-from raylog.codec.tensors import read_tagged
-from raylog.codec.units import Slice, Unit, tag_key, unit_bytes, unit_tag, units_of
+from raylog.codec.tensors import aligned, read_tagged
+from raylog.codec.units import Slice, Unit, unit_bytes, unit_tag, units_of
 from raylog.errors import RaylogError
 from raylog.spec import Reference, ShardRef
 from raylog.units import KIB
@@ -133,7 +133,7 @@ class KnownUnits:
             return True
         granted = self._session.read_keys(entry.dek_ids)
         assert self._tag_key is not None
-        key = tag_key(self._tag_key)
+        key = content_tag_key(self._tag_key)
         with self._session.store.open(entry.shard.shard_id) as shard:
             opener = ShardOpener(shard.frame, [GroupKey(*one) for one in granted.items()], shard.chunk)
             return shard.frame.digest == entry.shard.frame_digest and all(
@@ -177,7 +177,7 @@ def _tag_of(content: memoryview, unit: Unit, key: bytes) -> bytes:
     offset = 0
     for one in unit:
         places[one] = content[offset : offset + one.length]
-        offset += -(-one.length // 64) * 64
+        offset = aligned(offset + one.length)
     return unit_tag(key, unit, places.__getitem__)
 
 

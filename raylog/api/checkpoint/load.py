@@ -23,8 +23,8 @@ THREADS = 2
 
 def load(reading: Reading, prefix: str, key: str, into: Any, positions: Sequence[int] | None = None) -> Any:
     """The state of the rank whose names begin with `prefix`, and whose shards are at `positions` (None: any): what lies
-    at the pointer `key` in it. Raises `UsageError`
-    for what is no checkpoint, for a key that is not there, and for tensors of `into` that do not fit; `DamagedData`."""
+    at the pointer `key` in it. Raises `UsageError` for what is no checkpoint, for a key that is not there, and for
+    tensors of `into` that do not fit; `DamagedData`."""
     if reading.kind is not Kind.TENSORS:
         raise UsageError(f"expected a checkpoint, got {reading.manifest.name} with {reading.kind.name.lower()}")
     with reading.all_open(positions) as openers:

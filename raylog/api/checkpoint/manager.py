@@ -69,6 +69,8 @@ class CheckpointManager:
         self.name, self._every, self._keep = parse_name(name), every, keep
         self.rank, self.world_size = find_rank(rank, world_size)
         self._saves = 0
+        self._steps: dict[int, int | None] = {}  # by version number: its step; None for what is no checkpoint
+        self._is_interrupted = False
         options = PutOptions.parse(
             replicas=replicas,
             durability=durability,
@@ -84,13 +86,11 @@ class CheckpointManager:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
             kept.callback(lambda: self._saver.close(is_interrupted=self._is_interrupted))
             kept.callback(self._executor.shutdown)
+            newest = max((number for number, step in self._look().items() if step is not None), default=0)
+            self._agreed = agree(run, (self.rank, self.world_size), newest)
             self._kept = kept.pop_all()
-        self._steps: dict[int, int | None] = {}  # by version number: its step; None for what is no checkpoint
-        newest = max((number for number, step in self._look().items() if step is not None), default=0)
-        self._agreed = agree(run, (self.rank, self.world_size), newest)
         self._snapshot = Snapshot()
         self._in_flight: tuple[int, Future[Version]] | None = None
-        self._is_interrupted = False
         self._is_keeping = keep is None or self.rank > 0
 
     def save(self, step: int, state: Any, *, blocking: bool = False) -> bool:

@@ -18,9 +18,9 @@ from raylog.api.sources.content import SourceTensor, UnitsContent
 from raylog.api.sources.tensors import source_tensor
 from raylog.api.together import Together
 from raylog.catalog.state import Pending
-from raylog.codec.keys import GroupKey
+from raylog.codec.keys import GroupKey, content_tag_key
 from raylog.codec.tensors import STORED, TensorSpec, bytes_of
-from raylog.codec.units import Load, Slice, Unit, plan_units, tag_key, unit_tag
+from raylog.codec.units import Load, Slice, Unit, plan_units, unit_tag
 from raylog.errors import RaylogError, UsageError
 from raylog.spec import Durability, Reference, Version
 
@@ -93,7 +93,7 @@ class Saver:
         self, units: Sequence[Unit], load: Load, order: Pending, own_key: GroupKey
     ) -> tuple[UnitsContent, Reused]:
         """What is to be sealed, and what is named again. The document is sealed always: a version has content."""
-        key = tag_key(self._known.look(order.base, own_key))
+        key = content_tag_key(self._known.look(order.base, own_key))
         with ThreadPoolExecutor(THREADS, thread_name_prefix="tag") as executor:
             tags = list(executor.map(partial(self._tag, load=load, key=key), units))
         reused = self._known.reuse(dict(zip(tags[:-1], units[:-1], strict=True)))

@@ -15,9 +15,8 @@ from raylog.api.weights.groups import Group, Step
 from raylog.api.weights.steps import Steps
 from raylog.catalog.manifest import ShardEntry
 from raylog.catalog.state import Pending
-from raylog.codec.keys import GroupKey
+from raylog.codec.keys import GroupKey, content_tag_key
 from raylog.codec.tensors import Array
-from raylog.codec.units import tag_key
 from raylog.errors import UsageError
 from raylog.spec import Version
 
@@ -51,7 +50,7 @@ class Publisher:
         prepared: list[tuple[Steps, UnitsContent, Reused]] = []
 
         def prepare(order: Pending, own_key: GroupKey) -> tuple[UnitsContent, Reused]:
-            key = tag_key(self._known.look(order.base, own_key))
+            key = content_tag_key(self._known.look(order.base, own_key))
             steps = Steps(self._known, self._copy, key, self._session.settings.chunk_bytes)
             content, reused = steps.take(tensors, taken.document, last if order.base == self._number else {})
             prepared.append((steps, content, reused))

@@ -40,6 +40,11 @@ class Subscription:
         self._thread = threading.Thread(target=self._run, name="subscribe", daemon=True)
         self._thread.start()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether versions still come; False once it was closed, or ended as `poll` says."""
+        return self._end is None and not self._closed.is_set()
+
     def poll(self) -> Any:
         """The newest version, if it is here and was not given yet; else None, at once.
 

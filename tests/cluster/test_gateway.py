@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -332,7 +333,7 @@ def test_a_client_that_stalls_is_cut(site: Site, client: raylog.Client, stored: 
     before = lying(client)
     with site.begin("PUT /v1/artifacts/web/stalled HTTP/1.1", "Content-Length: 9000000") as sender:
         sender.sendall(CONTENT[: 5 * MIB])
-        answer = sender.recv(65536).decode()
+        answer = b"".join(iter(partial(_received, sender), b"")).decode()
         assert answer.startswith("HTTP/1.1 408 ") and "expected more of the body within 1 s" in answer
     wait_until(lambda: lying(client) <= before, 20, "no shard is left")
     with site.begin(f"GET {stored} HTTP/1.1") as reader:

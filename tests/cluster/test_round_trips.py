@@ -156,7 +156,7 @@ def test_versions_are_listed_replaced_and_deleted(client: raylog.Client, small: 
 
 def test_shipped_to_all_then_read_from_the_local_copy(client: raylog.Client, table: pa.Table) -> None:
     version = client.put("tests/ship", table)
-    report = client.ship("tests/ship", to="all").result(60)
+    report = client.ship("tests/ship", to="all", pin=True).result(60)  # cached copies may give way meanwhile
     assert len(report.nodes) == 3
     assert report.moved_bytes > version.stored_bytes  # two nodes lacked it
     again = client.ship("tests/ship", to="all").result(60)
@@ -164,6 +164,7 @@ def test_shipped_to_all_then_read_from_the_local_copy(client: raylog.Client, tab
     scrubbed = client.verify("tests/ship")
     assert (scrubbed.damaged, scrubbed.repaired) == (0, 0)
     assert scrubbed.replicas >= 3 * version.shards
+    client.unpin("tests/ship")
 
 
 def test_bad_names_sources_and_options_are_told_apart(client: raylog.Client, small: pa.Table, tmp_path: Path) -> None:

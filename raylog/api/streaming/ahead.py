@@ -2,10 +2,13 @@
 shards brought to this node, in the order in which they will be needed."""
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, Self
+from functools import partial
+from itertools import chain
+from typing import Self
 
 import pyarrow as pa
 
@@ -20,17 +23,31 @@ BROUGHT_AT_ONCE = 2
 MakeRows = Callable[[int, Segment, pa.RecordBatch], Rows]  # of a table's segment, whose chunk is this batch
 
 
-class _Coming(NamedTuple):
-    """Rows that a thread opens; `size_bytes` count as read ahead until they are taken."""
+class _Coming:
+    """Rows that a thread or the loop itself opens, whoever comes first; `length` is how many, `size_bytes` count as
+    read ahead until they are taken. `is_near`: nothing has to be brought for them."""
 
-    rows: Future[Rows]
-    length: int
-    size_bytes: int
+    def __init__(self, make: Callable[[], Rows], length: int, size_bytes: int, *, is_near: bool) -> None:
+        self.length, self.size_bytes, self.is_near = length, size_bytes, is_near
+        self._make, self._begun = make, threading.Lock()
+        self.rows: Future[Rows] = Future()
+
+    def open(self) -> None:
+        """Unless somebody does already."""
+        if not self._begun.acquire(blocking=False):
+            return
+        try:
+            self.rows.set_result(self._make())
+        except BaseException as error:
+            self.rows.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
 
 
 class ReadAhead:
     """The rows of woven tables, table by table; a context manager, for one thread. One chunk of each table at least is
-    under way, up to `read_ahead_bytes` of all; of shards that are to be brought here up to `pull_ahead_bytes`."""
+    under way, up to `read_ahead_bytes` of all; of shards that are to be brought here up to `pull_ahead_bytes`. The loop
+    that takes rows opens chunks too instead of waiting for the `threads`, if it `may_help` them."""
 
     def __init__(
         self,
@@ -40,8 +57,11 @@ class ReadAhead:
         read_ahead_bytes: int,
         pull_ahead_bytes: int,
         threads: int,
+        *,
+        may_help: bool,
     ) -> None:
         self._tables, self._make_rows, self._limit_bytes = tables, make_rows, read_ahead_bytes
+        self._may_help = may_help
         self._pulls = [table.pulls() for table in tables]
         self._bringing = [
             _Bringing(table, segments, pulls, pull_ahead_bytes // len(parts))
@@ -73,10 +93,21 @@ class ReadAhead:
         while not self._coming[part]:
             self._begin(part)
         self._fill()
-        rows, length, size_bytes = self._coming[part].popleft()
-        self._ahead_rows[part] -= length
-        self._ahead_bytes -= size_bytes
-        return rows.result()
+        coming = self._coming[part].popleft()
+        self._ahead_rows[part] -= coming.length
+        self._ahead_bytes -= coming.size_bytes
+        if self._may_help:
+            self._help(coming, part)
+        return coming.rows.result()
+
+    def _help(self, needed: _Coming, part: int) -> None:
+        """Opens chunks until the needed one is open, that one first; of others only what is near, so that the loop
+        never waits for what it does not need yet."""
+        for coming in chain((needed,), self._coming[part], *self._coming):
+            if needed.rows.done():
+                return
+            if coming.is_near:
+                coming.open()
 
     def _fill(self) -> None:
         """Begins with what will be needed soonest while the limit allows it."""
@@ -89,11 +120,18 @@ class ReadAhead:
             self._unfinished.remove(part)
             return
         table = self._tables[part]
-        self._bringing[part].reached(table.shard_of(segment.chunk))
-        length, size_bytes = segment.stop - segment.start, table.content_bytes[segment.chunk]
-        self._coming[part].append(_Coming(self._executor.submit(self._open, part, segment), length, size_bytes))
-        self._ahead_rows[part] += length
-        self._ahead_bytes += size_bytes
+        shard = table.shard_of(segment.chunk)
+        self._bringing[part].reached(shard)
+        coming = _Coming(
+            partial(self._open, part, segment),
+            segment.stop - segment.start,
+            table.content_bytes[segment.chunk],
+            is_near=table.is_kept[shard],
+        )
+        self._executor.submit(coming.open)
+        self._coming[part].append(coming)
+        self._ahead_rows[part] += coming.length
+        self._ahead_bytes += coming.size_bytes
 
     def _open(self, part: int, segment: Segment) -> Rows:
         return self._make_rows(part, segment, self._tables[part].batch(segment.chunk, self._pulls[part]))

@@ -37,7 +37,7 @@ from raylog.units import GIB, MIB
 
 READ_AHEAD_BYTES = 16 * MIB  # little enough to be in the cores' caches still when it is asked for
 HELD_BYTES = GIB
-THREADS = 2  # that open chunks beside the loop
+THREADS = max(1, min(2, len(os.sched_getaffinity(0)) - 1))  # that open chunks beside the loop, on cores of their own
 STATE_VERSION = 1
 T = TypeVar("T")
 
@@ -330,8 +330,16 @@ class StreamingDataset(_Base):
     def _ahead(self, parts: Parts) -> ReadAhead:
         """What opens the chunks of these, and brings their shards, before they are needed."""
         # A forked process finds each shard held once, for one thread, and can bring none.
-        threads, pull_ahead_bytes = (1, 0) if self._is_forking else (THREADS, self._held_bytes // 2)
-        return ReadAhead(self._chunks, parts, self._rows_of, self._read_ahead_bytes, pull_ahead_bytes, threads)
+        is_alone = self._is_forking
+        return ReadAhead(
+            self._chunks,
+            parts,
+            self._rows_of,
+            self._read_ahead_bytes,
+            pull_ahead_bytes=0 if is_alone else self._held_bytes // 2,
+            threads=1 if is_alone else THREADS,
+            may_help=not is_alone,
+        )
 
     def _rows_of(self, part: int, segment: Segment, batch: pa.RecordBatch) -> Rows:
         if len(self._chunks) > 1 and batch.schema != self._schema:  # the columns of another table may stand otherwise

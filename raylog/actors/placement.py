@@ -1,6 +1,7 @@
 """The placement actor: live capacity (Ray's resources, the monitor's samples) into the placement model, plans out."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from raylog.spec import Durability, ShardRef, TierKind
 
 log = logging.getLogger("raylog.placement")
 FAILURE_DOMAINS: tuple[FailureDomain, ...] = ("zone", "rack", "node")  # the largest that the nodes are labelled with
+STATES_KEPT_S = 0.25
 
 
 class PlacementActor(Eventful):
@@ -37,6 +39,7 @@ class PlacementActor(Eventful):
         self._settings = settings
         self._memory = PlanMemory()
         self._lock = threading.Lock()
+        self._seen: tuple[float, list[NodeState]] = -math.inf, []  # when, and what
         threading.Thread(target=load_solver, name="solver", daemon=True).start()  # seconds, once
 
     def ready(self) -> None:
@@ -46,16 +49,10 @@ class PlacementActor(Eventful):
         self, shards: Sequence[ShardRef], replicas: int, local_node_id: str, durability: Durability
     ) -> ReplicaPlan:
         """Which nodes shall hold the replicas of shards that `local_node_id` has sealed."""
-        states = self._states()
-        domain = next(one for one in FAILURE_DOMAINS if one == "node" or all(one in state.labels for state in states))
-        plan = replica_targets(
-            [(ref.shard_id, ref.stored_bytes) for ref in shards],
-            states,
-            replicas,
-            local_node_id,
-            failure_domain=domain,
-            durability=durability,
-        )
+        sizes = [(ref.shard_id, ref.stored_bytes) for ref in shards]
+        plan = _targets(sizes, self._recent_states(), replicas, local_node_id, durability)
+        if plan.shortfall:
+            plan = _targets(sizes, self._states(), replicas, local_node_id, durability)
         log.info("Placing %d shard(s) on %d node(s) each: %s", len(shards), replicas, "; ".join(plan.reasons))
         with self._lock:
             self._memory.remember(plan)
@@ -79,6 +76,14 @@ class PlacementActor(Eventful):
         filled.check()
         return solve(filled, objective, time_limit_s)
 
+    def _recent_states(self) -> list[NodeState]:
+        """As they were a moment ago: a put asks for shard after shard, and the samples come once a second."""
+        seen_s, states = self._seen
+        if time.monotonic() - seen_s > STATES_KEPT_S:
+            states = self._states()
+            self._seen = time.monotonic(), states
+        return states
+
     def _states(self) -> list[NodeState]:
         """Every living node, joined from Ray's figures and its last sample."""
         limit_s = self._settings.call_deadline_s
@@ -99,6 +104,17 @@ class PlacementActor(Eventful):
             for info in infos
             if info.node_id in by_id and info.ray_node_id in totals
         ]
+
+
+def _targets(
+    sizes: Sequence[tuple[str, int]],
+    states: Sequence[NodeState],
+    replicas: int,
+    local_node_id: str,
+    durability: Durability,
+) -> ReplicaPlan:
+    domain = next(one for one in FAILURE_DOMAINS if one == "node" or all(one in state.labels for state in states))
+    return replica_targets(sizes, states, replicas, local_node_id, failure_domain=domain, durability=durability)
 
 
 def _free_by_kind(sample: NodeSample) -> dict[TierKind, int]:

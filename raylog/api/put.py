@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from typing import TypeAlias
 
 from raylog.actors import calls
 from raylog.api.lease import Lease
-from raylog.api.older import Older, OlderShards
+from raylog.api.older import Kept, Older, OlderShards
 from raylog.api.pieces import cut_into_pieces
 from raylog.api.progress import OnProgress, Reporter
 from raylog.api.pulls import Pulls, on_node, whole
@@ -41,7 +42,8 @@ from raylog.wire.local_client import LocalStaging
 log = logging.getLogger("raylog.put")
 Prepare = Callable[[Pending, GroupKey], tuple[Content, Older]]
 RATES_TIMEOUT_S = 1.0
-REPLICATIONS_AT_ONCE = 2  # shards whose replicas are on their way while the next one is sealed
+KEPT_AT_ONCE = 2  # shards that nodes take while the next ones are sealed
+_Outcome: TypeAlias = tuple[ShardEntry, list[bytes]]  # what the manifest says of a shard, and its nodes' receipts
 
 
 class Put:
@@ -231,59 +233,61 @@ class Put:
         return version
 
     def _seal_and_replicate(self, content: Content, plan: SealPlan, older: Older) -> None:
-        executor = ThreadPoolExecutor(REPLICATIONS_AT_ONCE, thread_name_prefix="replicate")
-        under_way: deque[Future[list[bytes]]] = deque()
-
-        def begin(action: Callable[[], list[bytes]]) -> None:
-            under_way.append(whole(partial(executor.submit, action)))  # cut in the middle, `shutdown` forgets a thread
-
+        """A shard is kept, here and on other nodes, while the next ones are sealed."""
+        executor = ThreadPoolExecutor(KEPT_AT_ONCE, thread_name_prefix="keep")
+        under_way: deque[Future[_Outcome]] = deque()
         try:
             for again in older.kept:
                 self._entries.append(again.entry)
                 self._receipts += again.receipts
             expected_bytes = min(plan.shard_bytes, content.bytes or plan.shard_bytes)
             for sealed in seal_content(content, plan, partial(self._stage, expected_bytes)):
-                with sealed.place:
-                    self._whole_ids.append(sealed.frame.header.shard_id)
-                    kept = older.find(sealed.content_tag)
-                    erasure = self._cut(sealed) if self._options.erasure else None
-                    if kept:
-                        entry = kept.entry
-                    elif erasure:
-                        entry = ShardEntry.whole(
-                            erasure.shard, (plan.key.dek_id,), sealed.content_tag, parity=erasure.parity
-                        )
-                    else:
-                        entry = whole(partial(self._adopt, sealed, plan.key))
-                self._entries.append(entry)
-                self._content_bytes += entry.shard.content_bytes
-                if kept:
-                    self._receipts += kept.receipts
-                    if self._options.waits_for_backup:
-                        begin(partial(self._replicas.back_up, entry.shard, self._session.local))
-                elif erasure:
-                    begin(partial(self._surely, partial(self._replicas.spread, erasure)))
-                else:
-                    begin(partial(self._surely, partial(self._replicas.replicate, entry.shard)))
-                if len(under_way) > REPLICATIONS_AT_ONCE:  # bounds what is sealed ahead of its replicas
-                    self._receipts += under_way.popleft().result()
+                self._whole_ids.append(sealed.frame.header.shard_id)
+                self._content_bytes += sealed.frame.content_bytes
+                keep = partial(self._keep, sealed, older, plan.key)
+                under_way.append(whole(partial(_submit, executor, sealed.place, keep)))
+                if len(under_way) > KEPT_AT_ONCE:  # bounds what is sealed ahead of its replicas
+                    self._take(under_way.popleft())
             for future in under_way:
-                self._receipts += future.result()
+                self._take(future)
         finally:
             self._pulls.cancel()
             executor.shutdown(wait=True, cancel_futures=True)  # no replica is made after `_discard`
+
+    def _take(self, keeping: Future[_Outcome]) -> None:
+        entry, receipts = keeping.result()
+        self._entries.append(entry)
+        self._receipts += receipts
+
+    def _keep(self, sealed: Sealed[LocalStaging], older: Older, key: GroupKey) -> _Outcome:
+        """Makes what was promised of one shard, or finds an older version's that is the same."""
+        with sealed.place:
+            if same := older.find(sealed.content_tag):
+                entry, keep = same.entry, partial(self._keep_older, same)
+            elif self._options.erasure:
+                erasure = self._cut(sealed)
+                entry = ShardEntry.whole(erasure.shard, (key.dek_id,), sealed.content_tag, parity=erasure.parity)
+                keep = partial(self._surely, partial(self._replicas.spread, erasure))
+            else:
+                entry = self._adopt(sealed, key)
+                keep = partial(self._surely, partial(self._replicas.replicate, entry.shard))
+        return entry, keep()
+
+    def _keep_older(self, same: Kept) -> list[bytes]:
+        backed_up = self._options.waits_for_backup
+        return same.receipts + (self._replicas.back_up(same.entry.shard, self._session.local) if backed_up else [])
 
     def _stage(self, expected_bytes: int, sealed_bytes_max: int = 0) -> LocalStaging:
         """In memory where that is promised and the shard's length is known well enough."""
         store = self._session.store
         try:
             if sealed_bytes_max and self._options.kept_as is Durability.MEMORY:
-                return store.stage_in_memory(sealed_bytes_max, self._options.use)
-            return store.stage(expected_bytes, self._options.use)
+                return store.stage_in_memory(sealed_bytes_max, self._options.use, is_apart=True)
+            return store.stage(expected_bytes, self._options.use, is_apart=True)
         except NoSpace as error:
             raise on_node(error, self._session.local) from error
         except Unavailable:
-            if store.is_connected:
+            if store.is_alive:
                 raise
             return self._stage(
                 expected_bytes, sealed_bytes_max
@@ -359,3 +363,10 @@ class Put:
         if ids and self._options.waits_for_backup:
             with suppress(RaylogError):
                 self._session.discard_copies(self._whole_ids, self._options.backup)
+
+
+def _submit(executor: ThreadPoolExecutor, place: LocalStaging, keep: Callable[[], _Outcome]) -> Future[_Outcome]:
+    """`place` is discarded if it never comes to `keep`."""
+    future = executor.submit(keep)
+    future.add_done_callback(lambda ended: place.discard() if ended.cancelled() else None)
+    return future

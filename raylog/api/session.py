@@ -348,8 +348,10 @@ class Session:
             plan = ask()  # one that was silent for the first plan may answer since
         if plan.shortfall:
             raise Unsatisfiable(f"{plan.shortfall[0].reason}: add nodes or room, or ask for fewer replicas")
-        by_id = {info.node_id: info for info in self.nodes()}
         chosen = plan.targets[ref.shard_id]
+        if chosen == [self.local.node_id]:
+            return [self.local]
+        by_id = {info.node_id: info for info in self.nodes()}
         if not by_id.keys() >= set(chosen):
             raise Unavailable(f"a node that was chosen for shard {ref.shard_id} has left since: put again")
         return [by_id[node_id] for node_id in chosen]

@@ -81,18 +81,31 @@ class LocalClient:
         except (OSError, ValueError):
             return False  # closed by another thread just now
 
-    def stage(self, expected_bytes: int = 0, use: Use = Use.DATASET) -> "LocalStaging":
-        """A file to write one sealed shard into, on a disk for its `use`. Raises `NoSpace` when `expected_bytes` do not
-        fit."""
-        reply, descriptors = self._call(Stage(expected_bytes=expected_bytes, use=use), Staged, self._timeout_s)
-        return LocalStaging(self, reply.stage_id, _one(descriptors))
+    def stage(self, expected_bytes: int = 0, use: Use = Use.DATASET, *, is_apart: bool = False) -> "LocalStaging":
+        """A file to write one sealed shard into, on a disk for its `use`. `is_apart`: over a connection of its own,
+        that ends with it, so that nobody's call waits while the node adopts it. Raises `NoSpace` when `expected_bytes`
+        do not fit."""
+        return self._stage(Stage(expected_bytes=expected_bytes, use=use), is_apart)
 
-    def stage_in_memory(self, sealed_bytes_max: int, use: Use = Use.DATASET) -> "LocalStaging":
+    def stage_in_memory(
+        self, sealed_bytes_max: int, use: Use = Use.DATASET, *, is_apart: bool = False
+    ) -> "LocalStaging":
         """An extent of the node's arena to seal one shard of at most so many bytes into, where it will stay; a file as
         `stage` gives where the arena has no room. Raises `NoSpace`."""
-        stage = Stage(expected_bytes=sealed_bytes_max, use=use, in_memory=True)
-        reply, descriptors = self._call(stage, Staged, self._timeout_s)
-        return LocalStaging(self, reply.stage_id, _one(descriptors), reply.offset, reply.length or None)
+        return self._stage(Stage(expected_bytes=sealed_bytes_max, use=use, in_memory=True), is_apart)
+
+    def _stage(self, request: Stage, is_apart: bool) -> "LocalStaging":
+        client = LocalClient(self.path, timeout_s=self._timeout_s) if is_apart else self
+        try:
+            reply, descriptors = client._call(request, Staged, self._timeout_s)
+        except BaseException:
+            if is_apart:
+                client.close()
+            raise
+        ending = client if is_apart else None
+        return LocalStaging(
+            client, reply.stage_id, _one(descriptors), reply.offset, reply.length or None, ending=ending
+        )
 
     def open(self, shard_id: str) -> "LocalShard":
         """The node's copy of the shard, pinned. Raises `NotFound`, `DamagedData`."""
@@ -188,9 +201,17 @@ class LocalStaging:
     keep a thread from writing on. As a context manager it discards what was not adopted."""
 
     def __init__(
-        self, client: LocalClient, stage_id: str, descriptor: int, first: int = 0, length: int | None = None
+        self,
+        client: LocalClient,
+        stage_id: str,
+        descriptor: int,
+        first: int = 0,
+        length: int | None = None,
+        *,
+        ending: LocalClient | None = None,
     ) -> None:
-        self._client, self._stage_id = client, stage_id
+        """`ending`: what ends with it."""
+        self._client, self._stage_id, self._ending = client, stage_id, ending
         self._descriptor, self._first, self._length = descriptor, first, length
         self._stored_bytes = 0
         self._is_adopted = False
@@ -228,7 +249,7 @@ class LocalStaging:
         is still there. Raises `DamagedData`, `Conflict`, `NoSpace`."""
         ref = self._client._adopt(self._stage_id, frame_digest, durability, timeout_s, self._stored_bytes)
         self._is_adopted = True
-        self._close_file()
+        self._end()
         return ref
 
     def discard(self) -> None:
@@ -237,6 +258,12 @@ class LocalStaging:
         if not self._is_adopted:
             self._is_adopted = True
             self._client._discard(self._stage_id)
+        self._end()
+
+    def _end(self) -> None:
+        self._close_file()
+        if self._ending is not None:
+            self._ending.close()
 
     def _close_file(self) -> None:
         if self._descriptor >= 0:

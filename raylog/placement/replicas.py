@@ -137,6 +137,8 @@ def _solve(case: Case, deadline_s: float) -> tuple[list[list[int]], Literal["opt
     """Replicas per group and node: `counts[group][node]`, held ones included."""
     if not case.nodes or not case.groups:
         return [[0] * len(case.nodes) for _ in case.groups], "optimal"
+    if (staying := _stay(case)) is not None:
+        return staying, "optimal"
     if len(case.groups) * len(case.nodes) > COLUMNS_MAX:
         return greedy(case), "greedy"
     linear, stages, tie_break = _formulate(case)
@@ -149,6 +151,16 @@ def _solve(case: Case, deadline_s: float) -> tuple[list[list[int]], Literal["opt
         for group in range(len(case.groups))
     ]
     return counts, "optimal" if answer.is_optimal else "time limit"
+
+
+def _stay(case: Case) -> list[list[int]] | None:
+    """One replica of each shard on the writer's own node, where that has room for all: no plan leaves less missing,
+    doubled, moved or uneven, so that nothing has to be solved. Else None."""
+    asked_bytes = sum(group.count * group.bytes_each for group in case.groups)
+    here = [n for n, node in enumerate(case.nodes) if node.is_local and node.free_bytes >= asked_bytes]
+    if case.replicas != 1 or not here or any(group.held for group in case.groups):
+        return None
+    return [[group.count if n in here else 0 for n in range(len(case.nodes))] for group in case.groups]
 
 
 def _kept(group: Group, node: int, replicas: int) -> int | None:

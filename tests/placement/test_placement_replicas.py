@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylog.errors import UsageError
+from raylog.placement import replicas
 from raylog.placement.capacity import NodeState
 from raylog.placement.memory import PlanMemory, reasons_by_nodes
 from raylog.placement.replicas import ReplicaPlan, replica_targets
@@ -236,3 +237,17 @@ def test_plans_are_remembered_within_a_bound() -> None:
     by_nodes = reasons_by_nodes(memory.recall(["s2", "s3", "s4"]).values())
     assert sum(shards for shards, _ in by_nodes.values()) == 3
     assert by_nodes["a", "b", "c"] == (1, again.reasons)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(_states, min_size=1, max_size=4), st.lists(st.integers(1, 6), min_size=1, max_size=4))
+def test_what_may_stay_where_it_was_sealed_is_what_the_solver_finds(
+    states: list[dict[str, object]], sizes: list[int]
+) -> None:
+    nodes = [node(f"n{i}", **state) for i, state in enumerate(states)]  # type: ignore[arg-type]
+    shards = [(f"s{i}", size) for i, size in enumerate(sizes)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replicas, "_stay", lambda _: None)
+        solved = replica_targets(shards, nodes, 1, "n0")
+    found = replica_targets(shards, nodes, 1, "n0")
+    assert (found.targets, found.status, found.shortfall) == (solved.targets, solved.status, solved.shortfall)

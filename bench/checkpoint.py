@@ -235,7 +235,7 @@ def bench(quick: bool) -> dict[str, Any]:
             state=Path(disk) / "state",
             arena_bytes=4 * size_bytes,
             disk_reserve_bytes=0,
-            shard_bytes=max(size_bytes // 8, MIB),
+            shard_bytes=max(size_bytes // 4, MIB),  # of 1 GiB as by default
         )
         with raylog.connect("local", settings=settings) as client:
             time.sleep(0 if quick else 5)  # until the arena's pages are there

@@ -84,15 +84,20 @@ def _torch(name: str, tensor: Any, torch: Any) -> tuple[str, Load]:
         raise UsageError(f"tensor {name!r}: expected a dense tensor with data, got {tensor.layout} on {tensor.device}")
     if dtype not in PAYLOADS and (dtype not in np.sctypeDict or tensor.is_quantized):
         raise UsageError(f"tensor {name!r}: expected numbers or booleans that numpy or FORMAT.md name, got {dtype}")
-    return dtype, partial(_load_torch, tensor, dtype, torch)
+    plain = tensor.detach()
+    if plain.is_cpu and plain.is_contiguous() and not plain.is_conj() and not plain.is_neg():
+        # Once for all loads: torch gives up the interpreter's lock in every call, so that threads wait for each other.
+        return dtype, partial(_load_numpy, _shared(plain, dtype, torch), None)
+    return dtype, partial(_load_torch, plain, dtype, torch)
 
 
 def _load_torch(tensor: Any, dtype: str, torch: Any, first: int, stop: int) -> Array:
-    """Without a copy when the elements lie in a row on the CPU: the array then shares their memory."""
-    plain = _items(tensor.detach(), first, stop).resolve_conj().resolve_neg().cpu().contiguous()
-    if dtype in PAYLOADS:
-        plain = plain.view(getattr(torch, PAYLOADS[dtype]))
-    array: Array = plain.numpy()
+    return _shared(_items(tensor, first, stop).resolve_conj().resolve_neg().cpu().contiguous(), dtype, torch)
+
+
+def _shared(tensor: Any, dtype: str, torch: Any) -> Array:
+    """The memory of a tensor whose elements lie in a row on the CPU."""
+    array: Array = (tensor.view(getattr(torch, PAYLOADS[dtype])) if dtype in PAYLOADS else tensor).numpy()
     return array
 
 

@@ -66,20 +66,21 @@ def as_batch(
     batch = {name: _column(parts, name, dtypes.get(name), places) for name in parts[0].content}
     if output is Output.NUMPY:
         return batch
+    return {
+        name: _tensor(name, column) if column.dtype != np.object_ else column.tolist() for name, column in batch.items()
+    }
+
+
+def _tensor(name: str, column: NDArray[Any]) -> Any:
     import torch  # only who asks for tensors needs it
 
-    def tensor(name: str, column: NDArray[Any]) -> Any:
-        try:
-            return torch.from_numpy(column)
-        except TypeError:
-            raise UsageError(
-                f"column {name!r} has {column.dtype} values, which no tensor holds: ask for output='numpy', or cast "
-                f"it with dtypes={{{name!r}: 'int64'}}"
-            ) from None
-
-    return {
-        name: tensor(name, column) if column.dtype != np.object_ else column.tolist() for name, column in batch.items()
-    }
+    try:
+        return torch.from_numpy(column)
+    except TypeError:
+        raise UsageError(
+            f"column {name!r} has {column.dtype} values, which no tensor holds: ask for output='numpy', or cast it "
+            f"with dtypes={{{name!r}: 'int64'}}"
+        ) from None
 
 
 def _column(

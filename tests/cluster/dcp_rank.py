@@ -1,5 +1,5 @@
-"""One rank that saves or loads a tensor spread over all: `python dcp_rank.py ADDRESS STATE STORE save|load RANK
-RANKS`."""
+"""One rank that saves or loads a tensor spread over all: `python dcp_rank.py ADDRESS STATE STORE save|load|resume RANK
+RANKS`. `load` spreads it another way than `save`, `resume` the same."""
 
 import sys
 from pathlib import Path
@@ -11,6 +11,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 import raylog
+from raylog.api.get import Reading
+from raylog.api.local_copy import LocalCopy
+from raylog.api.pulls import Pulls
 from raylog.settings import Settings
 
 
@@ -26,12 +29,28 @@ def main(address: str, state: str, store: str, what: str, rank: str, world_size:
             dcp.save(spread, storage_writer=writer)
             writer.close()
         else:
-            spread = {"w": distribute_tensor(torch.zeros_like(whole), mesh, [Shard(1)]), "same": torch.zeros(5)}
+            spread = {"w": distribute_tensor(torch.zeros_like(whole), mesh, [Shard(what == "load")])}
+            spread["same"] = torch.zeros(5)
+            brought = note_brought()
             reader = raylog.RaylogStorageReader("ckpt/sharded", client=client)
             dcp.load(spread, storage_reader=reader)
             reader.close()
+            if what == "resume":  # the metadata, its own part, and that of whoever wrote `same`
+                assert brought < set(range(1 + int(world_size))) and len(brought) <= 3, brought
             assert torch.equal(spread["w"].full_tensor(), whole) and torch.equal(spread["same"], torch.ones(5))
     dist.destroy_process_group()
+
+
+def note_brought() -> set[int]:
+    """The positions of the shards that are brought from now on."""
+    brought, bring = set(), Reading.bring
+
+    def noting(self: Reading, position: int, pulls: Pulls) -> LocalCopy:
+        brought.add(position)
+        return bring(self, position, pulls)
+
+    Reading.bring = noting  # type: ignore[method-assign]
+    return brought
 
 
 if __name__ == "__main__":

@@ -85,4 +85,5 @@ def test_sharded_tensors_go_to_another_number_of_ranks(client: raylog.Client, ma
     run_ranks(machine, "save", 3, tmp_path)
     assert client.stat("ckpt/sharded").number == 1
     run_ranks(machine, "load", 2, tmp_path)
+    run_ranks(machine, "resume", 3, tmp_path)
     client.delete("ckpt/sharded")

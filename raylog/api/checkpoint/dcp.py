@@ -8,7 +8,7 @@ Objects that are no tensors are what DCP makes of them: pickled bytes, unpickled
 import concurrent.futures
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -44,6 +44,7 @@ from raylog.api.client import Client, connect
 from raylog.api.get import Reading
 from raylog.api.put_options import PutOptions
 from raylog.api.together import Together
+from raylog.catalog.parts import positions_of
 from raylog.errors import RaylogError, UsageError
 from raylog.spec import Use, Version, new_id, parse_name, parse_reference
 
@@ -132,7 +133,8 @@ class RaylogStorageWriter(StorageWriter):
             self._give_up(_together(told), error)
             raise
         stored: Future[list[WriteResult]] = Future()
-        results = [WriteResult(index=item.index, size_in_bytes=0, storage_data=None) for item in plan.items]
+        rank = _together(told).rank
+        results = [WriteResult(index=item.index, size_in_bytes=0, storage_data=rank) for item in plan.items]
         together = replace(_together(told), on_offered=lambda: stored.set_result(results))
         taken = Taken(take_apart(None).document, {name: array for name, array in arrays.items() if array.numel()})
 
@@ -148,7 +150,8 @@ class RaylogStorageWriter(StorageWriter):
         """Commits the version. Raises `Conflict` when another writer was first."""
         assert self._together is not None
         try:
-            taken = Taken(take_apart({FORMAT: 1, **_described(metadata)}).document)
+            ranks = {_stored_name(one.index): one.storage_data for several in results for one in several}
+            taken = Taken(take_apart({FORMAT: 1, **_described(metadata), "ranks": ranks}).document)
         except BaseException as error:
             self._give_up(self._together, error)
             raise
@@ -180,6 +183,7 @@ class RaylogStorageReader(StorageReader):
             self._kept = kept.pop_all()
         self._name = name
         self._reading: Reading | None = None
+        self._ranks: Mapping[str, int] = {}  # who wrote what
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -190,12 +194,12 @@ class RaylogStorageReader(StorageReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         self._reading = Reading(self._session, parse_reference(self._name))
-        with self._reading.all_open() as openers:
+        with self._reading.all_open(positions_of(self._reading.manifest, 0)) as openers:
             document = document_of(openers, "", self._name)
         return _metadata(put_together(document, lambda name, is_torch: None), self._name)
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Nothing to do."""
+        self._ranks = metadata.storage_data
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         return plan
@@ -206,13 +210,19 @@ class RaylogStorageReader(StorageReader):
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         reading = self._reading or Reading(self._session, parse_reference(self._name))
         items = [item for item in plan.items if item.type is LoadItemType.BYTE_IO or all(item.lengths)]
-        with reading.all_open() as openers:
-            arrays = read_arrays(openers, sorted({_stored_name(item.storage_index) for item in items}))
+        names = sorted({_stored_name(item.storage_index) for item in items})
+        with reading.all_open(self._positions(reading, names)) as openers:
+            arrays = read_arrays(openers, names)
         for item in items:
             _give(item, planner, *arrays[_stored_name(item.storage_index)])
         done: Future[None] = Future()
         done.set_result(None)
         return done
+
+    def _positions(self, reading: Reading, names: Sequence[str]) -> list[int] | None:
+        """Of the shards of those who wrote these; None where it is not known."""
+        parts = [positions_of(reading.manifest, rank) for rank in sorted({self._ranks[name] for name in names})]
+        return None if None in parts else [position for part in parts for position in part or ()]
 
     def close(self) -> None:
         """Ends the reader's own connection."""
@@ -281,4 +291,4 @@ def _metadata(described: Any, name: str) -> Metadata:
         properties = TensorProperties(dtype=getattr(torch, one["dtype"]), requires_grad=one["requires_grad"])
         chunks = [ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)) for offsets, sizes in one["chunks"]]
         found[fqn] = TensorStorageMetadata(properties, torch.Size(one["size"]), chunks)
-    return Metadata(state_dict_metadata=found, planner_data=described["planner"])
+    return Metadata(found, planner_data=described["planner"], storage_data=dict(described["ranks"]))

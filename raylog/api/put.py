@@ -3,6 +3,7 @@ shard is sealed, and one commit makes all of it visible at once."""
 
 import logging
 import statistics
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -76,6 +77,7 @@ class Put:
         self._shard_ids: list[str] = []  # of which something may lie on nodes
         self._whole_ids: list[str] = []  # of which something may lie in the backup
         self._may_be_visible = False
+        self._cutting = threading.Lock()  # a shard at a time: all its pieces are open at once
 
     @property
     def entries(self) -> Sequence[ShardEntry]:
@@ -241,7 +243,7 @@ class Put:
                 self._entries.append(again.entry)
                 self._receipts += again.receipts
             expected_bytes = min(plan.shard_bytes, content.bytes or plan.shard_bytes)
-            for sealed in seal_content(content, plan, partial(self._stage, expected_bytes)):
+            for sealed in seal_content(content, plan, partial(self._stage, expected_bytes, is_apart=True)):
                 self._whole_ids.append(sealed.frame.header.shard_id)
                 self._content_bytes += sealed.frame.content_bytes
                 keep = partial(self._keep, sealed, older, plan.key)
@@ -277,21 +279,20 @@ class Put:
         backed_up = self._options.waits_for_backup
         return same.receipts + (self._replicas.back_up(same.entry.shard, self._session.local) if backed_up else [])
 
-    def _stage(self, expected_bytes: int, sealed_bytes_max: int = 0) -> LocalStaging:
+    def _stage(self, expected_bytes: int, sealed_bytes_max: int = 0, *, is_apart: bool = False) -> LocalStaging:
         """In memory where that is promised and the shard's length is known well enough."""
-        store = self._session.store
+        store, use = self._session.store, self._options.use
         try:
             if sealed_bytes_max and self._options.kept_as is Durability.MEMORY:
-                return store.stage_in_memory(sealed_bytes_max, self._options.use, is_apart=True)
-            return store.stage(expected_bytes, self._options.use, is_apart=True)
+                return store.stage_in_memory(sealed_bytes_max, use, is_apart=is_apart)
+            return store.stage(expected_bytes, use, is_apart=is_apart)
         except NoSpace as error:
             raise on_node(error, self._session.local) from error
         except Unavailable:
             if store.is_alive:
                 raise
-            return self._stage(
-                expected_bytes, sealed_bytes_max
-            )  # the node was restarted, and with it went what was staged
+            # The node was restarted, and with it went what was staged.
+            return self._stage(expected_bytes, sealed_bytes_max, is_apart=is_apart)
 
     def _adopt(self, sealed: Sealed[LocalStaging], key: GroupKey) -> ShardEntry:
         self._shard_ids.append(sealed.frame.header.shard_id)
@@ -307,7 +308,8 @@ class Put:
         shard_id, (data, parity) = sealed.frame.header.shard_id, self._options.erasure
         self._shard_ids += [piece_id(shard_id, number) for number in range(data + parity)]
         try:
-            return cut_into_pieces(sealed, data, parity, self._stage)
+            with self._cutting:
+                return cut_into_pieces(sealed, data, parity, self._stage)
         except NoSpace as error:
             raise on_node(error, self._session.local) from error
 

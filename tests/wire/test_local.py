@@ -32,7 +32,7 @@ from raylog.errors import (
     Unavailable,
     UsageError,
 )
-from raylog.spec import Durability, Kind, TierKind, new_id
+from raylog.spec import Durability, Kind, ShardRef, TierKind, new_id
 from raylog.store.disk import DiskTier
 from raylog.store.memory import MemoryTier
 from raylog.store.tiered import TieredStore
@@ -361,6 +361,33 @@ def test_connections_pins_and_stagings_are_bounded(
         assert second.is_current(0)
         with LocalClient(server.path) as third, pytest.raises(Unavailable, match="2 connections are served already"):
             third.is_current(0)
+
+
+def test_a_staging_apart_holds_up_nobody_and_its_connection_ends_with_it(
+    server: LocalServer, store: TieredStore, client: LocalClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard, other = sample_shard(1), sample_shard(2)
+    put(client, other)
+    begun, go_on, adopt = threading.Event(), threading.Event(), store.adopt
+
+    def adopt_slowly(stage_id: str, frame_digest: bytes, durability: Durability, stored_bytes: int) -> ShardRef:
+        begun.set()
+        assert go_on.wait(10)
+        return adopt(stage_id, frame_digest, durability, stored_bytes)
+
+    monkeypatch.setattr(store, "adopt", adopt_slowly)
+    with client.stage(len(shard.file), is_apart=True) as staging, ThreadPoolExecutor(1) as executor:
+        staging.write_at(0, shard.file)
+        adopting = executor.submit(staging.adopt, shard.frame.digest)
+        assert begun.wait(10)
+        with client.open(other.shard_id) as held:
+            assert chunks_of(held) == other.chunks
+        go_on.set()
+        assert adopting.result(10) == shard.frame.ref()
+    client.stage(is_apart=True).discard()
+    with pytest.raises(NoSpace):
+        client.stage(1 << 60, is_apart=True)
+    wait_until(lambda: len(server._connections) == 1, "only the client's own connection is left")
 
 
 INTRUDER = """

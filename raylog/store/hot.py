@@ -7,7 +7,7 @@ from typing import Self
 
 from raylog.codec.frame import Frame
 from raylog.errors import DamagedData
-from raylog.store.memory import MemoryWriter
+from raylog.store.memory_shard import MemoryWriter
 from raylog.store.shard_file import DiskReader, DiskWriter
 
 Keep = Callable[[MemoryWriter], None]  # commits the copy, unless the shard has been deleted meanwhile

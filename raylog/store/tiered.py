@@ -11,16 +11,18 @@ from typing import TypeVar
 from weakref import WeakSet
 
 from raylog.codec.frame import Frame
-from raylog.errors import Conflict, DamagedData, NoSpace, NotFound, UsageError
+from raylog.errors import Conflict, DamagedData, NoSpace, NotFound
 from raylog.spec import Durability, ShardRef, TierKind, Use
 from raylog.store.arena_policy import ArenaPolicy
 from raylog.store.disk import DiskTier, Staging
 from raylog.store.disks import Disks
 from raylog.store.hot import HotWriter, PromotingReader
-from raylog.store.memory import MemoryStaging, MemoryTier, MemoryWriter
+from raylog.store.memory import MemoryTier
+from raylog.store.memory_shard import MemoryWriter
 from raylog.store.pin import Pin
 from raylog.store.policy import belongs_in_arena, has_room_to_spare
 from raylog.store.shard_file import DiskReader, DiskWriter
+from raylog.store.staging import MemoryStaging, StagingArea
 from raylog.store.tier import ShardReader, ShardWriter, Tier
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class TieredStore:
         self.memory = memory
         self.disk = disk if isinstance(disk, Disks) else Disks([disk])
         self.arena = arena or ArenaPolicy()
+        self._staging_area = None if memory is None else StagingArea(memory)
         if memory is not None:
             memory.rank = self.arena.rank
         self._cached_on_disk = dict.fromkeys(self.disk.cached())  # promised to nobody, oldest first
@@ -261,12 +264,7 @@ class TieredStore:
     def stage_in_memory(self, length: int) -> MemoryStaging | None:
         """An extent of the arena to write one sealed shard of at most `length` bytes into, for a version that promises
         memory; ended as one on disk. None where there is no room for it: then it goes to disk."""
-        if self.memory is None or not belongs_in_arena(length, self.memory.capacity_bytes):
-            return None
-        try:
-            return self.memory.stage(length)
-        except NoSpace:
-            return None
+        return None if self._staging_area is None else self._staging_area.stage(length)
 
     def adopt(self, stage_id: str, frame_digest: bytes, durability: Durability, stored_bytes: int = 0) -> ShardRef:
         """Makes what was put into a staging a shard of this store, with the promise of `durability`; of one in the
@@ -275,8 +273,10 @@ class TieredStore:
         The frame is checked against `frame_digest` (32 bytes), then every chunk against the frame. On an error the
         staging is still there. Raises `DamagedData`, `Conflict` when the shard is here already, `NoSpace`, `NotFound`.
         """
-        if self.memory is not None and self.memory.is_staged(stage_id):
-            return self._adopt_in_memory(self.memory, stage_id, frame_digest, durability, stored_bytes)
+        if self._staging_area is not None and stage_id in self._staging_area:
+            frame = self._staging_area.adopt(stage_id, frame_digest, durability, stored_bytes)
+            self.arena.arrived(frame.header.shard_id)
+            return frame.ref()
         with self.disk.staged(stage_id, frame_digest) as staged:
             frame = staged.frame
             self._refuse_present(frame)
@@ -301,20 +301,9 @@ class TieredStore:
 
     def discard(self, stage_id: str) -> None:
         """Ends a staging that is not adopted and removes its file; nothing to do when it has ended."""
-        if self.memory is not None:
-            self.memory.discard(stage_id)
+        if self._staging_area is not None:
+            self._staging_area.discard(stage_id)
         self.disk.discard(stage_id)
-
-    def _adopt_in_memory(
-        self, memory: MemoryTier, stage_id: str, frame_digest: bytes, durability: Durability, stored_bytes: int
-    ) -> ShardRef:
-        if durability is not Durability.MEMORY:
-            raise UsageError(
-                f"an extent of the arena is for what is promised in memory, not on {durability}: stage a file"
-            )
-        frame = memory.adopt(stage_id, stored_bytes, frame_digest)
-        self.arena.arrived(frame.header.shard_id)
-        return frame.ref()
 
     def pin(self, shard_id: str) -> Pin:
         """Holds the fastest copy in its place for a local process. Raises `NotFound`, `DamagedData`."""

@@ -14,7 +14,8 @@ from wire_parts import PULLER, SOURCE, Cluster, MemorySink, MemorySource, leak_c
 from raylog.codec.frame import Frame
 from raylog.errors import Cancelled, DeadlineExceeded, NotPermitted, PeerFault, RaylogError
 from raylog.spec import CargoRecords, QosClass, new_id
-from raylog.store.memory import MemoryTier, MemoryWriter
+from raylog.store.memory import MemoryTier
+from raylog.store.memory_shard import MemoryWriter
 from raylog.testing.shards import SampleShard, sample_shard
 from raylog.units import KIB, MIB
 from raylog.wire import messages

@@ -1,32 +1,27 @@
 """A node's store: its memory tier in front of its disk tier."""
 
 import logging
-import math
-import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import TypeVar
-from weakref import WeakSet
 
 from raylog.codec.frame import Frame
 from raylog.errors import Conflict, DamagedData, NoSpace, NotFound
 from raylog.spec import Durability, ShardRef, TierKind, Use
 from raylog.store.arena_policy import ArenaPolicy
+from raylog.store.cached_copies import CachedCopies
 from raylog.store.disk import DiskTier, Staging
 from raylog.store.disks import Disks
 from raylog.store.hot import HotWriter, PromotingReader
 from raylog.store.memory import MemoryTier
 from raylog.store.memory_shard import MemoryWriter
 from raylog.store.pin import Pin
-from raylog.store.policy import belongs_in_arena, has_room_to_spare
-from raylog.store.shard_file import DiskReader, DiskWriter
+from raylog.store.policy import belongs_in_arena
+from raylog.store.shard_file import DiskReader
 from raylog.store.staging import MemoryStaging, StagingArea
 from raylog.store.tier import ShardReader, ShardWriter, Tier
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 _Copy = tuple[Tier, ShardReader]
 
@@ -55,16 +50,7 @@ class TieredStore:
         self._staging_area = None if memory is None else StagingArea(memory)
         if memory is not None:
             memory.rank = self.arena.rank
-        self._cached_on_disk = dict.fromkeys(self.disk.cached())  # promised to nobody, oldest first
-        self._pinned: set[str] = set()
-        self._files_read: defaultdict[str, WeakSet[Pin]] = defaultdict(WeakSet)  # of cached copies, by local processes
-        self._lock = threading.Lock()  # of these: what is promised, pinned or read at this moment does not give way
-        for shard_id in self.disk.pinned():
-            if self.disk.holds(shard_id):
-                self._pinned.add(shard_id)
-                self.arena.pin(shard_id)
-            else:
-                self.disk.mark_unpinned(shard_id)
+        self._cached = CachedCopies(self.disk, self.arena)
 
     @property
     def tiers(self) -> tuple[Tier, ...]:
@@ -99,13 +85,13 @@ class TieredStore:
         """A writer whose commit keeps the promise of `durability`. Raises `NoSpace`, `Conflict` as `Tier.create`."""
         self._refuse_present(frame)
         self.arena.arrived(frame.header.shard_id)
-        self._promise(frame.header.shard_id)
+        self._cached.promise(frame.header.shard_id)
         if durability is Durability.MEMORY:
             kept = self._arena_writer(frame, evictable=False)
             if kept is not None:
                 return kept
             _log_detour(frame)
-        writer = self._with_room(lambda: self.disk.create(frame, use))
+        writer = self._cached.with_room(lambda: self.disk.create(frame, use))
         if writer.missing() != [(0, len(frame.chunks))]:
             return writer  # resumed: the arena lacks what the disk has
         hot = self._arena_writer(frame, evictable=True)
@@ -117,39 +103,15 @@ class TieredStore:
         disk other cached copies give way to it, since somebody waits for this one."""
         self._refuse_present(frame)
         self.arena.arrived(frame.header.shard_id)
-        on_disk = self._second_chance(frame) if self.arena.is_from_afar(frame.header.shard_id) else None
+        on_disk = self._cached.create_beside(frame) if self.arena.is_from_afar(frame.header.shard_id) else None
         if on_disk is not None and on_disk.missing() != [(0, len(frame.chunks))]:
             return on_disk  # resumed: the arena lacks what the disk has
         cached = self._arena_writer(frame, evictable=True)
         if cached is None and on_disk is None and displaces:
-            return self._with_room(lambda: self._cached_disk_writer(frame))
+            return self._cached.with_room(lambda: self._cached.create(frame))
         if cached is None:
-            return on_disk or self._cached_disk_writer(frame)
+            return on_disk or self._cached.create(frame)
         return cached if on_disk is None else HotWriter(on_disk, cached, self._keep_hot)
-
-    def _second_chance(self, frame: Frame) -> DiskWriter | None:
-        """A cached copy on disk for one that is in the arena: below the high watermark, and for it only what is worth
-        less gives way."""
-        shard_id = frame.header.shard_id
-        while not has_room_to_spare(self.disk.states(), frame.stored_bytes):
-            if not self._give_way(self.arena.worth_on_disk(shard_id)):
-                return None
-        try:
-            return self._cached_disk_writer(frame)
-        except NoSpace:
-            return None
-
-    def _cached_disk_writer(self, frame: Frame) -> DiskWriter:
-        shard_id = frame.header.shard_id
-        self.disk.mark_cached(frame)
-        try:
-            writer = self.disk.create(frame)
-        except BaseException:
-            self.disk.mark_kept(shard_id)
-            raise
-        with self._lock:
-            self._cached_on_disk[shard_id] = None
-        return writer
 
     def persist(self, shard_id: str) -> None:
         """Makes a shard that is in the arena alone durable on disk too; there it is evictable from then on.
@@ -168,30 +130,27 @@ class TieredStore:
         `unpin_copy` or its deletion, after a restart too. It counts for no more than before. Raises `NotFound`,
         `NoSpace`."""
         if self.memory is not None and not self.disk.holds(shard_id) and self.memory.is_evictable(shard_id):
-            self._copy_to_disk(
-                self.memory, shard_id, self._cached_disk_writer
-            )  # the arena does not outlive the process
-        with self._lock:
-            if not self.tiers_of(shard_id):
-                raise self._not_found(shard_id)
-            self.disk.mark_pinned(shard_id)
-            self._pinned.add(shard_id)
-        self.arena.pin(shard_id)
+            self._copy_to_disk(self.memory, shard_id, self._cached.create)  # the arena does not outlive the process
+        if not self._cached.pin(shard_id, lambda: bool(self.tiers_of(shard_id))):
+            raise self._not_found(shard_id)
 
     def is_pinned(self, shard_id: str) -> bool:
-        with self._lock:
-            return shard_id in self._pinned
+        return self._cached.is_pinned(shard_id)
 
     def unpin_copy(self, shard_id: str) -> None:
         """It may give way again, if it is cached; nothing to do where it is not pinned."""
-        with self._lock:
-            if shard_id in self._pinned:
-                self.disk.mark_unpinned(shard_id)
-                self._pinned.discard(shard_id)
-        self.arena.unpin(shard_id)
+        self._cached.unpin(shard_id)
+
+    def is_cached(self, shard_id: str) -> bool:
+        """Whether the copy on disk is promised to nobody."""
+        return shard_id in self._cached
+
+    def drop_cached(self, shard_id: str) -> None:
+        """The cached copy on disk goes, unless it was promised or pinned meanwhile."""
+        self._cached.drop(shard_id)
 
     def _copy_to_disk(self, memory: MemoryTier, shard_id: str, create: Callable[[Frame], ShardWriter]) -> None:
-        with memory.open(shard_id) as reader, self._with_room(lambda: create(reader.frame)) as writer:
+        with memory.open(shard_id) as reader, self._cached.with_room(lambda: create(reader.frame)) as writer:
             for first, count in writer.missing():
                 for number in range(first, first + count):
                     writer.write_chunk(number, reader.chunk(number))
@@ -199,7 +158,7 @@ class TieredStore:
 
     def keep(self, shard_id: str, durability: Durability) -> None:
         """Gives a copy that is here the promise of `durability`. Raises `NotFound`, `NoSpace`."""
-        self._promise(shard_id)
+        self._cached.promise(shard_id)
         if durability is Durability.DISK:
             self.persist(shard_id)
         elif self.memory is not None and not self.disk.holds(shard_id):
@@ -208,9 +167,9 @@ class TieredStore:
     def kept_on(self, shard_id: str) -> TierKind:
         """The tier on which a copy stays until it is deleted. Raises `NotFound` where there is none, or only one that
         may be evicted."""
-        with self._lock:
-            if self.disk.holds(shard_id) and shard_id not in self._cached_on_disk:
-                return self.disk.kind_of(shard_id)
+        on_disk = self._cached.kept_on(shard_id)
+        if on_disk is not None:
+            return on_disk
         if self.memory is None or not self.memory.holds(shard_id) or self.memory.is_evictable(shard_id):
             raise NotFound(f"store {self.disk.directory}: shard {shard_id} is not kept here", shard_id=shard_id)
         return TierKind.MEMORY
@@ -259,7 +218,7 @@ class TieredStore:
     def stage(self, expected_bytes: int = 0, use: Use = Use.DATASET) -> Staging:
         """A file on the disk tier for a putting process of this machine to write one sealed shard into; ended by
         `adopt` or `discard`. Raises `NoSpace` when `expected_bytes` do not fit."""
-        return self._with_room(lambda: self.disk.stage(expected_bytes, use))
+        return self._cached.with_room(lambda: self.disk.stage(expected_bytes, use))
 
     def stage_in_memory(self, length: int) -> MemoryStaging | None:
         """An extent of the arena to write one sealed shard of at most `length` bytes into, for a version that promises
@@ -312,9 +271,7 @@ class TieredStore:
             with suppress(NotFound):
                 return self.memory.pin(shard_id)
         pin = self.disk.pin(shard_id)
-        with self._lock:
-            if shard_id in self._cached_on_disk:
-                self._files_read[shard_id].add(pin)
+        self._cached.read_by(shard_id, pin)
         return pin
 
     def is_current(self, generation: int) -> bool:
@@ -324,61 +281,6 @@ class TieredStore:
     def close(self) -> None:
         for tier in self.tiers:
             tier.close()
-
-    def _with_room(self, action: Callable[[], T]) -> T:
-        """Does what needs room on disk; cached copies there give way, unless pinned."""
-        while True:
-            try:
-                return action()
-            except NoSpace:
-                if not self._give_way():
-                    raise
-
-    def _give_way(self, worth: float = math.inf) -> bool:
-        """Drops the cached copy on disk that is worth least, if that is less than `worth`; of equals the oldest."""
-        with self._lock:
-            able = [one for one in self._cached_on_disk if self._may_go(one) and not self._is_read(one)]
-        least = min(able, key=self.arena.worth_on_disk, default=None)
-        if least is None or self.arena.worth_on_disk(least) >= worth:
-            return False
-        self.drop_cached(least)
-        return True
-
-    def _may_go(self, shard_id: str) -> bool:
-        """Whether it is a cached copy that is whole: one that is still written would come back as one that is kept."""
-        return shard_id in self._cached_on_disk and shard_id not in self._pinned and self.disk.holds(shard_id)
-
-    def _is_read(self, shard_id: str) -> bool:
-        """Whether a process holds the file open: its deletion would free nothing yet."""
-        if any(pin.is_held for pin in self._files_read.get(shard_id, ())):
-            return True
-        self._files_read.pop(shard_id, None)
-        return False
-
-    def is_cached(self, shard_id: str) -> bool:
-        """Whether the copy on disk is promised to nobody."""
-        with self._lock:
-            return shard_id in self._cached_on_disk
-
-    def drop_cached(self, shard_id: str) -> None:
-        """The cached copy on disk goes, unless it was promised or pinned meanwhile."""
-        with self._lock:
-            if not self._may_go(shard_id):
-                return
-            del self._cached_on_disk[shard_id]
-            self._files_read.pop(shard_id, None)
-            with suppress(NotFound):
-                self.disk.delete(shard_id)
-            self.disk.mark_kept(shard_id)
-        log.info("shard %s, a cached copy on disk, gave way", shard_id)
-
-    def _promise(self, shard_id: str) -> None:
-        """A copy on disk, here or to come, does not give way from here on."""
-        with self._lock:
-            if shard_id in self._cached_on_disk:
-                self.disk.mark_kept(shard_id)
-                del self._cached_on_disk[shard_id]
-            self._files_read.pop(shard_id, None)
 
     def _arena_writer(self, frame: Frame, *, evictable: bool) -> MemoryWriter | None:
         if self.memory is None or not belongs_in_arena(frame.stored_bytes, self.memory.capacity_bytes):
@@ -436,8 +338,8 @@ class TieredStore:
             with suppress(NotFound):
                 getattr(tier, action)(shard_id)
                 found += 1
-        self._promise(shard_id)  # of the next copy of this name nothing is known
-        self.unpin_copy(shard_id)
+        self._cached.promise(shard_id)  # of the next copy of this name nothing is known
+        self._cached.unpin(shard_id)
         self.arena.forget(shard_id)
         if not found:
             raise self._not_found(shard_id)

@@ -476,7 +476,7 @@ def test_nothing_is_remembered_of_copies_that_were_read_and_went(plain: TieredSt
         plain.pin(shard.shard_id).close()
     plain.drop_cached(gone.shard_id)
     plain.keep(promised.shard_id, Durability.DISK)
-    assert not plain._files_read
+    assert not plain._cached._files_read
 
 
 def test_a_cached_copy_on_disk_is_still_cached_after_a_restart(tmp_path: Path) -> None:
@@ -554,11 +554,11 @@ def test_of_cached_copies_on_disk_the_one_worth_least_gives_way(plain: TieredSto
     gone = []
     for _ in range(3):
         before = {ref.shard_id for ref in plain.shards()}
-        plain._give_way()
+        plain._cached.give_way()
         (one,) = before - {ref.shard_id for ref in plain.shards()}
         gone.append(one)
     assert gone[0] == seldom.shard_id and gone[-1] == slow.shard_id
-    assert not plain._give_way()
+    assert not plain._cached.give_way()
 
 
 def test_a_cached_copy_displaces_nothing_that_is_worth_more(
@@ -572,11 +572,11 @@ def test_a_cached_copy_displaces_nothing_that_is_worth_more(
     for _ in range(20):
         plain.open(worthy.shard_id).close()
     monkeypatch.setattr(policy, "HIGH_WATERMARK", 0.0)  # as if others had filled the disk to its watermark
-    assert plain._second_chance(newcomer.frame) is None
+    assert plain._cached.create_beside(newcomer.frame) is None
     assert {ref.shard_id for ref in plain.shards()} == {worthy.shard_id, promised.shard_id}
     for _ in range(40):
         plain.arena.read(newcomer.shard_id)
-    assert plain._second_chance(newcomer.frame) is None, "no room is made, but what is worth less has gone"
+    assert plain._cached.create_beside(newcomer.frame) is None, "no room is made, but what is worth less has gone"
     assert {ref.shard_id for ref in plain.shards()} == {promised.shard_id}
 
 

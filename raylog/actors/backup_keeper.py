@@ -42,10 +42,10 @@ class BackupKeeper:
         trust: Trust,
         settings: Settings,
         check: Callable[[], None],
-        acknowledge: Callable[[int], None],
+        acknowledge: Callable[[], None],
     ) -> None:
-        """`check` raises when this catalog must not go on; `acknowledge` returns once another machine has the records
-        up to that one: what only this one has may be gone again, while a backup is not told."""
+        """`check` raises when this catalog must not go on; `acknowledge` returns once another machine has all records
+        that there are: what only this one has may be gone again, while a backup is not told."""
         self._catalog, self._backups = catalog, catalog.backups
         self._trust, self._signer = trust, Signer.of_cluster(trust)
         self._settings, self._check, self._acknowledge = settings, check, acknowledge
@@ -143,7 +143,7 @@ class BackupKeeper:
         check_backup_allowed(url, self._settings.backup_urls)
         sequence = self._catalog.sequence
         if self._backups.chain_reached(url) < sequence:
-            self._acknowledge(sequence)
+            self._acknowledge()
             reached = OffsiteChain(RemoteObjects(url), self._trust).follow(self._catalog, sequence)
             log.debug("%s has the catalog up to record %d", url, reached)
         self._backups.end(url)

@@ -1,4 +1,5 @@
-"""The catalog actor: the catalog over its journal, under an epoch from Ray's GCS; `upkeep.py` keeps the copies."""
+"""The catalog actor: the catalog over its journal, under an epoch from Ray's GCS; `record_copies.py` keeps copies of
+its records, `upkeep.py` those of shards."""
 
 import logging
 import threading
@@ -10,6 +11,7 @@ from raylog.actors.backup_keeper import BackupKeeper
 from raylog.actors.cluster_nodes import RayNodes
 from raylog.actors.eventful import Eventful
 from raylog.actors.gcs import GcsRegister
+from raylog.actors.record_copies import RecordCopies
 from raylog.actors.slot import kept_id
 from raylog.actors.standbys import Standbys
 from raylog.actors.upkeep import Upkeep
@@ -65,14 +67,15 @@ class CatalogActor(Eventful):
         self._catalog.begin_epoch(register.claim_epoch(self._catalog.epoch_seen()))
         nodes = RayNodes(Signer.of_cluster(trust), settings.call_deadline_s)
         overrules_below = int(settings.overrules_path.read_text()) if settings.overrules_path.exists() else 0
-        self._upkeep = Upkeep(
-            self._catalog, nodes, settings, trust.cluster_id, standbys, overrules_below=overrules_below
+        self._records = RecordCopies(
+            self._catalog, nodes, standbys, settings.call_deadline_s, overrules_below=overrules_below
         )
+        self._upkeep = Upkeep(self._catalog, nodes, settings, trust.cluster_id, self._records)
         self._upkeep.start()
         self._parts = Parts(PARTS_KEPT_S)
         self._parts_lock = threading.Lock()
         self._keeper = BackupKeeper(
-            self._catalog, trust, settings, self._upkeep.check_not_outdated, self._upkeep.copy_to_another_node
+            self._catalog, trust, settings, self._records.check_not_outdated, self._records.copy_to_another_node
         )
 
     def ready(self) -> None:
@@ -88,9 +91,9 @@ class CatalogActor(Eventful):
     def commit(self, signed_manifest: bytes, receipts: Sequence[bytes], base: int) -> Version:
         """Acknowledged when the record is on this disk and, where there is another node, on one of theirs. A caller
         that did not hear the answer asks again and gets the same one."""
-        self._upkeep.check_not_outdated()
+        self._records.check_not_outdated()
         version = self._catalog.commit(signed_manifest, receipts, base)
-        self._upkeep.copy_to_another_node(self._catalog.sequence)
+        self._records.copy_to_another_node()
         return version
 
     def offer_part(self, signed_manifest: bytes, receipts: Sequence[bytes]) -> None:
@@ -115,21 +118,21 @@ class CatalogActor(Eventful):
             self._parts.of(parse_id(version_id, "version id"), time.monotonic())
         found = self._catalog.of_version_id(version_id)
         if found is not None:
-            self._upkeep.check_not_outdated()
-            self._upkeep.copy_to_another_node(self._catalog.sequence)
+            self._records.check_not_outdated()
+            self._records.copy_to_another_node()
             with self._parts_lock:
                 self._parts.forget(version_id)
         return found
 
     def withdraw(self, signed_request: bytes) -> bool:
         """`signed_request` is for `WithdrawVersion`; False when it was committed before."""
-        self._upkeep.check_not_outdated()
+        self._records.check_not_outdated()
         request, asker = self._requests.open(signed_request, WithdrawVersion)
         if not self._catalog.revoke(request.version_id, asker.identity):
             return False
         with self._parts_lock:
             self._parts.withdraw(request.version_id, request.reason, time.monotonic())
-        self._upkeep.copy_to_another_node(self._catalog.sequence)
+        self._records.copy_to_another_node()
         return True
 
     def committed(self, name: str, digest: str) -> Version | None:
@@ -140,42 +143,42 @@ class CatalogActor(Eventful):
         except NotFound:
             return None
         if found is not None:
-            self._upkeep.check_not_outdated()
-            self._upkeep.copy_to_another_node(self._catalog.sequence)
+            self._records.check_not_outdated()
+            self._records.copy_to_another_node()
         return found
 
     def delete(self, signed_request: bytes) -> list[Version]:
         """`signed_request` is for `DeleteVersions`: a Ray call alone proves nothing."""
-        self._upkeep.check_not_outdated()
+        self._records.check_not_outdated()
         request, asker = self._requests.open(signed_request, DeleteVersions)
         reference = parse_reference(request.reference)
         newest = self._catalog.versions(reference.name)[-1].number
         if reference.number is None and newest > request.latest:
             raise Conflict(f"{reference.name}@{newest} came after the request to delete {reference.name}: ask again")
         deleted = self._catalog.delete(reference, asker.identity)
-        self._upkeep.copy_to_another_node(self._catalog.sequence)
+        self._records.copy_to_another_node()
         return deleted
 
     def back_up(self, signed_request: bytes) -> list[Version]:
         """`signed_request` is for `BackUpVersions`."""
-        self._upkeep.check_not_outdated()
+        self._records.check_not_outdated()
         request, asker = self._requests.open(signed_request, BackUpVersions)
         chosen = self._catalog.back_up(parse_reference(request.reference), request.url, asker.identity)
-        self._upkeep.copy_to_another_node(self._catalog.sequence)
+        self._records.copy_to_another_node()
         return chosen
 
     def govern(self, signed_request: bytes) -> Retention:
         """`signed_request` is for `GovernVersions`."""
-        self._upkeep.check_not_outdated()
+        self._records.check_not_outdated()
         request, asker = self._requests.open(signed_request, GovernVersions)
         reference = parse_reference(request.reference)
         found = self._catalog.govern(RecordKind(request.kind), reference, request.details, asker.identity)
-        self._upkeep.copy_to_another_node(self._catalog.sequence)
+        self._records.copy_to_another_node()
         return found
 
     def rebalance(self, signed_request: bytes) -> int:
         """`signed_request` is for `RebalanceCopies`; how many moves are planned at first."""
-        self._upkeep.check_not_outdated()
+        self._records.check_not_outdated()
         self._requests.open(signed_request, RebalanceCopies)
         return self._upkeep.rebalance()
 

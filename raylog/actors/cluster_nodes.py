@@ -1,8 +1,10 @@
 """The cluster as the catalog's upkeep sees it: which nodes there are, and asking them. Here through Ray; the simulator
 has another."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import ray
@@ -11,10 +13,12 @@ from ray._private.state import state as ray_state
 from raylog.actors import calls
 from raylog.actors.node_info import NodeInfo
 from raylog.actors.requests import ask
+from raylog.errors import RaylogError
 from raylog.monitor.samples import NodeSample
 from raylog.security.requests import Request, Signer
 from raylog.spec import TierKind
 
+log = logging.getLogger("raylog.upkeep")
 AT_ONCE = 2
 
 
@@ -101,3 +105,12 @@ class RayNodes:
     def together(self, actions: Sequence[Callable[[], None]]) -> None:
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="repair") as executor:
             list(executor.map(lambda action: action(), actions))
+
+
+@contextmanager
+def tolerated(what: str) -> Iterator[None]:
+    """One node's trouble does not stop what is done for the others."""
+    try:
+        yield
+    except RaylogError as error:
+        log.warning("%s: %s", what, error)

@@ -1,27 +1,24 @@
-"""What the catalog actor does between calls: keeps copies of its records on other nodes, gives up nodes that are gone,
-restores replicas, removes shards that nothing names. Plans come from pure code; here they are carried out."""
+"""What the catalog actor does between calls: gives up nodes that are gone, restores replicas, removes shards that
+nothing names. Plans come from pure code; here they are carried out."""
 
 import dataclasses
 import logging
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
 import msgspec
 
-from raylog.actors.cluster_nodes import Nodes
+from raylog.actors.cluster_nodes import Nodes, tolerated
 from raylog.actors.elsewhere import NOWHERE, Elsewhere
 from raylog.actors.node_info import NodeInfo, elsewhere_for, sources_for
-from raylog.actors.requests import SHARDS_MAX, DeleteShards, PullShard, RepairShard, RestartRecords
-from raylog.actors.standbys import Standbys
+from raylog.actors.record_copies import RecordCopies
+from raylog.actors.requests import SHARDS_MAX, DeleteShards, PullShard, RepairShard
 from raylog.catalog.catalog import STANDINGS_MAX, Catalog
 from raylog.catalog.leases import Leases, Orphans
-from raylog.catalog.record import Tail
-from raylog.errors import DeadlineExceeded, NotPermitted, RaylogError, Unavailable
+from raylog.errors import RaylogError, Unavailable
 from raylog.security.requests import Request
 from raylog.settings import Settings
 from raylog.spec import Durability, QosClass, ShardRef, ShardStanding, new_id
@@ -34,7 +31,6 @@ ANSWER_GRACE_S = 5.0
 MOVES_PER_ROUND = 8  # of a rebalancing
 MEND_AGAIN_S = 60.0  # after a try that failed: nobody else held it
 ELSEWHERE_AGAIN_S = 30.0
-STANDBY_TIMEOUT_S = 5.0  # that an acknowledgement waits for a standby, before it is struck off
 
 
 class Upkeep:
@@ -46,20 +42,15 @@ class Upkeep:
         nodes: Nodes,
         settings: Settings,
         cluster_id: str,
-        standbys: Standbys,
+        records: RecordCopies,
         *,
-        overrules_below: int = 0,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        """`overrules_below`: this catalog was made of all that was acknowledged in epochs below, so that what others
-        have of them beyond it was not."""
-        self._catalog, self._nodes, self._settings = catalog, nodes, settings
-        self._standbys, self._overrules_below = standbys, overrules_below
+        self._catalog, self._nodes, self._settings, self._records = catalog, nodes, settings, records
         self._clock, self._wall_clock = clock, wall_clock
         self._by = f"raylog://{cluster_id}/catalog/upkeep"
         self._reconcile_every_s = min(RECONCILE_PERIOD_S, settings.orphan_grace_s)
-        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # one at a time copies to each
         self._leases_lock = threading.Lock()
         self._absent_since_s: dict[str, float] = {}
         self._reconciled: dict[str, tuple[int, float]] = {}  # node id -> process id of its actor, when
@@ -69,37 +60,11 @@ class Upkeep:
         self._elsewhere_after_s: dict[str, float] = {}  # shard that pieces and backups did not give -> not before
         self._hopeless: dict[str, str] = {}  # shard that cannot be repaired -> why, as it was told
         self._is_rebalancing = False  # asked for; a restart forgets it, and whoever waits asks again
-        self._outdated = ""  # why this catalog must not go on
         self._has_asked = False  # the nodes for what they hold
 
     def start(self) -> None:
         """From here on, in a thread of its own, again and again."""
         threading.Thread(target=self._run, name="upkeep", daemon=True).start()
-
-    def copy_to_another_node(self, sequence: int) -> None:
-        """Returns once another machine has the records up to `sequence` on its disk: each standby in sync, where there
-        are none another node; where there is no other, the one that there is, if it answers. Raises `Unavailable` when
-        there is another one and none of them took them, or another catalog takes this one's place."""
-        if self._standbys.acknowledge(self._bring_to_standby):
-            return
-        own, others = self._own_and_others()
-        if not own and not others:
-            raise Unavailable("committed here, but no node has told yet that it is there: ask again")
-        if not others:
-            for info in own:
-                with self._tolerated(f"copying records to node {info.node_id}"):
-                    self._copy_to(info, self._settings.call_deadline_s)
-            return
-        failures = []
-        for info in others:
-            try:
-                if self._copy_to(info, self._settings.call_deadline_s) >= sequence:
-                    return
-            except RaylogError as error:
-                failures.append(f"{info.node_id[:12]}: {error}")
-        raise Unavailable(
-            f"committed here, but no other node has copied the record yet ({'; '.join(failures)}): ask again"
-        )
 
     @property
     def has_asked(self) -> bool:
@@ -125,14 +90,7 @@ class Upkeep:
     def step(self) -> None:
         """One round of everything."""
         nodes = self._nodes.living()
-        for info in nodes:  # the catalog's own too: a node knows by its copy what clients may not have deleted
-            with self._tolerated(f"copying records to node {info.node_id}"):
-                self._copy_to(info, self._settings.call_deadline_s)
-        for standby in self._standbys.waiting():
-            with suppress(RaylogError):  # it is gone, or is tried again
-                self._standbys.admit(standby, self._bring_to_standby)
-        self.check_not_outdated()
-        self._standbys.acknowledge(self._bring_to_standby)  # one that is gone is struck off before a call waits for it
+        self._records.copy_to_all(nodes)
         self._delete_due()
         self._notice(nodes)
         self._remove_unreferenced(nodes)
@@ -144,7 +102,7 @@ class Upkeep:
         """Versions that have expired, or of which newer ones are kept instead."""
         now_us = int(self._wall_clock() * 1e6)
         for reference, why in self._catalog.due(now_us).items():
-            with self._tolerated(f"deleting {reference}"):
+            with tolerated(f"deleting {reference}"):
                 if self._catalog.delete_due(reference, now_us, self._by):
                     log.warning("%s was deleted, since %s", reference, why)
 
@@ -181,7 +139,7 @@ class Upkeep:
         self._is_rebalancing = bool(moves)
 
     def _try_move(self, move: BalanceMove, by_id: dict[str, NodeInfo]) -> None:
-        with self._tolerated(f"moving shard {move.shard.shard_id} to node {move.target}"):
+        with tolerated(f"moving shard {move.shard.shard_id} to node {move.target}"):
             step = RepairStep(shard=move.shard, sources=(move.source,), target=move.target, reason=move.reason)
             self._carry_out(step, by_id)
             standing = self._catalog.standing(move.shard.shard_id)
@@ -190,78 +148,13 @@ class Upkeep:
             self._ask(by_id[move.source], DeleteShards(shard_ids=(move.shard.shard_id,)))
             self._catalog.remove_replica(move.shard.shard_id, move.source)
 
-    def check_not_outdated(self) -> None:
-        """Raises `Unavailable` once a node has shown records that this catalog lacks: nothing may be committed or
-        removed on an older state than the cluster's."""
-        if self._outdated:
-            raise Unavailable(self._outdated)
-
-    @contextmanager
-    def _tolerated(self, what: str) -> Iterator[None]:
-        """One node's trouble does not stop what is done for the others."""
-        try:
-            yield
-        except RaylogError as error:
-            log.warning("%s: %s", what, error)
-
-    def _own_and_others(self) -> tuple[list[NodeInfo], list[NodeInfo]]:
-        """The catalog's own node, if it lives, and the living others."""
-        here, nodes = self._nodes.here(), self._nodes.living()
-        own = [info for info in nodes if info.ray_node_id == here]
-        return own, [info for info in nodes if info.ray_node_id != here]
-
-    def _copy_to(self, info: NodeInfo, timeout_s: float) -> int:
-        """Sends a node the records that it lacks; the sequence number that it has reached."""
-        call, restart = partial(self._nodes.call, info), partial(self._nodes.ask, info)
-        reached = self._bring(f"node {info.node_id}", call, restart, timeout_s)
-        self._catalog.copied(info.node_id, reached)
-        return reached
-
-    def _bring_to_standby(self, standby: str) -> None:
-        """All records that there are now. Raises what keeps the standby from having them."""
-        call, restart = partial(self._nodes.call_standby, standby), partial(self._nodes.ask_standby, standby)
-        try:
-            self._bring(f"standby {standby}", call, restart, min(STANDBY_TIMEOUT_S, self._settings.call_deadline_s))
-        except NotPermitted as error:
-            if error.__dict__.get("epoch", 0) > self._catalog.epoch:
-                # It had begun to take over, and this catalog was quicker. A run of a later epoch is taken again.
-                log.warning("standby %s asks for a later epoch: the catalog starts again", standby[:12])
-                self._standbys.end_run()
-            raise
-
-    def _bring(self, who: str, call: Callable[..., Any], ask: Callable[..., Any], timeout_s: float) -> int:
-        """Sends `who` the records that its copy lacks; the sequence number that it has reached."""
-        deadline = time.monotonic() + timeout_s
-        lock = self._locks[who]
-        if not lock.acquire(timeout=timeout_s):
-            raise DeadlineExceeded(f"records for {who}: another copy took more than {timeout_s:.0f} s")
-        try:
-            tail: Tail = call("records_tail", timeout_s=deadline - time.monotonic())
-            if not self._catalog.contains(tail):
-                if tail.epoch >= self._overrules_below:
-                    self._outdated = (
-                        f"{who} holds records up to {tail.sequence} that this catalog does not have: its journal is an "
-                        "older or another one. Nothing is committed or removed until the newest is back; where it is "
-                        "lost, move this one away and run 'raylog catalog rebuild'"
-                    )
-                    raise Unavailable(self._outdated)
-                log.warning("%s has records of epoch %d that were never acknowledged", who, tail.epoch)
-                ask(RestartRecords(epoch=self._catalog.epoch), deadline - time.monotonic())
-                tail = Tail()
-            while tail.sequence < self._catalog.sequence:
-                entries = self._catalog.records(tail.sequence)
-                tail = call("append_records", entries, timeout_s=deadline - time.monotonic())
-            return tail.sequence
-        finally:
-            lock.release()
-
     def _notice(self, nodes: Sequence[NodeInfo]) -> None:
         """What living nodes hold counts by their receipts; nodes that stay silent are given up."""
         now_s = self._clock()
         for info in nodes:
             incarnation, reconciled_s = self._reconciled.get(info.node_id, (0, 0.0))
             if info.pid != incarnation or now_s - reconciled_s > self._reconcile_every_s:
-                with self._tolerated(f"reconciling node {info.node_id}"):
+                with tolerated(f"reconciling node {info.node_id}"):
                     self._reconcile(info)
                     self._reconciled[info.node_id] = (info.pid, now_s)
         present = {info.node_id for info in nodes}
@@ -292,7 +185,7 @@ class Upkeep:
         is_never_named = self._catalog.revoke(version_id, self._by)
         doomed = self._catalog.unnamed(shard_ids)
         # Whatever becomes of this catalog: the put cannot commit, and a version that named them does not come back.
-        self.copy_to_another_node(self._catalog.sequence)
+        self._records.copy_to_another_node()
         for first in range(0, len(doomed), SHARDS_MAX):
             some = tuple(doomed[first : first + SHARDS_MAX])
             self._ask(info, DeleteShards(shard_ids=some, is_never_named=is_never_named))
@@ -313,27 +206,27 @@ class Upkeep:
         if not unreferenced:
             return
         try:
-            self.copy_to_another_node(self._catalog.sequence)
+            self._records.copy_to_another_node()
         except Unavailable as error:
             log.warning("shards that no version names stay for now: %s", error)
             return
         for standing in unreferenced:
             for node_id in (*standing.nodes, *standing.other_nodes):
                 if node_id in by_id:
-                    with self._tolerated(f"removing shard {standing.shard.shard_id} from node {node_id}"):
+                    with tolerated(f"removing shard {standing.shard.shard_id} from node {node_id}"):
                         self._ask(by_id[node_id], DeleteShards(shard_ids=(standing.shard.shard_id,)))
                         self._catalog.remove_replica(standing.shard.shard_id, node_id)
 
     def _mend(self, nodes: Sequence[NodeInfo]) -> None:
         """Has what nodes found damaged replaced from whoever else holds it."""
         for info in nodes:
-            with self._tolerated(f"asking node {info.node_id} for damage"):
+            with tolerated(f"asking node {info.node_id} for damage"):
                 damage: dict[str, list[int]] = self._on(info, "damage")
                 for shard_id, numbers in damage.items():
                     if self._clock() < self._mend_after_s.get((info.node_id, shard_id), 0.0):
                         continue
                     self._mend_after_s[info.node_id, shard_id] = self._clock() + MEND_AGAIN_S
-                    with self._tolerated(f"mending shard {shard_id} on node {info.node_id}"):
+                    with tolerated(f"mending shard {shard_id} on node {info.node_id}"):
                         self._mend_shard(info, shard_id, numbers, nodes)
                         del self._mend_after_s[info.node_id, shard_id]
 

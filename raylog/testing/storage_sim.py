@@ -25,6 +25,7 @@ from typing import Any, cast
 from raylog.actors.backup_copies import BackupCopies
 from raylog.actors.elsewhere import Elsewhere, ways
 from raylog.actors.node_info import NodeInfo, elsewhere_for, sources_for
+from raylog.actors.record_copies import RecordCopies
 from raylog.actors.requests import DeleteShards, PullShard, RepairShard
 from raylog.actors.standbys import Standbys
 from raylog.actors.upkeep import Upkeep
@@ -356,15 +357,10 @@ class World:
         self.catalog = Catalog(journal)
         self.catalog.begin_epoch(self.catalog.epoch_seen() + 1)
         self.is_catalog_alive = True
-        cluster_id = self.cluster.cluster_id
-        self.upkeep = Upkeep(
-            self.catalog,
-            SimNodes(self),
-            self.settings,
-            cluster_id,
-            Standbys("catalog", MemoryRegister(), machine="head", state_id="head", when_superseded=lambda: None),
-            clock=lambda: self.now_s,
-        )
+        nodes, cluster_id = SimNodes(self), self.cluster.cluster_id
+        standbys = Standbys("catalog", MemoryRegister(), machine="head", state_id="head", when_superseded=lambda: None)
+        self.records = RecordCopies(self.catalog, nodes, standbys, self.settings.call_deadline_s)
+        self.upkeep = Upkeep(self.catalog, nodes, self.settings, cluster_id, self.records, clock=lambda: self.now_s)
 
     def kill_catalog(self) -> None:
         self.is_catalog_alive = False
@@ -468,7 +464,7 @@ class History:
             version = world.catalog.commit(world.cluster.sign(manifest), receipts, pending.base)
             world.moments.pass_one()
             world.check_catalog()
-            world.upkeep.copy_to_another_node(world.catalog.sequence)
+            world.records.copy_to_another_node()
             world.check_catalog()
         except RaylogError:
             if not may_be_visible:
@@ -529,7 +525,7 @@ class History:
         del self.kept[doomed]  # from here on either is right
         name, _, number = doomed.partition("@")
         self.world.catalog.delete(Reference(name, int(number)), self.world.cluster.writer.identity)
-        self.world.upkeep.copy_to_another_node(self.world.catalog.sequence)
+        self.world.records.copy_to_another_node()
         self.world.check_catalog()
         self.gone.add(doomed)
         return doomed

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from raylog.actors.record_copies import RecordCopies
 from raylog.actors.upkeep import Upkeep
 from raylog.catalog.catalog import Catalog
 from raylog.errors import DamagedData
@@ -26,7 +27,7 @@ def test_a_history_is_played_again_by_its_seed() -> None:
     [
         (Upkeep, "_restore", nothing),  # no replica is made again
         (Upkeep, "_mend", nothing),  # damage stays
-        (Upkeep, "copy_to_another_node", nothing),  # acknowledged while one disk has the record
+        (RecordCopies, "copy_to_another_node", nothing),  # acknowledged while one disk has the record
         (Upkeep, "_collect", nothing),  # leftovers stay
         (Catalog, "forget_node", nothing),  # replicas on a node that is gone count on
         (TieredStore, "mend", lambda *_: Mending(replaced=1, missing=[])),  # said to be mended

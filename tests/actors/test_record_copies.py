@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from raylog.actors.node_info import NodeInfo
+from raylog.actors.record_copies import RecordCopies
 from raylog.actors.requests import DeleteShards, RestartRecords
 from raylog.actors.standbys import Standbys
 from raylog.actors.upkeep import Upkeep
@@ -116,32 +117,26 @@ def catalog(cluster: Cluster, tmp_path: Path) -> Iterator[Catalog]:
     found.close()
 
 
-def upkeep_of(catalog: Catalog, node: OneNode, cluster: Cluster, tmp_path: Path, overrules_below: int) -> Upkeep:
+def copies_of(catalog: Catalog, node: OneNode, overrules_below: int) -> RecordCopies:
     standbys = Standbys("catalog", MemoryRegister(), machine="head", state_id="head", when_superseded=lambda: None)
-    return Upkeep(
-        catalog, node, Settings(state=tmp_path), cluster.cluster_id, standbys, overrules_below=overrules_below
-    )
+    return RecordCopies(catalog, node, standbys, 30.0, overrules_below=overrules_below)
 
 
-def test_what_was_never_acknowledged_is_overruled(
-    cluster: Cluster, catalog: Catalog, copy: RecordCopy, tmp_path: Path
-) -> None:
-    upkeep = upkeep_of(catalog, OneNode(copy), cluster, tmp_path, overrules_below=3)
-    upkeep.copy_to_another_node(catalog.sequence)
+def test_what_was_never_acknowledged_is_overruled(catalog: Catalog, copy: RecordCopy) -> None:
+    records = copies_of(catalog, OneNode(copy), overrules_below=3)
+    records.copy_to_another_node()
     assert catalog.contains(copy.tail) and copy.tail.sequence == catalog.sequence
-    upkeep.check_not_outdated()
+    records.check_not_outdated()
 
 
 @pytest.mark.parametrize("overrules_below", [0, 2])
-def test_what_may_be_newer_ends_the_catalog(
-    cluster: Cluster, catalog: Catalog, copy: RecordCopy, tmp_path: Path, overrules_below: int
-) -> None:
+def test_what_may_be_newer_ends_the_catalog(catalog: Catalog, copy: RecordCopy, overrules_below: int) -> None:
     before = copy.tail
-    upkeep = upkeep_of(catalog, OneNode(copy), cluster, tmp_path, overrules_below)
+    records = copies_of(catalog, OneNode(copy), overrules_below)
     with pytest.raises(Unavailable, match="no other node has copied"):
-        upkeep.copy_to_another_node(catalog.sequence)
+        records.copy_to_another_node()
     with pytest.raises(Unavailable, match="this catalog does not have"):
-        upkeep.check_not_outdated()
+        records.check_not_outdated()
     assert copy.tail == before, "nothing was dropped there"
 
 
@@ -150,7 +145,8 @@ def test_shards_stay_until_another_machine_knows_of_the_deletion(
 ) -> None:
     manifest, _ = cluster.put(catalog, "c")
     node = HoldingNode(copy, cluster, manifest)
-    upkeep = upkeep_of(catalog, node, cluster, tmp_path, overrules_below=3)
+    records = copies_of(catalog, node, overrules_below=3)
+    upkeep = Upkeep(catalog, node, Settings(state=tmp_path), cluster.cluster_id, records)
     upkeep.step()
     catalog.delete(Reference("c"), cluster.writer.identity)
     node.is_taking = False

@@ -385,7 +385,7 @@ def test_what_cannot_be_published_or_read(client: raylog.Client) -> None:
             ({"model": {**state["model"], "w": torch.zeros(3)}, "step": 2}, r"\[?'?/model/w"),
             (
                 {"model": {"w": state["model"]["w"]}, "step": 2},
-                "expected /model/half, /model/small in what is published",
+                "expected /model/half, /model/small in the state that is read",
             ),
         ):
             version = client.publish("weights/bad", wrong)

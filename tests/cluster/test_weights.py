@@ -349,6 +349,7 @@ def test_a_node_that_dies_is_not_waited_for(machine: Machine, client: raylog.Cli
     started_s = time.monotonic()
     version = client.publish("weights/dies", state)
     assert time.monotonic() - started_s < 40
+    wait_until(lambda: len(client.nodes()) == 3, 30, "the dead node is not listed any more")
     shard_ids = client._session.manifest(parse_reference(str(version))).distinct_shards().keys()
     for info in client.nodes():
         held = calls.wait(calls.node(info.ray_node_id).inventory.remote(), 10, "inventory")

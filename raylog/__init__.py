@@ -82,4 +82,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'raylog' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"raylog.{_LAZY[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"raylog.{_LAZY[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"raylog.{name} needs {error.name}, which is not installed here: pip install {error.name}"
+        ) from error

@@ -73,7 +73,7 @@ def print_table(columns: list[str], rows: list[list[object]], *, right: Set[str]
     """A plain table; columns named in `right` are numbers."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        longest = max(map(len, column.split()))
+        longest = max(map(len, column.split()), default=0)
         table.add_column(column, justify="right" if column in right else "left", overflow="fold", min_width=longest)
     for row in rows:
         table.add_row(*[str(cell) for cell in row])

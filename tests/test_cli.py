@@ -88,6 +88,9 @@ def test_doctor_says_what_it_found_and_how_to_fix_it(tmp_path: Path) -> None:
     assert {"ray token", "ports", "shared memory", "keyring", "clock", "gpus"} <= set(checks)
     assert all(check["fix"] for check in checks.values() if check["status"] != "ok")
     assert done.returncode == (1 if any(check["status"] == "fail" for check in checks.values()) else 0)
+    shown = raylog("doctor", home=tmp_path)
+    assert shown.returncode == done.returncode, shown.stderr
+    assert all(name in shown.stdout for name in checks)
 
 
 def test_a_configuration_with_an_unknown_setting(tmp_path: Path) -> None:

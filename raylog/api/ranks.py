@@ -17,8 +17,9 @@ def find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
         raise UsageError(f"expected rank and world_size together, got rank={rank} and world_size={world_size}")
     if rank is None or world_size is None:
         rank, world_size = _of_torch() or _of_ray_train() or (0, 1)
-    if world_size < 1 or not 0 <= rank < world_size:
-        raise UsageError(f"expected a rank from 0 to world_size - 1, got rank={rank} and world_size={world_size}")
+    is_whole = isinstance(rank, int) and isinstance(world_size, int)
+    if not is_whole or world_size < 1 or not 0 <= rank < world_size:
+        raise UsageError(f"expected a rank from 0 to world_size - 1, got rank={rank!r} and world_size={world_size!r}")
     return rank, world_size
 
 

@@ -103,6 +103,20 @@ def refuse_open(address: str) -> None:
         )
 
 
+def refuse_without_token(address: ClusterAddress, environment: Mapping[str, str], home: Path) -> None:
+    """Raises `NotPermitted` when the cluster asks for a token that Ray would not show in `environment`: it would knock
+    for 20 s and then say only that it was not let in."""
+    mode = environment.get("RAY_AUTH_MODE", "").lower()
+    found = token(environment, home)
+    if (mode == "token" and found) or access(address, ACCESS_TIMEOUT_S) is not Access.CLOSED:
+        return
+    if found:
+        what = f"shows one only with RAY_AUTH_MODE=token, which is {mode or 'not set'}: export RAY_AUTH_MODE=token"
+    else:
+        what = f"finds none: copy {address.host}:.ray/auth_token to {home / '.ray'}, then export RAY_AUTH_MODE=token"
+    raise NotPermitted(f"the Ray cluster at {address} asks for a token, and Ray here {what}")
+
+
 def token(environment: Mapping[str, str], home: Path) -> Token | None:
     """Where Ray finds its token, in Ray's order; None where it finds none. Never reads what the token is."""
     if environment.get("RAY_AUTH_TOKEN"):

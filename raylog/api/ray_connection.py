@@ -33,8 +33,9 @@ def connect_ray(address: str | None) -> RayConnection:
     """Connects this process to Ray: the one it is connected to already, else `address`, else `$RAY_ADDRESS`, else the
     cluster that runs on this machine, else a new one in this process.
 
-    A dead address is found out by a TCP probe first: Ray itself would wait for minutes. Raises `Unavailable`, and
-    `UsageError` when the process is connected to another cluster than `address`, or forked from a connected one.
+    A dead address or a missing token is found out by a probe first: Ray itself would wait for long. Raises
+    `Unavailable`, `NotPermitted`, and `UsageError` when the process is connected to another cluster than `address`, or
+    forked from a connected one.
     """
     calls.refuse_forked()
     if ray.is_initialized():
@@ -44,6 +45,7 @@ def connect_ray(address: str | None) -> RayConnection:
         return RayConnection(is_ours=False, is_started=False)
     found = ray_access.cluster_address(address, os.environ)
     if found is not None and ray_access.answers(found):
+        ray_access.refuse_without_token(found, os.environ, Path.home())
         _init(address=str(found))
         return RayConnection(is_ours=True, is_started=False)
     if found is not None and found.origin in ("argument", "RAY_ADDRESS"):

@@ -17,7 +17,7 @@ import pytest
 from raylog.api import ray_access
 from raylog.api.doctor import Check, Surroundings, checks, files, machine, software
 from raylog.api.ray_access import Access, ClusterAddress
-from raylog.errors import Unavailable, UsageError
+from raylog.errors import NotPermitted, Unavailable, UsageError
 from raylog.monitor.cgroup import CgroupMemory
 from raylog.monitor.machine import ClockDiscipline, Congestion
 from raylog.monitor.nvml import GpuReport
@@ -200,9 +200,30 @@ def test_a_cluster_that_asks_for_a_token(gcs: ClusterAddress, tmp_path: Path) ->
     give_token(tmp_path)
     assert software.ray_token(gcs, {"RAY_AUTH_MODE": "token"}, tmp_path).status == "ok"
     unset = software.ray_token(gcs, {}, tmp_path)
-    assert (unset.status, unset.fix) == ("warn", "export RAY_AUTH_MODE=token")
+    assert (unset.status, unset.fix) == ("fail", "export RAY_AUTH_MODE=token")
     disabled = software.ray_token(gcs, {"RAY_AUTH_MODE": "disabled"}, tmp_path)
     assert (disabled.status, disabled.fix) == ("fail", "export RAY_AUTH_MODE=token")
+
+
+@needs_token
+def test_a_caller_whose_ray_would_show_no_token_is_told_at_once(gcs: ClusterAddress, tmp_path: Path) -> None:
+    for environment in ({}, {"RAY_AUTH_MODE": "token"}):
+        with pytest.raises(NotPermitted, match=rf"copy 127\.0\.0\.1:\.ray/auth_token to {tmp_path}"):
+            ray_access.refuse_without_token(gcs, environment, tmp_path)
+    give_token(tmp_path)
+    for mode in ("", "disabled"):
+        with pytest.raises(NotPermitted, match=f"which is {mode or 'not set'}: export RAY_AUTH_MODE=token"):
+            ray_access.refuse_without_token(gcs, {"RAY_AUTH_MODE": mode}, tmp_path)
+    ray_access.refuse_without_token(gcs, {"RAY_AUTH_MODE": "token"}, tmp_path)
+    program = "import raylog; raylog.connect()"
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "RAY_ADDRESS": str(gcs)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=15)
+    assert "NotPermitted" in done.stderr and "export RAY_AUTH_MODE=token" in done.stderr
+
+
+@serves_anybody
+def test_a_cluster_that_asks_for_no_token_needs_none(gcs: ClusterAddress, tmp_path: Path) -> None:
+    ray_access.refuse_without_token(gcs, {}, tmp_path)
 
 
 @serves_anybody

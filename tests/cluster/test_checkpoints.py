@@ -75,6 +75,8 @@ def test_saved_in_the_background_and_loaded(client: raylog.Client) -> None:
                 (UsageError, NotFound), match=("there is no '/none'", "/model/w", r"no step 3; it has")[number]
             ):
                 manager.load(**wrong)
+        with pytest.raises(UsageError, match="expected /model/lost in the state that is read"):
+            manager.load(into={"model": {"w": state["model"]["w"], "lost": torch.zeros(3)}})
         with pytest.raises(UsageError, match="target of float32 for /model/w, got int32"):
             manager.load(into={"model": {"w": state["model"]["w"].view(torch.int32)}})
     shards = [entry.shard for entry in client._session.manifest(parse_reference("ckpt/run")).shards]
@@ -181,6 +183,8 @@ def test_what_cannot_be_saved(client: raylog.Client) -> None:
         assert manager.steps() == [1]
         with pytest.raises(UsageError, match=r"tensor '/sparse': expected a dense tensor"):
             manager.save(4, {"sparse": torch.zeros(3).to_sparse()})
+    with pytest.raises(UsageError, match="ckpt/bad: this manager is closed, step 5 is not stored"):
+        manager.save(5, state_of(1))
     with raylog.CheckpointManager("ckpt/bad", client=client, allow_nan=True) as manager:
         manager.save(2, broken, blocking=True)
         assert manager.load()["model"]["b"][3].isnan()

@@ -254,8 +254,10 @@ def test_mistakes(client: raylog.Client, stored: str) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"world_size": 0, "rank": 0}, "world_size - 1"),
         ({"world_size": 2, "rank": 2}, "world_size - 1"),
+        ({"world_size": 2, "rank": "0"}, "rank='0'"),
         ({"rank": 1}, "together"),
         ({"batch_size": 0}, "batch_size from 1"),
+        ({"batch_size": 4.0}, "a whole number, got 4.0"),
         ({"output": "jax"}, "an output of arrow, numpy, torch"),
         ({"columns": ["nothing"]}, "nothing"),
         ({"dtypes": {"nothing": "int64"}}, "dtypes of columns"),
@@ -274,6 +276,8 @@ def test_mistakes(client: raylog.Client, stored: str) -> None:
             dataset.load_state_dict(other.state_dict())
         with pytest.raises(UsageError, match="what StreamingDataset"):
             dataset.load_state_dict({"epoch": 3})
+        with pytest.raises(UsageError, match="gave, got NoneType"):
+            dataset.load_state_dict(None)  # type: ignore[arg-type]
         with pytest.raises(UsageError, match="what StreamingDataset"):
             dataset.load_state_dict(dataset.state_dict() | {"epoch": -1})
         with pytest.raises(UsageError, match="epoch from 0, got -1"):

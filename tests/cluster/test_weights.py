@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -341,19 +342,24 @@ def test_a_node_that_restarted_is_brought_all_again(client: raylog.Client) -> No
 @pytest.mark.slow
 def test_a_node_that_dies_is_not_waited_for(machine: Machine, client: raylog.Client) -> None:
     state = state_of(0, mib=16)
+    before = {info.node_id for info in client.nodes()}
     added = machine.cluster.add_node(num_cpus=1, object_store_memory=80 * MIB)
     wait_until(lambda: len(client.nodes()) == 4, 60, "the fourth node's actor")
+    (dead,) = [one for one in client.nodes() if one.node_id not in before]
     client.publish("weights/dies", state)
     machine.cluster.remove_node(added, allow_graceful=False)
     change(state, 1.0, 1)
     started_s = time.monotonic()
     version = client.publish("weights/dies", state)
     assert time.monotonic() - started_s < 40
+    wait_until(lambda: len(client.nodes()) == 3, 30, "the dead node is not listed any more")
     shard_ids = client._session.manifest(parse_reference(str(version))).distinct_shards().keys()
     for info in client.nodes():
         held = calls.wait(calls.node(info.ray_node_id).inventory.remote(), 10, "inventory")
         assert {ref.shard_id for ref in held} >= shard_ids
     client.delete("weights/dies")
+    for path in (dead.arena_path, dead.socket_path):
+        Path(path).unlink(missing_ok=True)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -385,7 +391,7 @@ def test_what_cannot_be_published_or_read(client: raylog.Client) -> None:
             ({"model": {**state["model"], "w": torch.zeros(3)}, "step": 2}, r"\[?'?/model/w"),
             (
                 {"model": {"w": state["model"]["w"]}, "step": 2},
-                "expected /model/half, /model/small in what is published",
+                "expected /model/half, /model/small in the state that is read",
             ),
         ):
             version = client.publish("weights/bad", wrong)

@@ -24,12 +24,13 @@ THREADS = 2
 def load(reading: Reading, prefix: str, key: str, into: Any, positions: Sequence[int] | None = None) -> Any:
     """The state of the rank whose names begin with `prefix`, and whose shards are at `positions` (None: any): what lies
     at the pointer `key` in it. Raises `UsageError` for what is no checkpoint, for a key that is not there, and for
-    tensors of `into` that do not fit; `DamagedData`."""
+    tensors of `into` that do not fit or are not in it; `DamagedData`."""
     if reading.kind is not Kind.TENSORS:
         raise UsageError(f"expected a checkpoint, got {reading.manifest.name} with {reading.kind.name.lower()}")
     with reading.all_open(positions) as openers:
         document = subtree(document_of(openers, prefix, reading.manifest.name), key)
         targets = _Targets(into, prefix + key)
+        targets.check_all_there(document, prefix + key)
         arrays = read_arrays(openers, names_in(document), targets)
         return put_at(document, partial(_value, arrays, targets, {}), prefix + key)
 
@@ -50,6 +51,14 @@ class _Targets:
     def __init__(self, into: Any, prefix: str) -> None:
         self.values: Mapping[str, Any] = {} if into is None else take_apart(into, prefix).arrays
         self.memory = {name: _memory(value) for name, value in self.values.items() if lies_ready(value)}
+
+    def check_all_there(self, document: bytes, at: str) -> None:
+        there: set[str] = set()
+        put_at(document, lambda name, is_torch, pointer: there.add(pointer), at)
+        lacking = sorted(self.values.keys() - there)
+        if lacking:
+            names = ", ".join(lacking[:8])
+            raise UsageError(f"expected {names} in the state that is read, as in the target: read into what fits")
 
     def check(self, dtypes: Mapping[str, str]) -> None:
         for name, value in self.values.items():

@@ -70,7 +70,7 @@ class CheckpointManager:
         self.rank, self.world_size = find_rank(rank, world_size)
         self._saves = 0
         self._steps: dict[int, int | None] = {}  # by version number: its step; None for what is no checkpoint
-        self._is_interrupted = False
+        self._is_interrupted = self._is_closed = False
         options = PutOptions.parse(
             replicas=replicas,
             durability=durability,
@@ -102,6 +102,8 @@ class CheckpointManager:
         """
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise UsageError(f"expected a step from 0, got {step!r}")
+        if self._is_closed:
+            raise UsageError(f"{self.name}: this manager is closed, step {step} is not stored: make another")
         if step % self._every:
             return False
         self._saves += 1  # also of those that fail: all ranks count alike
@@ -182,7 +184,8 @@ class CheckpointManager:
 
         `key`: a JSON pointer such as "/model", for that part alone. Tensors of `into`, a state of the same build, are
         filled where they lie, and are those of what is returned. Raises `NotFound` for a step that is not there,
-        `UsageError` for a key or target that does not fit, `DamagedData`.
+        `UsageError` for a key or target that does not fit, a tensor of `into` included that the state lacks,
+        `DamagedData`.
         """
         self.wait()
         while True:
@@ -270,6 +273,7 @@ class CheckpointManager:
 
     def close(self) -> None:
         """Waits for the save in flight, and raises what kept it from being stored; then for what nodes still write."""
+        self._is_closed = True
         try:
             self.wait()
         finally:

@@ -81,8 +81,9 @@ def ray_token(address: ClusterAddress | None, environment: Mapping[str, str], ho
         return Check("ray token", "fail", f"{token.path} {lax}", f"chmod 600 {shlex.quote(str(token.path))}")
     if token is None and mode != "disabled":
         return _missing_token(address, access, home)
-    if access is Access.CLOSED and mode == "disabled":
-        return Check("ray token", "fail", f"RAY_AUTH_MODE=disabled, but Ray at {address} asks for its token", _EXPORT)
+    if access is Access.CLOSED and mode != "token":
+        found = f"RAY_AUTH_MODE is {mode or 'not set'}, but Ray at {address} asks for its token"
+        return Check("ray token", "fail", found, _EXPORT)
     if mode != "token":
         found = f"RAY_AUTH_MODE is {mode or 'not set'}: Ray started from here may be open, workers may hang at joining"
         return Check("ray token", "warn", found, _EXPORT)

@@ -45,6 +45,7 @@ class FileWriter(io.BufferedIOBase):
         self._stream: _Stream | None = None
         self._error_before = sys.exc_info()[1]
         self._is_over = False
+        self._is_dropped = False
 
     def writable(self) -> bool:
         return True
@@ -54,9 +55,11 @@ class FileWriter(io.BufferedIOBase):
 
     def write(self, data: Any, /) -> int:
         """Takes all of `data`; waits while the block before is sealed."""
+        view = memoryview(data).cast("B")
+        if self._is_dropped:
+            return view.nbytes  # the last of what had it: nobody is there to be told
         if self.closed or self._is_over:
             raise UsageError(f"{self.path} is closed or was given up: open it again")
-        view = memoryview(data).cast("B")
         try:
             self._fill(view)
         except BaseException:
@@ -125,9 +128,15 @@ class FileWriter(io.BufferedIOBase):
         self.close()
 
     def __del__(self) -> None:
+        self._dealloc_warn(self)
+
+    def _dealloc_warn(self, source: object) -> None:
+        """Keeps nothing of it: nobody closed it. Python's text and buffered files call this of what they wrap when they
+        are dropped, and then close it, which would make a version of half a file."""
         if not self._is_over:
+            self._is_dropped = True
             warnings.warn(
-                f"{self.path} was not closed: nothing of it is kept", ResourceWarning, stacklevel=2, source=self
+                f"{self.path} was not closed: nothing of it is kept", ResourceWarning, stacklevel=2, source=source
             )
             self.discard()
 
@@ -163,6 +172,10 @@ class PackedWriter(io.BufferedIOBase):
 
     def __del__(self) -> None:
         """Closes nothing: `file` says that it was not closed."""
+
+    def _dealloc_warn(self, source: object) -> None:
+        """As `FileWriter._dealloc_warn`."""
+        self._file._dealloc_warn(source)
 
 
 def _content(path: str, read: Callable[[], Iterator[memoryview]], size_bytes: int | None) -> StreamContent:

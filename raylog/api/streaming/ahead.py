@@ -1,8 +1,10 @@
 """Chunks opened by threads ahead of the loop that takes their rows, as far as a number of bytes; and before that their
 shards brought to this node, in the order in which they will be needed."""
 
+import atexit
 import logging
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -74,6 +76,8 @@ class ReadAhead:
         self._ahead_rows, self._ahead_bytes = [0] * len(parts), 0
         self._present = [(Rows({}, 0), 0) for _ in parts]  # what is being taken from, and up to where it was taken
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="stream")
+        self._is_closed = False
+        _OPEN.add(self)
 
     def take(self, part: int, count: int) -> list[Rows]:
         """The next `count` rows of a table, which has them, in pieces. Raises as `TableChunks.batch`."""
@@ -140,11 +144,29 @@ class ReadAhead:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends what is under way; the second time nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         for pulls in self._pulls:
             pulls.cancel()
         for bringing in self._bringing:
             bringing.close()
         self._executor.shutdown(cancel_futures=True)
+
+
+_OPEN: weakref.WeakSet[ReadAhead] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """An iteration that is left in the middle, `next(iter(dataset))`, may live until the process ends, and then until
+    after the modules that closing it needs."""
+    for ahead in list(_OPEN):
+        ahead.close()
 
 
 class _Bringing:

@@ -115,11 +115,13 @@ class StreamingDataset(_Base):
     ) -> None:
         if output not in list(Output):
             raise UsageError(f"expected an output of {', '.join(Output)}, got {output!r}")
+        if output == Output.TORCH and "torch" not in sys.modules:  # else this module has imported it
+            raise UsageError("output='torch' needs torch, which is not installed here: ask for 'numpy' or 'arrow'")
         least = {"batch_size": 1, "seed": 0, "read_ahead_bytes": 0, "held_bytes": 0, "shuffle_shards": 1}
         given = (batch_size, seed, read_ahead_bytes, held_bytes, 1 if shuffle_shards is None else shuffle_shards)
         for (what, limit), value in zip(least.items(), given, strict=True):
-            if value < limit:
-                raise UsageError(f"expected {what} from {limit}, got {value}")
+            if not isinstance(value, int) or value < limit:
+                raise UsageError(f"expected {what} from {limit}, a whole number, got {value!r}")
         self.rank, self.world_size = find_rank(rank, world_size)
         self._output, self._batch_size, self._drop_last = Output(output), batch_size, drop_last
         self._dtypes = {column: np.dtype(one) for column, one in (dtypes or {}).items()}
@@ -279,6 +281,8 @@ class StreamingDataset(_Base):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The next `for` goes on there. Raises `UsageError` for the state of another version or another seed."""
+        if not isinstance(state, Mapping):
+            raise UsageError(f"expected what StreamingDataset.state_dict gave, got {type(state).__name__}")
         try:
             found = msgspec.convert(dict(state), _State)
         except (msgspec.ValidationError, UsageError) as error:

@@ -9,7 +9,6 @@ from raylog.api.checkpoint.load import load
 from raylog.api.checkpoint.snapshot import buffer_for
 from raylog.api.checkpoint.tree import is_tensor, put_together, take_apart
 from raylog.api.get import Reading
-from raylog.errors import UsageError
 
 
 class Target:
@@ -22,14 +21,8 @@ class Target:
         self._state = put_together(taken.document, lambda name, is_torch: self._waiting[name]) if self._into else None
 
     def read(self, reading: Reading, key: str) -> Any:
-        """The part of a version at `key`, for `switch`: it is good until the next is read. Raises as `load`, and
-        `UsageError` for a version that lacks a tensor of the target."""
-        state = load(reading, "", key, self._state)
-        lacking = sorted(self._into.keys() - take_apart(state).arrays.keys())
-        if lacking:
-            names = ", ".join(lacking[:8])
-            raise UsageError(f"expected {names} in what is published, as in the target: subscribe with what fits")
-        return state
+        """The part of a version at `key`, for `switch`: it is good until the next is read. Raises as `load`."""
+        return load(reading, "", key, self._state)
 
     def switch(self, state: Any) -> Any:
         """What was read, now in the target's own tensors."""

@@ -1,12 +1,15 @@
 """A file being written: blocks as they fill, the put's own failures, what is given up, a process that just ends."""
 
+import gc
 import gzip
+import io
 import os
 import subprocess
 import sys
 import time
 from gzip import GzipFile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,6 +117,22 @@ def test_a_packer_is_closed_with_its_file(size: int) -> None:
         packed.write(data)
         raise KeyError
     assert file.closed and (not taken.blocks or isinstance(taken.error, Cancelled))
+
+
+@pytest.mark.parametrize("size", [5, 20_000])
+@pytest.mark.parametrize("wrap", [io.BufferedWriter, io.TextIOWrapper, "packed", "packed text"])
+def test_what_wraps_it_and_is_dropped_keeps_nothing(size: int, wrap: Any) -> None:
+    taken = Taken()
+    file: Any = FileWriter("a/b", taken, 1000)
+    if isinstance(wrap, str):
+        file = PackedWriter(GzipFile(fileobj=file, mode="wb"), file)
+    if wrap != "packed":
+        file = io.TextIOWrapper(file) if wrap == "packed text" else wrap(file)
+    file.write("x" * size if isinstance(file, io.TextIOBase) else os.urandom(size))
+    with pytest.warns(ResourceWarning, match="a/b was not closed"):
+        del file
+        gc.collect()
+    assert not taken.blocks or isinstance(taken.error, Cancelled)
 
 
 def test_a_process_that_never_closes_its_file_ends_at_once() -> None:

@@ -44,10 +44,15 @@ class Model:
         if not self._weights.is_running:
             raise Unavailable("the subscription to the weights has ended")
 
-    async def __call__(self, request: Any) -> dict[str, Any]:
+    async def __call__(self, request: Any) -> Any:
         import torch
+        from starlette.responses import JSONResponse
 
-        inputs = torch.tensor(await request.json(), dtype=torch.float32)
+        try:
+            inputs = torch.tensor(await request.json(), dtype=torch.float32).reshape(-1, self._model.in_features)
+        except (ValueError, TypeError, RuntimeError) as error:
+            expected = f"expected a JSON list of lists of {self._model.in_features} numbers"
+            return JSONResponse({"error": f"{expected}: {error}"}, status_code=400)
         try:
             self._weights.poll()
         except RaylogError as error:

@@ -15,6 +15,7 @@ from three_nodes import SMALL_DISK_BYTES, Machine, next_slot, wait_until
 import raylog
 from raylog.actors import bootstrap
 from raylog.actors.node_info import NodeInfo
+from raylog.actors.slot import Slot
 from raylog.settings import Settings
 from raylog.units import MIB
 
@@ -49,6 +50,9 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         ray.shutdown()
         cluster.shutdown()
         patch.undo()
+        for slot in (Slot(path, -1) for path in (folder / "state").glob("nodes/slot-*")):  # of nodes that were killed
+            for left in (slot.arena_path, slot.socket_path):
+                left.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,12 @@ def submit(machine: Machine, *words: str) -> tuple[int, dict[str, Any], str]:
     """Exit status, the job's last line as JSON, and all that was printed."""
     environment = os.environ | {"RAY_API_SERVER_ADDRESS": machine.dashboard}
     command = ["ray", "job", "submit", "--no-wait", "--", "python", *words]
-    started = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    deadline = time.monotonic() + 60
+    while True:
+        started = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        if "No available agent" not in started.stderr or time.monotonic() > deadline:
+            break  # else the head's agent is still starting
+        time.sleep(1)
     assert started.returncode == 0, started.stdout + started.stderr
     job_id = next(word.strip("'") for word in started.stdout.split() if word.startswith("'raysubmit_"))
     deadline = time.monotonic() + 90

@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,10 @@ def test_weights_are_switched_under_load(machine: Machine, client: raylog.Client
             deadline = time.monotonic() + 20
             while {one["version"] for one in load.answers[asked:][-20:]} != {last} and time.monotonic() < deadline:
                 time.sleep(0.02)
+        for wrong in (b"no JSON", b"[[1, 2]]", b'["a"]'):
+            with pytest.raises(urllib.error.HTTPError) as told:
+                urllib.request.urlopen(urllib.request.Request(said["url"], wrong), timeout=20)
+            assert told.value.code == 400 and b"expected a JSON list of lists of 8 numbers" in told.value.read()
     finally:
         load.end()
         serve.shutdown()

@@ -46,6 +46,9 @@ def test_every_batch_has_its_share(client: raylog.Client, mixture: dict[str, flo
         counts = Counter(int(n) for epoch in epochs for batch in epoch for n in batch["n"])
         assert {counts[n] for n in range(WIKI)} == {2} and {counts[n + 10_000] for n in range(CODE)} == {6}
         dataset.set_epoch(1)
+        assert [dataset[number]["n"].tolist() for number in (0, 17, -1)] == [
+            epochs[1][number]["n"].tolist() for number in (0, 17, -1)
+        ]
         assert [batch["n"].tolist() for batch in dataset] == [batch["n"].tolist() for batch in epochs[1]]
 
 

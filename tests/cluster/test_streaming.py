@@ -69,6 +69,25 @@ def test_each_sample_comes_once_and_as_it_was_put(client: raylog.Client, stored:
         assert [numbers(batch) for batch in dataset] == [numbers(batch) for batch in batches]
 
 
+def test_a_batch_by_its_number(client: raylog.Client, stored: str) -> None:
+    with opened(client, stored, rank=1, world_size=3) as dataset:
+        dataset.set_epoch(2)
+        batches = [numbers(batch) for batch in dataset]
+        dataset.set_epoch(2)
+        assert len(batches) == len(dataset)
+        for number in (0, 7, len(batches) - 1, -1, -len(batches)):
+            assert numbers(dataset[number]) == batches[number]
+        for number in (len(batches), -len(batches) - 1):
+            with pytest.raises(IndexError, match=f"expected a batch from -{len(batches)} to {len(batches) - 1}, got"):
+                dataset[number]
+        iteration = iter(dataset)
+        assert [numbers(next(iteration)), numbers(dataset[40]), numbers(next(iteration))] == [
+            batches[number] for number in (0, 40, 1)
+        ]
+        dataset.load_state_dict(dataset.state_dict())  # two were given
+        assert numbers(dataset[0]) in batches[2:] and len(dataset) == len(batches) - 2
+
+
 def test_outputs(client: raylog.Client, stored: str, tokens: pa.Table) -> None:
     with opened(client, stored, output="arrow", shuffle=False, batch_size=999) as dataset:
         assert pa.Table.from_batches(dataset).equals(tokens)
@@ -261,6 +280,7 @@ def test_mistakes(client: raylog.Client, stored: str) -> None:
         ({"output": "jax"}, "an output of arrow, numpy, torch"),
         ({"columns": ["nothing"]}, "nothing"),
         ({"dtypes": {"nothing": "int64"}}, "dtypes of columns"),
+        ({"dtypes": {"n": "int6"}}, "a type that numpy has for column 'n'"),
     ]
     for options, message in wrong:
         with pytest.raises(UsageError, match=message):

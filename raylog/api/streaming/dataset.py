@@ -1,5 +1,6 @@
 """`StreamingDataset`: tables as batches in an order that seed and epoch decide, read ahead, resumed exactly."""
 
+import operator
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from raylog.api.streaming.order import (
     Stage,
     Table,
     batches_in,
+    cut,
     epoch_order,
     lengths_of,
     part_seed,
@@ -124,7 +126,7 @@ class StreamingDataset(_Base):
                 raise UsageError(f"expected {what} from {limit}, a whole number, got {value!r}")
         self.rank, self.world_size = find_rank(rank, world_size)
         self._output, self._batch_size, self._drop_last = Output(output), batch_size, drop_last
-        self._dtypes = {column: np.dtype(one) for column, one in (dtypes or {}).items()}
+        self._dtypes = {column: _dtype(column, one) for column, one in (dtypes or {}).items()}
         self._seed, self._shuffle_shards = seed if shuffle else None, shuffle_shards
         self._read_ahead_bytes, self._held_bytes = read_ahead_bytes, held_bytes
         weights = parse_weights(name)
@@ -225,16 +227,32 @@ class StreamingDataset(_Base):
         try:
             with self._ahead(parts) as ahead:
                 for start in range(0, total, self._batch_size)[: min(batches_max, full)]:
-                    stop = min(start + self._batch_size, total)
-                    if len(parts) == 1:
-                        yield as_batch(ahead.take(0, stop - start), self._output, self._dtypes)
-                        continue
-                    tables = places_of(lengths, start, stop)
-                    counts = np.bincount(tables, minlength=len(parts)).tolist()
-                    rows = [one for part, count in enumerate(counts) for one in ahead.take(part, count)]
-                    yield as_batch(rows, self._output, self._dtypes, np.argsort(tables, kind="stable"))
+                    yield self._batch(ahead, lengths, start, min(start + self._batch_size, total))
         finally:
             self._reading_ahead -= 1
+
+    def _batch(self, ahead: ReadAhead, lengths: Sequence[int], start: int, stop: int) -> Any:
+        """Samples `start` to `stop` of tables woven of these lengths; `ahead` comes to them next."""
+        if len(lengths) == 1:
+            return as_batch(ahead.take(0, stop - start), self._output, self._dtypes)
+        tables = places_of(lengths, start, stop)
+        counts = np.bincount(tables, minlength=len(lengths)).tolist()
+        rows = [one for part, count in enumerate(counts) for one in ahead.take(part, count)]
+        return as_batch(rows, self._output, self._dtypes, np.argsort(tables, kind="stable"))
+
+    def __getitem__(self, number: int) -> Any:
+        """Batch `number` of the `len` that the next `for` gives in this process, below 0 from their end: to see again
+        what a step was given. Opens its chunks for itself and moves nothing. Raises `IndexError`, and as a `for`."""
+        count = len(self)
+        at = operator.index(number) + (count if number < 0 else 0)
+        if not 0 <= at < count:
+            raise IndexError(f"expected a batch from {-count} to {count - 1}, got {number}")
+        self._worker()  # refuses another process
+        mine = share(self._left(), self.rank, self.world_size)
+        lengths, start = lengths_of(mine), at * self._batch_size
+        stop = min(start + self._batch_size, sum(lengths))
+        with self._ahead(cut(mine, start, stop)) as ahead:
+            return self._batch(ahead, lengths, start, stop)
 
     def _stage(self) -> Stage:
         """The present one."""
@@ -351,3 +369,10 @@ class StreamingDataset(_Base):
             batch = pa.RecordBatch.from_arrays(columns, schema=self._schema)
         order = row_order(segment.chunk, batch.num_rows, part_seed(self._seed, part), segment.turn)
         return Rows.of_chunk(batch, order[segment.start : segment.stop], self._output)
+
+
+def _dtype(column: str, name: str) -> np.dtype[Any]:
+    try:
+        return np.dtype(name)
+    except TypeError:
+        raise UsageError(f"expected a type that numpy has for column {column!r}, such as int64, got {name!r}") from None

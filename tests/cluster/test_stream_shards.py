@@ -1,6 +1,8 @@
 """A table streamed on a node that does not keep it: shards come when they are needed, once for all processes there, and
 give way to others."""
 
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -115,6 +117,24 @@ def test_a_version_larger_than_the_node(client: raylog.Client, stored: raylog.Ve
     assert "take num_workers=0" in calls.wait(begin_beside(small, in_workers), 120, "a task")
     assert beside(small, "get", "stream/kept") == kept, "what is no cache did not give way"
     client.delete("stream/kept")
+
+
+def test_a_node_that_restarts_meanwhile(client: raylog.Client, stored: raylog.Version, other: NodeInfo) -> None:
+    """The only one that keeps the shards: they are had once it is back."""
+
+    def rows(there: raylog.Client) -> list[int]:
+        options: dict[str, Any] = {"batch_size": 64, "client": there, "output": "numpy", "held_bytes": 0}
+        with raylog.StreamingDataset(NAME, **options) as dataset:
+            batches = iter(dataset)
+            first = next(batches)
+            (keeper,) = set().union(*there.replicas(NAME).values())
+            assert keeper != there.local_node().node_id
+            os.kill(next(info for info in there.nodes() if info.node_id == keeper).pid, signal.SIGKILL)
+            return [int(n) for batch in (first, *batches) for n in batch["n"]]
+
+    assert Counter(calls.wait(begin_beside(other, rows), 120, "a task")) == Counter(range(ROWS))
+    here = client.local_node()  # of which a sample is needed before a put stays there again
+    wait_until(lambda: any(one.node_id == here.node_id for one in client.telemetry()), 30, "its sample")
 
 
 def test_a_version_deleted_while_it_is_streamed(client: raylog.Client, other: NodeInfo) -> None:

@@ -1,6 +1,7 @@
 """The chunks of a table, all shards of a version in one row: opened one by one, in any order, by any thread. Shards
 come to this node when they are needed, and are held there for no longer than they have to be."""
 
+import logging
 import os
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from raylog.actors import calls
 from raylog.api.get import Reading
 from raylog.api.local_copy import LocalCopy
 from raylog.api.pulls import Pulls
@@ -20,10 +22,11 @@ from raylog.codec.frame import Frame
 from raylog.errors import NoSpace, NotFound, Unavailable, UsageError
 from raylog.spec import Kind
 
+log = logging.getLogger("raylog.stream")
 LOOKS_AT_ONCE = 8
 HELD_SHARDS_MAX = 512  # of those that this node keeps, each with an open file; beyond them as if they were cached
 TRIES = 3  # to hold a shard that gives way between coming and being held
-PATIENCE_S = 30.0  # with a node whose cache is full of what others hold
+PATIENCE_S = 30.0  # with a node whose cache is full of what others hold, and with nodes that are away
 PAUSE_S = 0.1
 
 
@@ -144,7 +147,7 @@ class TableChunks:
     def _look(self, position: int) -> Frame:
         """The frame of a shard, which is held from here on if this node keeps it."""
         if not self.is_kept[position]:
-            return self._reading.frame(position)
+            return calls.retried(lambda _: self._reading.frame(position), PATIENCE_S)
         held = self._open(position, self._reading.pulls())
         self._give_back(held)
         return held.shard.frame
@@ -183,9 +186,13 @@ class TableChunks:
             raise
 
     def _bring(self, position: int, pulls: Pulls) -> LocalCopy:
-        for left in reversed(range(TRIES)):
+        """Tried again while nodes that hold the shard are away, as they are for a moment when they restart."""
+        deadline, tries = time.monotonic() + PATIENCE_S, TRIES
+        while True:
             try:
                 return self._reading.bring(position, pulls)
+            except NoSpace:
+                raise
             except (NotFound, Unavailable) as error:
                 if self._reading.is_deleted():
                     raise NotFound(
@@ -193,9 +200,11 @@ class TableChunks:
                         f"{len(self.chunks)} is not held here: stream another version, and hold (client.hold) what is "
                         "in use"
                     ) from error
-                if not left or not isinstance(error, NotFound):  # else it came, and gave way before it was held
+                tries -= isinstance(error, NotFound)  # it came, and gave way before it was held
+                if not tries or time.monotonic() > deadline:
                     raise
-        raise AssertionError("the last try returns or raises")
+                log.info("shard %d of %s is tried again: %s", position, self.name, error)
+            time.sleep(PAUSE_S)
 
     def _give_back(self, held: _Held) -> None:
         position = held.position

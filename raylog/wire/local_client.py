@@ -102,10 +102,7 @@ class LocalClient:
             if is_apart:
                 client.close()
             raise
-        ending = client if is_apart else None
-        return LocalStaging(
-            client, reply.stage_id, _one(descriptors), reply.offset, reply.length or None, ending=ending
-        )
+        return LocalStaging(client, is_apart, reply.stage_id, _one(descriptors), reply.offset, reply.length or None)
 
     def open(self, shard_id: str) -> "LocalShard":
         """The node's copy of the shard, pinned. Raises `NotFound`, `DamagedData`."""
@@ -201,17 +198,9 @@ class LocalStaging:
     keep a thread from writing on. As a context manager it discards what was not adopted."""
 
     def __init__(
-        self,
-        client: LocalClient,
-        stage_id: str,
-        descriptor: int,
-        first: int = 0,
-        length: int | None = None,
-        *,
-        ending: LocalClient | None = None,
+        self, client: LocalClient, is_apart: bool, stage_id: str, descriptor: int, first: int, length: int | None
     ) -> None:
-        """`ending`: what ends with it."""
-        self._client, self._stage_id, self._ending = client, stage_id, ending
+        self._client, self._is_apart, self._stage_id = client, is_apart, stage_id
         self._descriptor, self._first, self._length = descriptor, first, length
         self._stored_bytes = 0
         self._is_adopted = False
@@ -262,8 +251,8 @@ class LocalStaging:
 
     def _end(self) -> None:
         self._close_file()
-        if self._ending is not None:
-            self._ending.close()
+        if self._is_apart:
+            self._client.close()
 
     def _close_file(self) -> None:
         if self._descriptor >= 0:

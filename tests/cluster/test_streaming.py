@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -162,7 +163,9 @@ def test_workers_give_the_next_epoch_too(client: raylog.Client, stored: str) -> 
         assert epochs[0] != epochs[1]
 
 
-def test_a_killed_worker_ends_the_loop_and_loses_nothing(client: raylog.Client, stored: str) -> None:
+@pytest.mark.parametrize("step_s", [0.0, 0.3])
+def test_a_killed_worker_ends_the_loop_and_loses_nothing(client: raylog.Client, stored: str, step_s: float) -> None:
+    """Told for the next batch, also where PyTorch heard of it before, in the middle of a step."""
     with opened(client, stored, columns=["n"]) as dataset:
         loader = StreamingDataLoader(dataset, 2, prefetch_factor=1)
         seen: list[int] = []
@@ -171,7 +174,8 @@ def test_a_killed_worker_ends_the_loop_and_loses_nothing(client: raylog.Client, 
                 seen += numbers(batch)
                 if len(seen) == 5 * 128:
                     os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
-        assert len(seen) < ROWS
+                    time.sleep(step_s)
+        assert len(seen) < ROWS and multiprocessing.active_children() == []
         loader.load_state_dict(loader.state_dict())
         seen += [n for batch in loader for n in numbers(batch)]
         assert Counter(seen) == Counter(range(ROWS))

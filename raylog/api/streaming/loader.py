@@ -1,6 +1,7 @@
 """`StreamingDataLoader`: a `StreamingDataset` in DataLoader workers, with one state for all of them."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from itertools import islice
 from typing import Any
 
@@ -8,7 +9,8 @@ from torch.utils.data import DataLoader
 
 from raylog.api.streaming.dataset import StreamingDataset
 from raylog.api.streaming.waiting import WAITING
-from raylog.errors import Unavailable, UsageError
+from raylog.api.streaming.workers import WorkerBatches
+from raylog.errors import UsageError
 
 _DATASETS = ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last")
 
@@ -19,8 +21,8 @@ class StreamingDataLoader(DataLoader):  # type: ignore[type-arg]
     DataLoader's, such as `pin_memory` and `prefetch_factor`.
 
     The dataset says batch size and order. Raises `UsageError` for options that would decide those, for persistent
-    workers (they would not hear of the next epoch), and for another way to start workers than "fork"; while iterating
-    `Unavailable` when a worker was killed.
+    workers (they would not hear of the next epoch), and for another way to start workers than "fork"; `Unavailable` for
+    the next batch after a worker was killed, never in the middle of a step.
     """
 
     def __init__(self, dataset: StreamingDataset, num_workers: int = 0, **options: Any) -> None:
@@ -39,9 +41,10 @@ class StreamingDataLoader(DataLoader):  # type: ignore[type-arg]
             yield from self._stream
             return
         limit, batches = self._stream.begin_in_workers(self.num_workers, super().__iter__)
-        for batch in WAITING.over(islice(_watched(batches), limit)):  # with drop_last a rank may have more
-            self._stream.count_batch()
-            yield batch
+        with closing(WorkerBatches(batches)) as given:
+            for batch in WAITING.over(islice(given, limit)):  # with drop_last a rank may have more
+                self._stream.count_batch()
+                yield batch
         self._stream.end_epoch()
 
     def __len__(self) -> int:
@@ -55,15 +58,3 @@ class StreamingDataLoader(DataLoader):  # type: ignore[type-arg]
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The next `for` goes on there. Raises `UsageError` as the dataset's."""
         self._stream.load_state_dict(state)
-
-
-def _watched(batches: Iterator[Any]) -> Iterator[Any]:
-    try:
-        yield from batches
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error) or "Caught" in str(error):  # an error of a worker keeps its own words
-            raise
-        raise Unavailable(
-            f"a worker has ended, killed perhaps for want of memory ({str(error).splitlines()[0]}): give "
-            "load_state_dict what state_dict says now, and iterate again; it goes on with the next batch"
-        ) from error
